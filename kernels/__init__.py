@@ -1,0 +1,1 @@
+"""Triton kernels and plain launchers; imports torch and triton only."""

@@ -1,0 +1,1 @@
+"""The rcmstr command, one file a sub-command."""

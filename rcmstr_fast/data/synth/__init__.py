@@ -1,0 +1,1 @@
+"""Rendered word images."""

@@ -1,0 +1,32 @@
+"""Every environment variable that rcmstr_fast reads, in one place (listed in docs/install.md)."""
+
+import os
+
+#: name -> meaning; the page docs/install.md and `rcmstr doctor` show this table.
+VARIABLES = {
+    "RCMSTR_FAST_BACKEND": "force one backend for every operation: reference, cpp, triton or cuda",
+    "RCMSTR_FAST_CUDA": "build time: auto (default), 0 or 1; 1 fails where nvcc is missing",
+    "RCMSTR_FAST_CUDA_ARCHITECTURES": "build time: CMake list, default 80-real;90-real;90-virtual",
+    "RCMSTR_FAST_THREADS": "threads of the compiled host functions and the loader (default: the CPU count)",
+    "RCMSTR_FAST_DEBUG": "1: check values as well as shapes (unit length of rows, orders, finite queues); synchronises",
+}
+
+
+def backend() -> str | None:
+    """The backend that RCMSTR_FAST_BACKEND orders, or None for automatic choice."""
+    return os.environ.get("RCMSTR_FAST_BACKEND") or None
+
+
+def threads() -> int:
+    """Host threads to use: RCMSTR_FAST_THREADS or the CPUs this process may run on."""
+    value = os.environ.get("RCMSTR_FAST_THREADS")
+    if value is None:
+        return len(os.sched_getaffinity(0))
+    if not value.isdigit() or int(value) < 1:
+        raise ValueError(f"RCMSTR_FAST_THREADS must be a whole number of 1 or more, got {value!r}")
+    return int(value)
+
+
+def debug() -> bool:
+    """True where RCMSTR_FAST_DEBUG=1 asks for checks that read values."""
+    return os.environ.get("RCMSTR_FAST_DEBUG") == "1"

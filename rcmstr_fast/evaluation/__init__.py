@@ -1,0 +1,1 @@
+"""Decoders trained on an encoder, protocols and tables."""

@@ -1,0 +1,1 @@
+"""Pretraining methods: what a step computes."""

@@ -1,0 +1,113 @@
+"""Choice of a backend for each public operation: first call, cached, explained.
+
+An operation is declared once with its reference; faster backends register beside it. Automatic
+choice walks `ORDER` and takes the first backend without a reason against it; an explicit backend
+(argument or RCMSTR_FAST_BACKEND) is an order and fails with every reason instead of falling back.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rcmstr_fast import env
+
+ORDER = ("cuda", "cpp", "triton", "reference")
+
+_log = logging.getLogger(__name__)
+_OPERATIONS: dict[str, "Operation"] = {}
+
+
+class BackendError(RuntimeError):
+    """An ordered backend cannot run this call; the message lists every reason."""
+
+
+@dataclass
+class Backend:
+    """One implementation of an operation.
+
+    Attributes:
+        run: called with the arguments of the public operation.
+        unsupported_reasons: same arguments -> why this call cannot run here; never raises, never synchronises.
+        available: without arguments -> why this machine or build cannot run it at all.
+    """
+
+    run: Callable[..., Any]
+    unsupported_reasons: Callable[..., list[str]]
+    available: Callable[[], list[str]]
+
+
+@dataclass
+class Operation:
+    """A public operation and its backends, in the order in which they are tried."""
+
+    name: str
+    backends: dict[str, Backend] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+
+    def __call__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+        order = backend or env.backend()
+        if order is not None:
+            return self._ordered(order, args, kwargs)
+        refused = {}
+        for name in ORDER:
+            candidate = self.backends.get(name)
+            if candidate is None:
+                continue
+            reasons = candidate.available() or candidate.unsupported_reasons(*args, **kwargs)
+            if not reasons:
+                self._tell(name, refused)
+                return candidate.run(*args, **kwargs)
+            refused[name] = reasons
+        raise BackendError(f"{self.name}: no backend can run this call: {_list(refused)}")
+
+    def _ordered(self, order: str, args: tuple, kwargs: dict) -> Any:
+        if order not in ORDER:
+            raise BackendError(f"{self.name}: backend must be one of {', '.join(ORDER)}, got {order!r}")
+        if order not in self.backends:
+            if env.backend() == order:  # the variable orders all operations; those without that backend have only these
+                return self(*args, backend="reference", **kwargs)
+            raise BackendError(f"{self.name}: backend {order!r} does not exist for it, only {', '.join(self.backends)}")
+        chosen = self.backends[order]
+        reasons = chosen.available() or chosen.unsupported_reasons(*args, **kwargs)
+        if reasons:
+            raise BackendError(f"{self.name}: {_list({order: reasons})}")
+        return chosen.run(*args, **kwargs)
+
+    def _tell(self, name: str, refused: dict[str, list[str]]) -> None:
+        """Log a fallback once an operation and backend."""
+        if refused and name not in self.told:
+            self.told.add(name)
+            _log.debug("%s runs on %s: %s", self.name, name, _list(refused))
+
+
+def _list(refused: dict[str, list[str]]) -> str:
+    return "; ".join(f"backend {name} cannot: {', '.join(reasons)}" for name, reasons in refused.items())
+
+
+def operation(name: str, reference: Callable[..., Any]) -> Operation:
+    """Declare the public operation `name` with its reference implementation."""
+    made = Operation(name)
+    made.backends["reference"] = Backend(reference, lambda *a, **k: [], lambda: [])
+    _OPERATIONS[name] = made
+    return made
+
+
+def register(
+    op: Operation,
+    backend: str,
+    run: Callable[..., Any],
+    *,
+    unsupported_reasons: Callable[..., list[str]] = lambda *a, **k: [],
+    available: Callable[[], list[str]] = lambda: [],
+) -> None:
+    """Add a backend to an operation; `available` is asked once a process."""
+    op.backends[backend] = Backend(run, unsupported_reasons, functools.cache(available))
+
+
+def availability() -> dict[str, dict[str, list[str]]]:
+    """operation -> backend -> reasons against it on this machine (empty list: usable); for `rcmstr doctor`."""
+    return {
+        name: {b: op.backends[b].available() for b in ORDER if b in op.backends} for name, op in _OPERATIONS.items()
+    }
