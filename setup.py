@@ -15,6 +15,7 @@ class CMakeBuild(build_ext):
     """One CMake configure and build into the place where setuptools wants the module."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configure and build."""
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent

@@ -1,0 +1,167 @@
+// GPU driver of augment.h: one block a (image, view), the picture ping-pongs between two halves of shared memory.
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "augment.h"
+
+namespace rcmstr {
+namespace {
+
+constexpr int THREADS = 512;  // the pictures of 32x100 and 32x128 leave room for two blocks a multiprocessor
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("augment_views: ") + what + ": " + cudaGetErrorString(error));
+}
+
+__global__ void draw_kernel(const int64_t* index, float* rows, int64_t batch, uint64_t seed, uint32_t epoch,
+                            uint32_t first_stream, Preset preset) {
+  const int64_t image = blockIdx.x, item = int64_t(blockIdx.y) * batch + image;
+  const Stream stream(seed, first_stream + blockIdx.y, epoch, static_cast<uint64_t>(index[image]));
+  for (int slot = threadIdx.x; slot < ROW_SIZE; slot += blockDim.x)
+    rows[item * ROW_SIZE + slot] = draw_parameter(stream, preset, slot);
+}
+
+// A picture in shared memory; every thread of the block calls each function, which reads `from` and writes `to`.
+struct Picture {
+  int height, width;
+
+  __device__ int size() const { return height * width * CHANNELS; }
+  __device__ int line() const { return width * CHANNELS; }
+
+  __device__ void warp(const float* from, float* to, const float* row, const Prepared& prepared, int first,
+                       int last) const {
+    const float half_y = 0.5f / static_cast<float>(height), half_x = 0.5f / static_cast<float>(width);
+    for (int i = threadIdx.x; i < height * width; i += THREADS) {
+      Position at = {(static_cast<float>(i / width) + 0.5f) / static_cast<float>(height),
+                     (static_cast<float>(i % width) + 0.5f) / static_cast<float>(width)};
+      for (int k = last; k >= first; --k)
+        at = source_position(static_cast<int>(row[ROW_ORDER + k]), row, prepared, at, half_y, half_x);
+      sample(from, height, width, at, to + CHANNELS * i);
+    }
+  }
+
+  __device__ void contrast(const float* from, float* to, float factor) const {
+    for (int i = threadIdx.x; i < size(); i += THREADS) to[i] = contrasted(from[i], factor);
+  }
+
+  __device__ void blur_columns(const float* from, float* to, const Prepared& p) const {
+    for (int i = threadIdx.x; i < size(); i += THREADS) {
+      const int y = i / line();
+      const float* column = from + i % line();
+      float sum = p.taps[0] * from[i];
+      for (int k = 1; k <= p.radius; ++k)
+        sum += p.taps[k] * (column[max(y - k, 0) * line()] + column[min(y + k, height - 1) * line()]);
+      to[i] = sum;
+    }
+  }
+
+  __device__ void blur_rows(const float* from, float* to, const Prepared& p) const {
+    for (int i = threadIdx.x; i < size(); i += THREADS) {
+      const int x = i % line() / CHANNELS;
+      float sum = p.taps[0] * from[i];
+      for (int k = 1; k <= p.radius; ++k)
+        sum += p.taps[k] * (from[i - CHANNELS * min(k, x)] + from[i + CHANNELS * min(k, width - 1 - x)]);
+      to[i] = sum;
+    }
+  }
+
+  __device__ void sharpen(const float* from, float* to, float alpha, float lightness) const {
+    for (int i = threadIdx.x; i < size(); i += THREADS) {
+      const int y = i / line(), x = i % line() / CHANNELS;
+      const int up = y > 0 ? -line() : 0, down = y < height - 1 ? line() : 0;
+      const int left = x > 0 ? -CHANNELS : 0, right = x < width - 1 ? CHANNELS : 0;
+      const float* at = from + i;
+      const float neighbourhood = at[up + left] + at[up] + at[up + right] + at[left] + at[0] + at[right] +
+                                  at[down + left] + at[down] + at[down + right];
+      to[i] = sharpened(at[0], neighbourhood, alpha, lightness);
+    }
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    apply_kernel(const uint8_t* images, const float* rows, T* views, int64_t batch, Picture picture, Output output) {
+  extern __shared__ float buffers[];
+  __shared__ float row[ROW_SIZE];
+  __shared__ Prepared prepared;
+  const int64_t image = blockIdx.x, item = int64_t(blockIdx.y) * batch + image;
+  const int n = picture.size();
+  float *from = buffers, *to = buffers + n;
+  for (int i = threadIdx.x; i < ROW_SIZE; i += THREADS) row[i] = rows[item * ROW_SIZE + i];
+  for (int i = threadIdx.x; i < n; i += THREADS) from[i] = images[image * n + i];
+  __syncthreads();
+  if (threadIdx.x == 0) prepare(row, prepared);
+  __syncthreads();
+  const int count = static_cast<int>(row[ROW_COUNT]);
+  for (int i = 0; i < count; ++i) {
+    const int operation = static_cast<int>(row[ROW_ORDER + i]);
+    if (is_geometric(operation)) {
+      const int first = i;
+      while (i + 1 < count && is_geometric(static_cast<int>(row[ROW_ORDER + i + 1]))) ++i;
+      picture.warp(from, to, row, prepared, first, i);
+    } else if (operation == CONTRAST) {
+      picture.contrast(from, to, row[ROW_CONTRAST]);
+    } else if (operation == SHARPEN) {
+      picture.sharpen(from, to, row[ROW_SHARPEN], row[ROW_SHARPEN + 1]);
+    } else {
+      picture.blur_columns(from, to, prepared);
+      __syncthreads();
+      picture.blur_rows(to, from, prepared);
+      __syncthreads();
+      continue;
+    }
+    __syncthreads();
+    float* const written = to;
+    to = from;
+    from = written;
+  }
+  for (int i = threadIdx.x; i < n; i += THREADS) store(normalised(from[i]), views + item * n + i);
+  if (output.places == nullptr || blockIdx.y > 0) return;
+  const int64_t* const places = output.places + image * output.patches;
+  T* const permuted = views + int64_t(gridDim.y) * batch * n;
+  const int length = picture.line() / output.patches;
+  for (int i = threadIdx.x; i < n; i += THREADS) {
+    const int strip = i % picture.line() / length;
+    const int64_t place = places[strip];
+    if (place < 0 || place >= batch * output.patches) continue;
+    const int moved = i + (static_cast<int>(place % output.patches) - strip) * length;
+    store(normalised(from[i]), permuted + place / output.patches * n + moved);
+  }
+}
+
+template <class T>
+void launch(const uint8_t* images, const float* rows, T* views, ViewShape shape, Output output, cudaStream_t order) {
+  const Picture picture{shape.height, shape.width};
+  const size_t bytes = 2 * sizeof(float) * CHANNELS * size_t(shape.height) * shape.width;
+  check(cudaFuncSetAttribute(apply_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "shared memory");
+  const dim3 grid(static_cast<unsigned>(shape.batch), static_cast<unsigned>(shape.views));
+  apply_kernel<T><<<grid, THREADS, bytes, order>>>(images, rows, views, shape.batch, picture, output);
+  check(cudaGetLastError(), "augmentation");
+}
+
+}  // namespace
+
+void draw_parameters_cuda(const int64_t* index, float* rows, int64_t views, int64_t batch, uint64_t seed,
+                          uint32_t epoch, uint32_t first_stream, Preset preset, void* stream) {
+  if (views * batch == 0) return;
+  const dim3 grid(static_cast<unsigned>(batch), static_cast<unsigned>(views));
+  const auto order = static_cast<cudaStream_t>(stream);
+  draw_kernel<<<grid, 64, 0, order>>>(index, rows, batch, seed, epoch, first_stream, preset);
+  check(cudaGetLastError(), "drawing of parameters");
+}
+
+void apply_parameters_cuda(const uint8_t* images, const float* rows, void* views, ViewShape shape, Output output,
+                           void* stream) {
+  if (shape.views * shape.batch == 0) return;
+  const auto order = static_cast<cudaStream_t>(stream);
+  if (output.bfloat16)
+    launch(images, rows, static_cast<uint16_t*>(views), shape, output, order);
+  else
+    launch(images, rows, static_cast<float*>(views), shape, output, order);
+}
+
+}  // namespace rcmstr

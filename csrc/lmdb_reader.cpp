@@ -1,0 +1,196 @@
+#include "lmdb_reader.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace rcmstr {
+namespace {
+
+constexpr uint32_t kMagic = 0xBEEFC0DE, kVersion = 1;
+constexpr uint64_t kNoPage = ~uint64_t{0};
+constexpr uint32_t kPageHeader = 16, kNodeHeader = 8, kMetaSize = 136;
+constexpr uint16_t kBranch = 0x01, kLeaf = 0x02, kOverflow = 0x04, kMeta = 0x08, kLeaf2 = 0x20, kSubPage = 0x40;
+constexpr uint16_t kKinds = kBranch | kLeaf | kOverflow | kMeta | kLeaf2 | kSubPage;
+constexpr uint16_t kBigData = 0x01;
+constexpr int kMaxDepth = 32;  // liblmdb's own cursor stack
+
+// Each field is read once: a writer may change the mapped file between two reads.
+template <class T>
+T load(const char* at) {
+  T value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+struct Descriptor {
+  int fd;
+  ~Descriptor() {
+    if (fd >= 0) close(fd);
+  }
+};
+
+}  // namespace
+
+struct LmdbReader::Meta {
+  uint64_t page_size, root, entries, transaction;
+  uint32_t version;
+  uint16_t flags;
+};
+
+struct LmdbReader::Page {
+  const char* at;
+  uint32_t keys, lower;
+  bool leaf;
+};
+
+struct LmdbReader::Node {
+  std::string_view key;
+  uint32_t low32;  // branch: child page, low bits; leaf: size of the value
+  uint16_t flags;  // branch: child page, high bits
+  uint32_t value_offset;
+};
+
+void LmdbReader::Unmap::operator()(char* mapped) const noexcept { munmap(mapped, size); }
+
+LmdbReader::LmdbReader(const std::string& data_file) {
+  const Descriptor file{open(data_file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  struct stat status {};
+  if (file.fd < 0 || fstat(file.fd, &status) != 0) throw LmdbError(std::string("cannot be opened: ") + strerror(errno));
+  if (!S_ISREG(status.st_mode) || status.st_size < static_cast<off_t>(kPageHeader + kMetaSize))
+    throw LmdbError("not an LMDB data file: too short or not a file");
+  size_ = static_cast<uint64_t>(status.st_size);
+  void* mapped = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.fd, 0);
+  if (mapped == MAP_FAILED) throw LmdbError(std::string("cannot be mapped: ") + strerror(errno));
+  mapping_ = std::unique_ptr<char, Unmap>(static_cast<char*>(mapped), Unmap{size_});
+  data_ = mapping_.get();
+  const Meta meta = newest_meta();
+  if (meta.version != kVersion)
+    throw LmdbUnsupported("LMDB format version " + std::to_string(meta.version) + ", expected 1");
+  if (meta.flags != 0) throw LmdbUnsupported("the main database has flags " + std::to_string(meta.flags));
+  page_size_ = meta.page_size;
+  pages_ = size_ / page_size_;
+  root_ = meta.root;
+  entries_ = root_ == kNoPage ? 0 : meta.entries;
+  if (root_ != kNoPage && !tree_page(root_)) throw LmdbError("truncated or damaged: its root page cannot be read");
+  madvise(mapped, size_, MADV_RANDOM);
+}
+
+std::optional<LmdbReader::Meta> LmdbReader::meta_at(uint64_t offset) const {
+  if (offset + kPageHeader + kMetaSize > size_) return std::nullopt;
+  const char* page = data_ + offset;
+  const char* meta = page + kPageHeader;
+  const uint64_t page_size = load<uint32_t>(meta + 24);
+  const bool sound = (load<uint16_t>(page + 10) & kMeta) && load<uint32_t>(meta) == kMagic && page_size >= 256 &&
+                     page_size <= 32768 && (page_size & (page_size - 1)) == 0;
+  if (!sound) return std::nullopt;
+  const char* main = meta + 72;
+  return Meta{page_size,
+              load<uint64_t>(main + 40),
+              load<uint64_t>(main + 32),
+              load<uint64_t>(meta + 128),
+              load<uint32_t>(meta + 4),
+              load<uint16_t>(main + 4)};
+}
+
+// The two metas are pages 0 and 1; where the first is damaged the page size is found by trying.
+LmdbReader::Meta LmdbReader::newest_meta() const {
+  std::optional<Meta> newest = meta_at(0);
+  for (uint64_t page_size = 256; page_size <= 32768; page_size *= 2) {
+    const std::optional<Meta> other = meta_at(page_size);
+    if (!other || other->page_size != page_size) continue;
+    if (!newest || (newest->page_size == page_size && other->transaction > newest->transaction)) newest = other;
+  }
+  if (!newest) throw LmdbError("not an LMDB data file: no valid meta page");
+  return *newest;
+}
+
+std::optional<LmdbReader::Page> LmdbReader::tree_page(uint64_t number) const noexcept {
+  if (number >= pages_) return std::nullopt;
+  const char* at = data_ + number * page_size_;
+  const uint16_t kind = load<uint16_t>(at + 10) & kKinds;
+  const uint32_t lower = load<uint16_t>(at + 12);
+  if (load<uint64_t>(at) != number || (kind != kBranch && kind != kLeaf)) return std::nullopt;
+  if (lower < kPageHeader || lower > page_size_) return std::nullopt;
+  return Page{at, (lower - kPageHeader) / 2, lower, kind == kLeaf};
+}
+
+std::optional<LmdbReader::Node> LmdbReader::node(const Page& page, uint32_t i) const noexcept {
+  const uint32_t offset = load<uint16_t>(page.at + kPageHeader + 2 * i);
+  if (offset < page.lower || offset + kNodeHeader > page_size_) return std::nullopt;
+  const char* at = page.at + offset;
+  const uint32_t key_size = load<uint16_t>(at + 6), value_offset = offset + kNodeHeader + key_size;
+  if (value_offset > page_size_) return std::nullopt;
+  return Node{{at + kNodeHeader, key_size}, load<uint32_t>(at), load<uint16_t>(at + 4), value_offset};
+}
+
+// The last child whose key is not above the one wanted; the first child's own key counts as minus infinity.
+std::optional<uint64_t> LmdbReader::child(const Page& page, std::string_view key) const noexcept {
+  uint32_t low = 0, high = page.keys;
+  if (high == 0) return std::nullopt;
+  while (high - low > 1) {
+    const uint32_t middle = (low + high) / 2;
+    const std::optional<Node> found = node(page, middle);
+    if (!found) return std::nullopt;
+    (found->key <= key ? low : high) = middle;
+  }
+  const std::optional<Node> found = node(page, low);
+  if (!found) return std::nullopt;
+  return found->low32 | (static_cast<uint64_t>(found->flags) << 32);
+}
+
+std::optional<std::string_view> LmdbReader::leaf_value(const Page& page, std::string_view key) const noexcept {
+  uint32_t low = 0, high = page.keys;
+  while (low < high) {
+    const uint32_t middle = (low + high) / 2;
+    const std::optional<Node> found = node(page, middle);
+    if (!found) return std::nullopt;
+    const int order = found->key.compare(key);
+    if (order == 0) return node_value(page, *found);
+    if (order < 0)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string_view> LmdbReader::node_value(const Page& page, const Node& node) const noexcept {
+  const uint64_t value_size = node.low32;
+  if (node.flags == 0) {
+    if (node.value_offset + value_size > page_size_) return std::nullopt;
+    return std::string_view(page.at + node.value_offset, value_size);
+  }
+  if (node.flags != kBigData || node.value_offset + sizeof(uint64_t) > page_size_) return std::nullopt;
+  const uint64_t number = load<uint64_t>(page.at + node.value_offset);
+  if (number >= pages_) return std::nullopt;
+  const uint64_t offset = number * page_size_;
+  if ((load<uint16_t>(data_ + offset + 10) & kKinds) != kOverflow || load<uint64_t>(data_ + offset) != number)
+    return std::nullopt;
+  if (offset + kPageHeader + value_size > size_) return std::nullopt;
+  return std::string_view(data_ + offset + kPageHeader, value_size);
+}
+
+std::optional<std::string_view> LmdbReader::find(std::string_view key) const noexcept {
+  std::optional<uint64_t> number = root_;
+  for (int depth = 0; number && depth < kMaxDepth; ++depth) {
+    const std::optional<Page> page = tree_page(*number);
+    if (!page) return std::nullopt;
+    if (page->leaf) return leaf_value(*page, key);
+    number = child(*page, key);
+  }
+  return std::nullopt;
+}
+
+void LmdbReader::prefetch(std::string_view value) const noexcept {
+  static const uint64_t system_page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t begin = static_cast<uint64_t>(value.data() - data_), end = begin + value.size();
+  const uint64_t next_page = (begin / system_page + 1) * system_page;  // find has touched the page of the beginning
+  if (end > next_page) madvise(mapping_.get() + next_page, end - next_page, MADV_WILLNEED);
+}
+
+}  // namespace rcmstr

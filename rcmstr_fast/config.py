@@ -11,8 +11,25 @@ Level = Literal["frame", "subword", "word"]
 LEVELS: tuple[Level, ...] = ("frame", "subword", "word")
 
 
+def as_list(value: list[str] | str) -> list[str]:
+    """A single string stands for a list of one: `--data.roots PATH`."""
+    return [value] if isinstance(value, str) else value
+
+
 class ConfigError(ValueError):
     """A wrong value of the user's; shown as one line, exit status 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on: a full disk, a loss that is not finite, a lost process, a signal; shown as one line.
+
+    Attributes:
+        status: exit status of the command.
+    """
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass
@@ -20,22 +37,30 @@ class DataConfig:
     """Where the unlabelled word images are and how they are read.
 
     Attributes:
-        roots: LMDB folders, folders that hold LMDBs, or folders of images; searched recursively.
+        roots: one or a list of: LMDB folder, folder that holds LMDBs, or folder of images; searched recursively.
         weights: relative share of each root in an epoch, one a root; empty: by their number of images.
         epoch_size: images an epoch; 0: the number of images found (with weights: of the roots together).
+        decoder: dali, dali_mixed (JPEG decoded on the GPU) or pillow; auto: dali where it is installed.
+        augment: fused (one launch makes all views) or dali (DALI's operators in a fixed order, without the
+            piecewise affine map).
         workers: decoding threads; 0: all CPUs of the process.
         prefetch: batches prepared ahead.
         max_pixels: larger pictures are treated as broken records (decompression bombs).
         min_side: pictures with a side shorter than this many pixels are treated as broken records.
     """
 
-    roots: list[str] = field(default_factory=list)
+    roots: list[str] | str = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     epoch_size: int = 0
+    decoder: Literal["auto", "dali", "dali_mixed", "pillow"] = "auto"
+    augment: Literal["fused", "dali"] = "fused"
     workers: int = 0
     prefetch: int = 2
     max_pixels: int = 16_000_000
     min_side: int = 2
+
+    def __post_init__(self) -> None:
+        self.roots = as_list(self.roots)
 
 
 @dataclass
@@ -176,7 +201,7 @@ class TrainConfig:
         accumulate: micro-batches a step.
         epochs: passes over the data; null: by preset and encoder.
         steps: steps of the whole run; 0: as many as `epochs` have.
-        precision: fp32, bf16 (autocast) or auto (bf16 on GPUs that have it).
+        precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it).
         device: auto, cpu or cuda.
         log_every: steps between log lines.
         save_every: steps between checkpoints; 0: at the end of each epoch.
@@ -252,12 +277,21 @@ def _training_defaults(config: PretrainConfig) -> dict[str, dict]:
         optim = {"name": "sgd", "lr": 0.0015, "weight_decay": 1e-4, "schedule": "constant", "warmup_steps": 0}
         return {"optim": optim | {"min_lr": 0.0}, "train": {"global_batch_size": batch, "epochs": 5}}
     batch = config.train.global_batch_size or (1024 if vit else 256)
-    optim = {"name": "adamw", "lr": 1.5e-4 * batch / 256, "weight_decay": 0.1 if vit else 0.05, "schedule": "cosine"}
-    lr = config.optim.lr or optim["lr"]
+    lr = 1.5e-4 * batch / 256
+    optim = {"name": "adamw", "lr": lr, "weight_decay": 0.1 if vit else 0.05, "schedule": "cosine"}
     return {
-        "optim": optim | {"min_lr": min(1e-5, lr) if vit else 0.0},
+        "optim": optim | {"min_lr": min(1e-5, config.optim.lr or lr) if vit else 0.0},
         "train": {"global_batch_size": batch, "epochs": 10 if vit else 5},
     }
+
+
+def resolve_model(model: ModelConfig) -> ModelConfig:
+    """Fill the fields of `model` that are 0 from its encoder, in place; a second call changes nothing."""
+    vit = model.encoder.startswith("vit")
+    model.image_width = model.image_width or (128 if vit else 100)
+    model.feature_dim = model.feature_dim or (256 if vit else 128)
+    model.projector_hidden = model.projector_hidden or (4096 if vit else 256)
+    return model
 
 
 def resolve(config: PretrainConfig) -> PretrainConfig:
@@ -271,18 +305,19 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     Raises:
         ConfigError: naming the field, what was expected and what came.
     """
-    method, model, train = config.method, config.model, config.train
-    _fill(method, _METHODS[method.name])
-    _fill(method, _PRESETS[config.preset])
+    _fill(config.method, _METHODS[config.method.name])
+    _fill(config.method, _PRESETS[config.preset])
     defaults = _training_defaults(config)
     _fill(config.optim, defaults["optim"])
-    _fill(train, defaults["train"])
-    vit = model.encoder.startswith("vit")
-    model.image_width = model.image_width or (128 if vit else 100)
-    model.feature_dim = model.feature_dim or (256 if vit else 128)
-    model.projector_hidden = model.projector_hidden or (4096 if vit else 256)
+    _fill(config.train, defaults["train"])
+    resolve_model(config.model)
     _check(config)
     return config
+
+
+def num_frames(model: ModelConfig) -> int:
+    """Frames T of an image: width / 4, and one more for the CNN (SPEC section 2)."""
+    return model.image_width // 4 + (0 if model.encoder.startswith("vit") else 1)
 
 
 def _check(config: PretrainConfig) -> None:
@@ -298,10 +333,10 @@ def _check(config: PretrainConfig) -> None:
         (0 <= method.momentum <= 1, "method.momentum must be in [0, 1]", method.momentum),
         (model.width in (0.25, 0.5, 1.0), "model.width must be 0.25, 0.5 or 1", model.width),
         (model.height == 32, "model.height must be 32", model.height),
-        (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4, 16 or more",
+        (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4 from 16",
          model.image_width),
         (train.accumulate >= 1, "train.accumulate must be 1 or more", train.accumulate),
-        (train.global_batch_size >= 2, "train.global_batch_size must be 2 or more (batch norm needs two images)",
+        ((train.global_batch_size or 0) >= 2, "train.global_batch_size must be 2 or more (batch norm needs two images)",
          train.global_batch_size),
         (model.tps != "frozen" or model.tps_checkpoint, "model.tps_checkpoint must name a file for model.tps=frozen",
          model.tps_checkpoint),
@@ -312,7 +347,7 @@ def _check(config: PretrainConfig) -> None:
     for holds, expected, got in rules:
         if not holds:
             raise ConfigError(f"{expected}, got {got!r}")
-    frames = model.image_width // 4 + (0 if model.encoder.startswith("vit") else 1)
+    frames = num_frames(model)
     if method.permute and frames % method.num_patches:
         raise ConfigError(
             f"method.num_patches must divide the {frames} frames of a {model.image_width}-pixel image, "

@@ -4,7 +4,7 @@ import os
 
 #: name -> meaning; the page docs/install.md and `rcmstr doctor` show this table.
 VARIABLES = {
-    "RCMSTR_FAST_BACKEND": "force one backend for every operation: reference, cpp, triton or cuda",
+    "RCMSTR_FAST_BACKEND": "force one backend for every operation: reference, chunked, cpp, triton or cuda",
     "RCMSTR_FAST_CUDA": "build time: auto (default), 0 or 1; 1 fails where nvcc is missing",
     "RCMSTR_FAST_CUDA_ARCHITECTURES": "build time: CMake list, default 80-real;90-real;90-virtual",
     "RCMSTR_FAST_THREADS": "threads of the compiled host functions and the loader (default: the CPU count)",
@@ -30,3 +30,8 @@ def threads() -> int:
 def debug() -> bool:
     """True where RCMSTR_FAST_DEBUG=1 asks for checks that read values."""
     return os.environ.get("RCMSTR_FAST_DEBUG") == "1"
+
+
+def triton_interpreter() -> bool:
+    """True where Triton's own TRITON_INTERPRET=1 runs kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,42 @@
+# The commands a person types; each sets itself up in .venv first.
+#   make demo [DATA=folder-or-lmdb] [RUN=runs/demo]    make test    make lint    make bench
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+RUN ?= runs/demo
+DATA ?=
+PIP_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
+BUILT_FROM := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: demo test lint bench clean
+demo: .venv/.installed
+	$(BIN)/rcmstr demo --run $(RUN) $(if $(DATA),--data $(DATA))
+
+test: .venv/.tested lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.tested
+	$(BIN)/python -m bench.ops
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 found; install one or call make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 2; }
+
+.venv/.installed: .venv/bin/python $(BUILT_FROM)
+	@echo "installing rcmstr_fast and what it needs into .venv (the first time this downloads PyTorch)"
+	$(PIP) -e '.[synth]'
+	@touch $@
+
+.venv/.tested: .venv/.installed
+	$(PIP) -e '.[synth,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info rcmstr_fast/_C*.so

@@ -1,0 +1,202 @@
+// Augmented views: drawing of parameters and per-pixel mathematics, the same on the host and on the GPU.
+//
+// rcmstr_fast/ops/reference/augment.py fixes the meaning and explains it; names and layout of a row are the same.
+// An image is [H, W, 3] grey levels as float, channels innermost. Positions are fractions of height and width.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "philox.h"
+
+namespace rcmstr {
+
+enum Operation : int { CONTRAST, BLUR, CROP_ROWS, CROP_COLUMNS, SHARPEN, PIECEWISE_AFFINE, PERSPECTIVE };
+
+constexpr int CHANNELS = 3;
+constexpr int MAX_SUBSET = 5;
+constexpr int MAX_RADIUS = 5;  // of the blur: floor(3 * 1.5 + 0.5)
+
+// Places in a row of parameters.
+constexpr int ROW_COUNT = 0, ROW_ORDER = 1, ROW_CONTRAST = 6, ROW_SIGMA = 7, ROW_ROWS = 8, ROW_COLUMNS = 10,
+              ROW_SHARPEN = 12, ROW_GRID = 14, ROW_CORNERS = 46, ROW_SIZE = 54;
+
+// The `operations` first operations take part, in subsets of at most `largest`.
+struct Preset {
+  int operations, largest;
+};
+
+struct ViewShape {
+  int64_t views, batch;
+  int height, width;
+};
+
+// How views are written. With `places` [B, patches] (null: without) strip s of view 0 of image b is also written to
+// place places[b, s] = image * patches + strip of one more picture an image, which follows the views.
+struct Output {
+  bool bfloat16;
+  const int64_t* places;
+  int patches;
+};
+
+// The `slot`-th number of a row: each is a function of the stream alone, so that GPU threads can share the row.
+RCMSTR_HD inline float draw_parameter(const Stream& stream, Preset preset, int slot) {
+  const int count = preset.largest == 0 ? 0 : 1 + static_cast<int>(uint64_t(stream.word(0)) * preset.largest >> 32);
+  if (slot == ROW_COUNT) return static_cast<float>(count);
+  if (slot < ROW_CONTRAST) {  // the operation whose word is the `place`-th smallest
+    const int place = slot - ROW_ORDER;
+    if (place >= count) return -1.0f;
+    for (int i = 0; i < preset.operations; ++i) {
+      const uint32_t key = stream.word(1 + i);
+      int smaller = 0;
+      for (int j = 0; j < preset.operations; ++j) {
+        const uint32_t other = stream.word(1 + j);
+        smaller += other < key || (other == key && j < i);
+      }
+      if (smaller == place) return static_cast<float>(i);
+    }
+  }
+  if (slot == ROW_CONTRAST) return 0.5f + 0.5f * stream.uniform(8);
+  if (slot == ROW_SIGMA) return 0.5f + stream.uniform(9);
+  if (slot < ROW_COLUMNS) return 0.4f * stream.uniform(slot + 2);
+  if (slot < ROW_SHARPEN) return 0.02f * stream.uniform(slot + 2);
+  if (slot < ROW_GRID) return 0.5f * stream.uniform(slot + 2);
+  if (slot < ROW_CORNERS) return (0.02f + 0.01f * stream.uniform(16)) * stream.normal(20, slot - ROW_GRID);
+  return (0.01f + 0.01f * stream.uniform(17)) * stream.normal(84, slot - ROW_CORNERS);
+}
+
+RCMSTR_HD inline bool is_geometric(int operation) {
+  return operation == CROP_ROWS || operation == CROP_COLUMNS || operation >= PIECEWISE_AFFINE;
+}
+
+// What the pixels of a view share: half of the symmetric blur kernel and the homography's coefficients a..h.
+struct Prepared {
+  int radius;
+  float taps[MAX_RADIUS + 1];
+  float homography[8];
+};
+
+RCMSTR_HD inline void prepare(const float* row, Prepared& p) {
+  const float sigma = row[ROW_SIGMA];
+  // In double the product is exact: host, GPU and reference cannot disagree about the radius.
+  p.radius = static_cast<int>(3.0 * static_cast<double>(sigma) + 0.5);
+  float sum = 0.0f;
+  for (int i = 0; i <= p.radius; ++i) {
+    const float z = static_cast<float>(i) / sigma;
+    p.taps[i] = expf(-0.5f * z * z);
+    sum += i == 0 ? p.taps[i] : 2.0f * p.taps[i];
+  }
+  for (int i = 0; i <= p.radius; ++i) p.taps[i] /= sum;
+
+  const float* c = row + ROW_CORNERS;  // clockwise from the top left, y then x
+  const float y0 = c[0], x0 = c[1], y1 = c[2], x1 = 1.0f + c[3], y2 = 1.0f + c[4], x2 = 1.0f + c[5], y3 = 1.0f + c[6],
+              x3 = c[7];
+  const float sum_x = x0 - x1 + x2 - x3, sum_y = y0 - y1 + y2 - y3;
+  const float right_x = x1 - x2, right_y = y1 - y2, left_x = x3 - x2, left_y = y3 - y2;
+  const float determinant = right_x * left_y - left_x * right_y;
+  const float g = (sum_x * left_y - left_x * sum_y) / determinant;
+  const float h = (right_x * sum_y - sum_x * right_y) / determinant;
+  const float coefficients[8] = {x1 - x0 + g * x1, x3 - x0 + h * x3, x0, y1 - y0 + g * y1,
+                                 y3 - y0 + h * y3, y0,               g,  h};
+  for (int i = 0; i < 8; ++i) p.homography[i] = coefficients[i];
+}
+
+struct Position {
+  float y, x;
+};
+
+RCMSTR_HD inline float clamped(float value, float low, float high) {
+  return value < low ? low : (value > high ? high : value);
+}
+
+// A place between two entries of a line of `length`: the first of them and the share of the second.
+struct Between {
+  int first, second;
+  float share;
+};
+
+RCMSTR_HD inline Between between(float at, int length) {
+  const float inside = clamped(at, 0.0f, static_cast<float>(length - 1));
+  const int first = static_cast<int>(inside);
+  return {first, first + (first < length - 1), inside - static_cast<float>(first)};
+}
+
+template <class T>  // float, or a vector of floats
+RCMSTR_HD inline T bilinear(T a, T b, T c, T d, float share_y, float share_x) {
+  const T top = a + share_x * (b - a), bottom = c + share_x * (d - c);
+  return top + share_y * (bottom - top);
+}
+
+// A position, cut to the rectangle of the pixel centres.
+RCMSTR_HD inline Position inside(Position at, float half_y, float half_x) {
+  return {clamped(at.y, half_y, 1.0f - half_y), clamped(at.x, half_x, 1.0f - half_x)};
+}
+
+// Where the output position of one geometric operation reads, cut to the rectangle of the pixel centres.
+RCMSTR_HD inline Position source_position(int operation, const float* row, const Prepared& p, Position at, float half_y,
+                                          float half_x) {
+  if (operation == CROP_ROWS) {
+    at.y = row[ROW_ROWS] + at.y * (1.0f - row[ROW_ROWS] - row[ROW_ROWS + 1]);
+  } else if (operation == CROP_COLUMNS) {
+    at.x = row[ROW_COLUMNS] + at.x * (1.0f - row[ROW_COLUMNS] - row[ROW_COLUMNS + 1]);
+  } else if (operation == PIECEWISE_AFFINE) {
+    const Between y = between(3.0f * at.y, 4), x = between(3.0f * at.x, 4);
+    const float* top = row + ROW_GRID + 8 * y.first;
+    const float* bottom = row + ROW_GRID + 8 * y.second;
+    const int l = 2 * x.first, r = 2 * x.second;
+    at.y += bilinear(top[l], top[r], bottom[l], bottom[r], y.share, x.share);
+    at.x += bilinear(top[l + 1], top[r + 1], bottom[l + 1], bottom[r + 1], y.share, x.share);
+  } else {
+    const float* k = p.homography;
+    const float scale = 1.0f / (k[6] * at.x + k[7] * at.y + 1.0f);
+    const float x = (k[0] * at.x + k[1] * at.y + k[2]) * scale;
+    at.y = (k[3] * at.x + k[4] * at.y + k[5]) * scale;
+    at.x = x;
+  }
+  return inside(at, half_y, half_x);
+}
+
+// The three channels of `image` at a position, bilinearly between pixel centres.
+RCMSTR_HD inline void sample(const float* image, int height, int width, Position at, float* out) {
+  const Between y = between(at.y * static_cast<float>(height) - 0.5f, height);
+  const Between x = between(at.x * static_cast<float>(width) - 0.5f, width);
+  const float* top = image + CHANNELS * width * y.first;
+  const float* bottom = image + CHANNELS * width * y.second;
+  const int l = CHANNELS * x.first, r = CHANNELS * x.second;
+  for (int c = 0; c < CHANNELS; ++c)
+    out[c] = bilinear(top[l + c], top[r + c], bottom[l + c], bottom[r + c], y.share, x.share);
+}
+
+RCMSTR_HD inline float contrasted(float value, float factor) { return 127.0f + factor * (value - 127.0f); }
+
+// Sharpening from the value and the sum of its 3x3 neighbourhood, itself included.
+RCMSTR_HD inline float sharpened(float value, float neighbourhood, float alpha, float lightness) {
+  const float centre = 1.0f - alpha + alpha * (9.0f + lightness);
+  return clamped(centre * value - alpha * neighbourhood, 0.0f, 255.0f);
+}
+
+RCMSTR_HD inline float normalised(float grey) { return (grey / 255.0f - 0.5f) / 0.5f; }
+
+RCMSTR_HD inline void store(float value, float* out) { *out = value; }
+
+// As bfloat16, rounded to nearest even; the value is finite.
+RCMSTR_HD inline void store(float value, uint16_t* out) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  *out = static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+// Rows [V, B, ROW_SIZE] of the images `index` [B]; view v takes the stream first_stream + v.
+void draw_parameters(const int64_t* index, float* rows, int64_t views, int64_t batch, uint64_t seed, uint32_t epoch,
+                     uint32_t first_stream, Preset preset, int threads);
+
+// Views [V, B, H, W, 3] (V + 1 with places), normalised, of images [B, H, W, 3] with the given rows.
+void apply_parameters(const uint8_t* images, const float* rows, void* views, ViewShape shape, Output output,
+                      int threads);
+
+// The same two on the GPU, in the order of `stream` (a cudaStream_t); throw std::runtime_error where CUDA refuses.
+void draw_parameters_cuda(const int64_t* index, float* rows, int64_t views, int64_t batch, uint64_t seed,
+                          uint32_t epoch, uint32_t first_stream, Preset preset, void* stream);
+void apply_parameters_cuda(const uint8_t* images, const float* rows, void* views, ViewShape shape, Output output,
+                           void* stream);
+
+}  // namespace rcmstr

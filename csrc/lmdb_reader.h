@@ -1,0 +1,60 @@
+// Read-only, bounds-checked lookups in the data file of an LMDB (format version 1, 64 bit, little endian),
+// so that reading needs neither liblmdb nor the GIL. Damaged files give errors or missing values, never a crash;
+// only a file that is cut shorter while it is mapped ends the process, as it does for every mmap.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace rcmstr {
+
+// Not an LMDB data file, or one without a readable root.
+struct LmdbError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// An LMDB in a layout that this reader leaves to liblmdb.
+struct LmdbUnsupported : LmdbError {
+  using LmdbError::LmdbError;
+};
+
+class LmdbReader {
+ public:
+  explicit LmdbReader(const std::string& data_file);
+
+  // The value of a key, inside the mapping. Nothing where the key is absent or the way to it is damaged.
+  std::optional<std::string_view> find(std::string_view key) const noexcept;
+
+  // Asks the kernel to fetch a value of several pages, so that those of a batch arrive together.
+  void prefetch(std::string_view value) const noexcept;
+
+  // Keys in the database, as its newest meta page says.
+  uint64_t entries() const noexcept { return entries_; }
+
+ private:
+  struct Unmap {
+    size_t size;
+    void operator()(char* mapped) const noexcept;
+  };
+  struct Meta;
+  struct Page;
+  struct Node;
+
+  std::optional<Meta> meta_at(uint64_t offset) const;
+  Meta newest_meta() const;
+  std::optional<Page> tree_page(uint64_t number) const noexcept;
+  std::optional<Node> node(const Page& page, uint32_t i) const noexcept;
+  std::optional<uint64_t> child(const Page& page, std::string_view key) const noexcept;
+  std::optional<std::string_view> leaf_value(const Page& page, std::string_view key) const noexcept;
+  std::optional<std::string_view> node_value(const Page& page, const Node& node) const noexcept;
+
+  std::unique_ptr<char, Unmap> mapping_;
+  const char* data_ = nullptr;
+  uint64_t size_ = 0, page_size_ = 0, pages_ = 0, root_ = 0, entries_ = 0;
+};
+
+}  // namespace rcmstr
