@@ -5,15 +5,16 @@ choice walks `ORDER` and takes the first backend without a reason against it; an
 (argument or RCMSTR_FAST_BACKEND) is an order and fails with every reason instead of falling back.
 """
 
-import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from rcmstr_fast import env
 
-ORDER = ("cuda", "cpp", "triton", "reference")
+ORDER = ("cuda", "cpp", "triton", "chunked", "reference")
 
 _log = logging.getLogger(__name__)
 _OPERATIONS: dict[str, "Operation"] = {}
@@ -31,11 +32,13 @@ class Backend:
         run: called with the arguments of the public operation.
         unsupported_reasons: same arguments -> why this call cannot run here; never raises, never synchronises.
         available: without arguments -> why this machine or build cannot run it at all.
+        avoid: same arguments as `run` -> why the automatic choice passes over it; an order does not ask.
     """
 
     run: Callable[..., Any]
     unsupported_reasons: Callable[..., list[str]]
     available: Callable[[], list[str]]
+    avoid: Callable[..., list[str]] = lambda *a, **k: []
 
 
 @dataclass
@@ -47,15 +50,19 @@ class Operation:
     told: set[str] = field(default_factory=set)
 
     def __call__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
-        order = backend or env.backend()
-        if order is not None:
-            return self._ordered(order, args, kwargs)
-        refused = {}
+        """Run on the ordered backend, else on the first of `ORDER` that can."""
+        ordered = env.backend()
+        if backend is None and ordered in self.backends:  # the variable orders the operations that have that backend
+            backend = ordered
+        if backend is not None or ordered not in (None, *ORDER):
+            return self._ordered(backend or str(ordered), args, kwargs)
+        refused: dict[str, list[str]] = {}
         for name in ORDER:
             candidate = self.backends.get(name)
             if candidate is None:
                 continue
             reasons = candidate.available() or candidate.unsupported_reasons(*args, **kwargs)
+            reasons = reasons or candidate.avoid(*args, **kwargs)
             if not reasons:
                 self._tell(name, refused)
                 return candidate.run(*args, **kwargs)
@@ -66,8 +73,6 @@ class Operation:
         if order not in ORDER:
             raise BackendError(f"{self.name}: backend must be one of {', '.join(ORDER)}, got {order!r}")
         if order not in self.backends:
-            if env.backend() == order:  # the variable orders all operations; those without that backend have only these
-                return self(*args, backend="reference", **kwargs)
             raise BackendError(f"{self.name}: backend {order!r} does not exist for it, only {', '.join(self.backends)}")
         chosen = self.backends[order]
         reasons = chosen.available() or chosen.unsupported_reasons(*args, **kwargs)
@@ -77,7 +82,7 @@ class Operation:
 
     def _tell(self, name: str, refused: dict[str, list[str]]) -> None:
         """Log a fallback once an operation and backend."""
-        if refused and name not in self.told:
+        if refused and name not in self.told and not torch.compiler.is_compiling():  # a log call breaks the graph
             self.told.add(name)
             _log.debug("%s runs on %s: %s", self.name, name, _list(refused))
 
@@ -94,6 +99,18 @@ def operation(name: str, reference: Callable[..., Any]) -> Operation:
     return made
 
 
+def _once(ask: Callable[[], list[str]]) -> Callable[[], list[str]]:
+    """`ask`, asked at the first call only (functools.cache would warn under torch.compile)."""
+    known: list[list[str]] = []
+
+    def answer() -> list[str]:
+        if not known:
+            known.append(ask())
+        return known[0]
+
+    return answer
+
+
 def register(
     op: Operation,
     backend: str,
@@ -101,9 +118,10 @@ def register(
     *,
     unsupported_reasons: Callable[..., list[str]] = lambda *a, **k: [],
     available: Callable[[], list[str]] = lambda: [],
+    avoid: Callable[..., list[str]] = lambda *a, **k: [],
 ) -> None:
     """Add a backend to an operation; `available` is asked once a process."""
-    op.backends[backend] = Backend(run, unsupported_reasons, functools.cache(available))
+    op.backends[backend] = Backend(run, unsupported_reasons, _once(available), avoid)
 
 
 def availability() -> dict[str, dict[str, list[str]]]:

@@ -1,0 +1,218 @@
+"""Sparse convolution over active rows of dense channels_last maps: forward, data gradient and weight gradient.
+
+Maps stay where the dense convolution has them; a list gives the position of each active site (the rows of the product)
+and a 9-bit word of the taps under which an active input lies. Rows are sorted by that word, so a tile of BLOCK_M rows
+skips the taps that none of its rows has. The taps of a tile are packed into one 64-bit integer, and one loop runs over
+(tap, channel block): addresses are arithmetic on the position, never an index loaded in the loop, which keeps the loads
+pipelined. What inactive sites hold is never loaded, and inactive outputs are never written.
+
+The data gradient is the forward kernel over the list of the inputs, the weight matrix transposed: input site i meets
+output site o under tap v exactly if o meets i under v. The weight gradient sums, a tap, over the list of the outputs
+that have it: partial sums of `splits` parts, added in a fixed order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rcmstr_fast.kernels import runtime
+from rcmstr_fast.kernels.masked_tiles import gradient_splits, tile, weight_tile
+
+
+@triton.jit
+def _or(a, b):
+    return a | b
+
+
+@triton.jit
+def _corners(
+    positions, height, width, other_height, other_width,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """Site of the other map under tap 0 of each position (it may lie outside: the word of taps says so)."""
+    x = positions % width
+    y = (positions // width) % height
+    image = positions // (width * height)
+    if TRANSPOSED:
+        return (image * other_height + (y + PH) // SH) * other_width + (x + PW) // SW
+    else:
+        return (image * other_height + y * SH - PH) * other_width + x * SW - PW
+
+
+@triton.jit
+def _step(tap, other_width, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """From the site under tap 0 to the one under `tap`, for the taps that a row has."""
+    if TRANSPOSED:
+        return -((tap // KW) // SH) * other_width - (tap % KW) // SW
+    else:
+        return (tap // KW) * other_width + tap % KW
+
+
+@triton.jit
+def _masked_conv_kernel(
+    x_ptr, weight_ptr, out_ptr, positions_ptr, bits_ptr, count_ptr, height, width, other_height, other_width, K, N,
+    weight_tap, weight_k, weight_n,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    TRANSPOSED: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out[position, n] = sum over taps and k of x[site under the tap, k] weight[tap, k, n], in fp32."""
+    count = tl.load(count_ptr)
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    first = (tl.program_id(0) // blocks_n) * BLOCK_M
+    if first >= count:
+        return
+    rows = first + tl.arange(0, BLOCK_M)
+    live = rows < count
+    positions = tl.load(positions_ptr + rows, mask=live, other=0)
+    bits = tl.load(bits_ptr + rows, mask=live, other=0)
+    corners = _corners(positions, height, width, other_height, other_width, SH, SW, PH, PW, TRANSPOSED).to(tl.int64)
+    union = tl.reduce(bits, 0, _or)
+    packed = tl.zeros((), tl.int64)
+    taps = tl.zeros((), tl.int32)
+    for v in tl.static_range(KH * KW):
+        has = (union >> v) & 1
+        packed |= (has * v).to(tl.int64) << (4 * taps).to(tl.int64)
+        taps += has
+    n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    blocks_k = tl.cdiv(K, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(taps * blocks_k):
+        tap = ((packed >> (4 * (step // blocks_k)).to(tl.int64)) & 15).to(tl.int32)
+        k = (step % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
+        sites = corners + _step(tap, other_width, KW, SH, SW, TRANSPOSED)
+        joined = ((bits >> tap) & 1) != 0
+        if EVEN:
+            a = tl.load(x_ptr + sites[:, None] * K + k[None, :], mask=joined[:, None], other=0.0)
+            b = tl.load(weight_ptr + tap * weight_tap + k[:, None] * weight_k + n[None, :] * weight_n)
+        else:
+            a = tl.load(x_ptr + sites[:, None] * K + k[None, :], mask=joined[:, None] & (k < K)[None, :], other=0.0)
+            inside = (k < K)[:, None] & (n < N)[None, :]
+            b = tl.load(
+                weight_ptr + tap * weight_tap + k[:, None] * weight_k + n[None, :] * weight_n, mask=inside, other=0.0
+            )
+        if UPCAST:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+    targets = out_ptr + positions.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(targets, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def _masked_conv_weight_kernel(
+    x_ptr, grad_ptr, partials_ptr, pairs_ptr, pair_counts_ptr, sites, height, width, other_height, other_width, CI, CO,
+    splits,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    UPCAST: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """partials[split, tap, o, i] = sum over a part of the tap's outputs of grad[output, o] x[input, i].
+
+    The position of the next rows is loaded one step ahead and carried, so that it is known when their loads start.
+    """
+    blocks_i = tl.cdiv(CI, BLOCK_I)
+    o = (tl.program_id(0) // blocks_i) * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = (tl.program_id(0) % blocks_i) * BLOCK_I + tl.arange(0, BLOCK_I)
+    tap = tl.program_id(1)
+    count = tl.load(pair_counts_ptr + tap)
+    part = tl.cdiv(tl.cdiv(count, splits), BLOCK_R) * BLOCK_R
+    start = tl.program_id(2) * part
+    end = tl.minimum(count, start + part)
+    offset = _step(tap, other_width, KW, SH, SW, False)
+    pairs_ptr += tap.to(tl.int64) * sites
+    lane = tl.arange(0, BLOCK_R)
+    positions = tl.load(pairs_ptr + start + lane, mask=start + lane < end, other=0)
+    acc = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
+    for r in range(start, end, BLOCK_R):
+        later = tl.load(pairs_ptr + r + BLOCK_R + lane, mask=r + BLOCK_R + lane < end, other=0)
+        live = r + lane < end
+        inputs = _corners(positions, height, width, other_height, other_width, SH, SW, PH, PW, False) + offset
+        g_mask = live[:, None] & (o < CO)[None, :]
+        x_mask = live[:, None] & (i < CI)[None, :]
+        g = tl.load(grad_ptr + positions.to(tl.int64)[:, None] * CO + o[None, :], mask=g_mask, other=0.0)
+        x = tl.load(x_ptr + inputs.to(tl.int64)[:, None] * CI + i[None, :], mask=x_mask, other=0.0)
+        if UPCAST:
+            g = g.to(tl.float32)
+            x = x.to(tl.float32)
+        acc = tl.dot(tl.trans(g), x, acc, input_precision="ieee")
+        positions = later
+    at = ((tl.program_id(2) * (KH * KW) + tap).to(tl.int64) * CO + o[:, None]) * CI + i[None, :]
+    tl.store(partials_ptr + at, acc, mask=(o < CO)[:, None] & (i < CI)[None, :])
+
+
+def _geometry(kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> dict[str, int]:
+    names = ("KH", "KW", "SH", "SW", "PH", "PW")
+    return dict(zip(names, (*kernel, *stride, *padding)))
+
+
+def masked_conv(
+    x: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor, Tensor], out: Tensor,
+    stride: tuple[int, int], padding: tuple[int, int], transposed: bool,
+) -> Tensor:  # fmt: skip
+    """Write the convolution at the listed rows of `out`; with `transposed`, its data gradient.
+
+    Args:
+        x: [B, C, h0, w0] channels_last; transposed: the gradient [B, O, h, w] of the output.
+        weight: [O, C, kh, kw] of the same dtype, any strides (channels_last reads fastest).
+        rows: positions [S] int32 in `out`, bits [S] int32, count [1] int32 (see `ops.listed`).
+        out: [B, O, h, w] (transposed: [B, C, h0, w0]) channels_last; only listed rows are written.
+        stride: rows and columns.
+        padding: rows and columns.
+        transposed: data gradient.
+    Returns:
+        out.
+    """
+    k, n = (0, 1) if transposed else (1, 0)
+    shape = tile(runtime.architecture(x.device), weight.shape[k], weight.shape[n], x.element_size())
+    positions, bits, count = rows
+    grid = (triton.cdiv(len(positions), shape.block_m) * triton.cdiv(weight.shape[n], shape.block_n),)
+    if not len(positions):
+        return out
+    taps = weight.contiguous(memory_format=torch.channels_last).flatten(2)
+    with runtime.on_device(x.device):
+        _masked_conv_kernel[grid](
+            x, taps, out, positions, bits, count, *out.shape[2:], *x.shape[2:], weight.shape[k], weight.shape[n],
+            taps.stride(2), taps.stride(k), taps.stride(n),
+            **_geometry((weight.shape[2], weight.shape[3]), stride, padding),
+            TRANSPOSED=transposed,
+            EVEN=weight.shape[k] % shape.block_k == 0 and weight.shape[n] % shape.block_n == 0,
+            UPCAST=runtime.interpreted() and x.dtype == torch.bfloat16,
+            BLOCK_M=shape.block_m, BLOCK_N=shape.block_n, BLOCK_K=shape.block_k,
+            num_warps=shape.num_warps, num_stages=shape.num_stages,
+        )  # fmt: skip
+    return out
+
+
+def masked_conv_weight(
+    x: Tensor, grad: Tensor, kernel: tuple[int, int], pairs: Tensor, pair_counts: Tensor,
+    stride: tuple[int, int], padding: tuple[int, int],
+) -> Tensor:  # fmt: skip
+    """Weight gradient [O, kh, kw, C] float32.
+
+    Args:
+        x: [B, C, h0, w0] channels_last.
+        grad: [B, O, h, w] channels_last, same dtype.
+        kernel: (kh, kw).
+        pairs: [taps, S] int32; positions of the outputs that have each tap.
+        pair_counts: [taps] int32.
+        stride: rows and columns.
+        padding: rows and columns.
+    Returns:
+        The gradient; sums of parts are added in a fixed order.
+    """
+    taps, channels, outputs = kernel[0] * kernel[1], x.shape[1], grad.shape[1]
+    shape = weight_tile(runtime.architecture(x.device), channels, outputs, x.element_size())
+    blocks = triton.cdiv(outputs, shape.block_m) * triton.cdiv(channels, shape.block_n)
+    splits = gradient_splits(blocks * taps, runtime.multiprocessors(x.device), pairs.shape[1], shape.block_k)
+    partials = torch.empty(splits, taps, outputs, channels, dtype=torch.float32, device=x.device)
+    with runtime.on_device(x.device):
+        _masked_conv_weight_kernel[(blocks, taps, splits)](
+            x, grad, partials, pairs, pair_counts, pairs.shape[1], *grad.shape[2:], *x.shape[2:], channels, outputs,
+            splits,
+            **_geometry(kernel, stride, padding),
+            UPCAST=runtime.interpreted() and x.dtype == torch.bfloat16,
+            BLOCK_O=shape.block_m, BLOCK_I=shape.block_n, BLOCK_R=shape.block_k,
+            num_warps=shape.num_warps, num_stages=shape.num_stages,
+        )  # fmt: skip
+    return partials.sum(0).movedim(0, 1).unflatten(1, kernel)

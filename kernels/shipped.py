@@ -1,0 +1,205 @@
+"""Every kernel configuration that a launcher can choose, with the signature it is compiled for ahead of time.
+
+The queue-loss kernels come in each tile of `tiles` times: InfoNCE + KL at the default temperatures (ratio
+7 : 4, one exponential), InfoNCE + KL at any temperatures (two exponentials), and KL alone with index maps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rcmstr_fast.kernels import (
+    hierarchical_pool,
+    masked_conv,
+    masked_mse,
+    masked_norm,
+    masked_pool,
+    masked_tiles,
+    queue,
+    queue_similarity,
+    row_terms,
+    tiles,
+)
+
+ARCHITECTURES = (80, 90)
+_SIZES = ("M", "query_count", "key_count", "K", "C", "H", "W", "count", "parts", "skipped", "part_stride", "key_stride")
+_SITES = ("height", "width", "other_height", "other_width", "sites", "splits", "per_image", "blocks")
+_CHANNELS = ("N", "CI", "CO", "weight_tap", "weight_k", "weight_n")
+_STRIDES = ("p_b", "p_c", "p_h", "p_w", "t_b", "t_c", "t_h", "t_w")
+#: argument -> Triton type; pointers to rows as the user gave them take `rows` of a configuration
+_TYPES: dict[str, str] = (
+    {name: "i32" for name in (*_SIZES, *_SITES, *_CHANNELS, *_STRIDES, "keys_a_part")}
+    | {name: "fp32" for name in ("scale_info", "scale_kl", "tau_info", "tau_kl", "alpha", "share")}
+    | {name: "*fp16" for name in ("queries_ptr",)}
+    | {
+        name: "*i64"
+        for name in ("query_rows_ptr", "key_rows_ptr", "place_ptr", "order_ptr", "starts_ptr", "pointer_ptr")
+    }
+    | {name: "*fp32" for name in ("partials_ptr", "coefficients_ptr", "infos_ptr", "kls_ptr", "sums_ptr", "factor_ptr")}
+    | {
+        "mask_ptr": "*i1",
+        "counts_ptr": "*i32",
+        "active_ptr": "*i1",
+        "source_ptr": "*i1",
+        "which_ptr": "*i8",
+        "eps": "fp32",
+    }
+    | {f"{name}_ptr": "*i32" for name in ("positions", "bits", "count", "pairs", "pair_counts", "first")}
+    | {f"{name}_ptr": "*fp32" for name in ("scale", "shift", "mean", "rstd", "numbers")}
+)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One compiled form of a kernel.
+
+    Attributes:
+        name: unique; the key of the table in bench/results/aot/.
+        kernel: the jitted function.
+        architecture: 80 or 90.
+        constants: constexpr arguments.
+        rows: Triton element type of the pointers that take the user's dtype.
+        num_warps: warps a program.
+        num_stages: pipeline stages.
+        matrix: whether it multiplies matrices, so must use the tensor cores and pipeline its loads.
+        resident: programs that must fit a multiprocessor together.
+        sixteenths: sizes known to be multiples of 16.
+    """
+
+    name: str
+    kernel: Any
+    architecture: int
+    constants: dict[str, Any]
+    rows: str = "fp16"
+    num_warps: int = 4
+    num_stages: int = 3
+    matrix: bool = False
+    resident: int = 1
+    sixteenths: tuple[str, ...] = ("keys_a_part",)
+
+    def signature(self) -> dict[str, str]:
+        """argument -> Triton type."""
+        names = [p.name for p in self.kernel.params]
+        return {n: "constexpr" if n in self.constants else _TYPES.get(n, f"*{self.rows}") for n in names}
+
+    def aligned(self) -> set[str]:
+        """Arguments known to be multiples of 16: pointers of whole tensors, and `sixteenths`."""
+        return {n for n, t in self.signature().items() if t.startswith("*") or (n in self.sixteenths and t == "i32")}
+
+
+def _queue_losses(architecture: int) -> Iterator[Configuration]:
+    for kind, table in (("stats", tiles.STATS), ("gradient", tiles.GRADIENT)):
+        for (arch, width, queries), tile in table.items():
+            if arch != architecture:
+                continue
+            forms = {"root": (True, *tiles.power_ratio(0.07, 0.04)), "two_exp": (True, 0, 0), "kl": (False, 0, 0)}
+            for form, (info, n_info, n_kl) in forms.items():
+                if form == "kl" and queries == 2:
+                    continue
+                constants = {
+                    "D": width, "QUERIES": queries, "INFO": info, "N_INFO": n_info, "N_KL": n_kl,
+                    "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+                }  # fmt: skip
+                if kind == "gradient":
+                    constants["BLOCK_D"] = tile.block_d or width
+                yield Configuration(
+                    f"{kind}_{form}_d{width}_q{queries}_sm{arch}",
+                    queue_similarity._stats_kernel if kind == "stats" else queue_similarity._gradient_kernel,
+                    arch, constants, "fp16", tile.num_warps, tile.num_stages, True, tile.resident,
+                )  # fmt: skip
+
+
+def _row_wise(arch: int) -> Iterator[Configuration]:
+    for rows, widths in (("fp32", tiles.WIDTHS), ("bf16", (128,))):
+        for width in widths:
+            constants = {"D": width, "BLOCK_M": 16}
+            name = f"{rows}_d{width}_sm{arch}"
+            yield Configuration(
+                f"row_terms_{name}", row_terms._row_terms_kernel, arch, {**constants, "INFO": True}, rows
+            )
+            yield Configuration(f"reduce_{name}", row_terms._reduce_kernel, arch, constants, rows)
+    constants = {"D": 128, "BLOCK_M": 16, "INFO": False}
+    yield Configuration(f"row_terms_kl_fp16_d128_sm{arch}", row_terms._row_terms_kernel, arch, constants)
+    yield Configuration(f"gather_fp32_d128_sm{arch}", row_terms._gather_kernel, arch, {"D": 128}, "fp32")
+
+
+def _small(arch: int) -> Iterator[Configuration]:
+    for rows, strips in (("fp32", 0), ("bf16", 2)):
+        sizes = {"T": 26, "S": 4, "STRIPS": strips, "BLOCK_T": 32, "BLOCK_C": 64}
+        for way in ("fwd", "bwd"):
+            kernel = getattr(hierarchical_pool, f"_hierarchical_pool_{way}_kernel")
+            yield Configuration(f"pool_{way}_{rows}_n{strips}_sm{arch}", kernel, arch, sizes, rows)
+            kernel = getattr(masked_mse, f"_masked_mse_{way}_kernel")
+            constants = {"CHANNELS": 3, "BLOCK": masked_mse.BLOCK}
+            yield Configuration(f"masked_mse_{way}_{rows}_sm{arch}", kernel, arch, constants, rows)
+    constants = {"D": 128, "BLOCK_D": 128, "BLOCK_ROWS": queue.BLOCK_ROWS}
+    yield Configuration(f"enqueue_fp32_sm{arch}", queue._enqueue_kernel, arch, constants, "fp32")
+
+
+#: (in, out channels, kernel, stride, padding) of the ResNet's sparse convolutions, one a form of tile.
+_CONVOLUTIONS = (
+    (512, 512, 3, (1, 1), (1, 1)),
+    (128, 128, 3, (1, 1), (1, 1)),
+    (64, 64, 3, (1, 1), (1, 1)),
+    (32, 32, 3, (1, 1), (1, 1)),
+    (512, 512, 2, (2, 1), (0, 1)),
+    (256, 512, 1, (1, 1), (0, 0)),
+)
+
+
+def _masked_conv(arch: int) -> Iterator[Configuration]:
+    for inputs, outputs, kernel, stride, padding in _CONVOLUTIONS:
+        geometry = masked_conv._geometry((kernel, kernel), stride, padding)
+        for way, (k, n) in {"fwd": (inputs, outputs), "dgrad": (outputs, inputs)}.items():
+            shape = masked_tiles.tile(arch, k, n, 2)
+            constants = {
+                **geometry, "TRANSPOSED": way == "dgrad", "EVEN": True, "UPCAST": False,
+                "BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n, "BLOCK_K": shape.block_k,
+                "weight_k" if way == "fwd" else "weight_n": 1,
+            }  # fmt: skip
+            yield Configuration(
+                f"masked_conv_{way}_k{kernel}_{k}_{n}_sm{arch}", masked_conv._masked_conv_kernel, arch, constants,
+                "fp16", shape.num_warps, shape.num_stages, True, 1, ("K", *_CHANNELS),
+            )  # fmt: skip
+        shape = masked_tiles.weight_tile(arch, inputs, outputs, 2)
+        constants = {
+            **geometry, "UPCAST": False,
+            "BLOCK_O": shape.block_m, "BLOCK_I": shape.block_n, "BLOCK_R": shape.block_k,
+        }  # fmt: skip
+        yield Configuration(
+            f"masked_conv_wgrad_k{kernel}_{inputs}_{outputs}_sm{arch}", masked_conv._masked_conv_weight_kernel, arch,
+            constants, "fp16", shape.num_warps, shape.num_stages, True, 1, ("CI", "CO"),
+        )  # fmt: skip
+
+
+def _masked_norm(arch: int) -> Iterator[Configuration]:
+    blocks = {"BLOCK_S": masked_norm.BLOCK_S, "BLOCK_C": masked_norm.BLOCK_C}
+    steps = {**blocks, "STEPS": masked_norm.STEPS}
+    forms = {
+        "stats": steps, "moments": {"BLOCK_C": masked_norm.BLOCK_C}, "apply": {**blocks, "RESIDUAL": True, "RELU": True},
+        "sums": {**steps, "RELU": True}, "grad": {**blocks, "RESIDUAL": True, "RELU": True},
+    }  # fmt: skip
+    for form, constants in forms.items():
+        kernel = getattr(masked_norm, f"_masked_norm_{form}_kernel")
+        name = f"masked_norm_{form}_bf16_sm{arch}"
+        yield Configuration(name, kernel, arch, constants, "bf16", 4, 3, False, 1, ("C",))
+
+
+def _masked_pool(arch: int) -> Iterator[Configuration]:
+    for form, stride, padding in (("halve", (2, 2), (0, 0)), ("odd", (2, 1), (0, 1))):
+        constants = {
+            **masked_conv._geometry((2, 2), stride, padding),
+            "BLOCK_S": masked_pool.BLOCK_S, "BLOCK_C": masked_pool.BLOCK_C,
+        }  # fmt: skip
+        for way in ("fwd", "bwd"):
+            kernel = getattr(masked_pool, f"_masked_pool_{way}_kernel")
+            name = f"masked_pool_{way}_{form}_bf16_sm{arch}"
+            yield Configuration(name, kernel, arch, constants, "bf16", sixteenths=("C",))
+
+
+PARTS = (_queue_losses, _row_wise, _small, _masked_conv, _masked_norm, _masked_pool)
+
+
+def configurations() -> list[Configuration]:
+    """Every shipped configuration for every architecture."""
+    return [c for arch in ARCHITECTURES for part in PARTS for c in part(arch)]

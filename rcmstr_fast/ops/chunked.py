@@ -1,0 +1,130 @@
+"""Queue losses a few rows at a time: never M x K, gradient computed with the value.
+
+A chunk of rows meets the whole queue at once, so softmaxes are exact and need no rescaling, and the
+similarities are used for the gradient while they are still in the cache. With a = query @ queue.T / tau_kl,
+b = key @ queue.T / tau_kl and d = b - a the symmetric KL is (E_P[d] - E_Q[d]) / 2 and its gradient in a
+(Q (1 + E_Q[d] - d) - P) / 2; docs/ops/relational_loss.md derives both. Arithmetic in float32 (float64
+for float64 queries). Bitwise repeatable for a fixed number of threads.
+"""
+
+import torch
+from torch import Tensor
+
+#: Similarities held at once, a chunk of rows x K: four such float32 tensors stay in a few MiB of cache.
+CHUNK_ELEMENTS = 1 << 19
+
+
+def rows_per_chunk(keys: int) -> int:
+    """Rows a chunk for a queue of `keys` rows: at least 32, so that the products stay matrix products."""
+    return max(32, CHUNK_ELEMENTS // keys)
+
+
+def _kl_chunk(a: Tensor, b: Tensor, p: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Symmetric KL a row and its gradient in `a`; overwrites `a` where the gradient is asked for."""
+    q = torch.softmax(a, dim=1)
+    d = torch.sub(b, a, out=a)
+    mean_q = torch.linalg.vecdot(q, d)
+    kl = (torch.linalg.vecdot(p, d) - mean_q) / 2
+    if not with_gradient:
+        return kl, None
+    weight = d.neg_().add_((1 + mean_q)[:, None]).mul_(q).sub_(p).mul_(0.5)
+    return kl, weight
+
+
+def _info_chunk(logits: Tensor, positive: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """InfoNCE a row, minus the gradient in the positive logit, and softmax over the queue (overwrites `logits`)."""
+    largest = torch.maximum(logits.amax(dim=1), positive)
+    mass = logits.sub_(largest[:, None]).exp_().sum(dim=1)
+    own = torch.exp(positive - largest)
+    total = mass + own
+    info = torch.log1p(mass + (own - 1)) - (positive - largest)  # exact where the positive dominates: own is 1
+    return info, mass / total, logits.div_(total[:, None]) if with_gradient else None
+
+
+def relational_loss(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    query_permuted: Tensor | None,
+    tau_info: float,
+    tau_kl: float,
+    alpha: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Loss, InfoNCE and KL of `ops.relational_loss` and the gradients of the loss in its queries.
+
+    Args:
+        query: [M, D] floating point.
+        key: [M, D].
+        queue: [K, D].
+        query_permuted: [M, D] or None.
+        tau_info: temperature of InfoNCE.
+        tau_kl: temperature of the KL.
+        alpha: weight of the KL.
+        with_gradient: False skips the gradients.
+    Returns:
+        Three 0-d tensors and the gradients [M, D] of each query in the arithmetic's dtype (none without).
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    queries = [rows.to(dtype) for rows in (query, query_permuted) if rows is not None]
+    key, queue = key.to(dtype), queue.to(dtype)
+    count, step = query.shape[0], rows_per_chunk(queue.shape[0])
+    gradients = [torch.empty_like(rows, memory_format=torch.contiguous_format) for rows in queries if with_gradient]
+    infos, kls = (query.new_empty(len(queries), count, dtype=dtype) for _ in range(2))
+    share = 1 / (count * len(queries)) if count else 0.0
+    for start in range(0, count, step):
+        here = slice(start, start + step)
+        b = (key[here] / tau_kl) @ queue.T
+        p = torch.softmax(b, dim=1)
+        for i, rows in enumerate(queries):
+            a = (rows[here] / tau_kl) @ queue.T
+            positive = torch.linalg.vecdot(rows[here], key[here]) / tau_info
+            infos[i, here], rest, weight = _info_chunk(a * (tau_kl / tau_info), positive, with_gradient)
+            kls[i, here], weight_kl = _kl_chunk(a, b, p, with_gradient)
+            if weight is not None and weight_kl is not None:
+                weight.mul_(share / tau_info).add_(weight_kl, alpha=share * alpha / tau_kl)
+                torch.matmul(weight, queue, out=gradients[i][here])
+                gradients[i][here].addcmul_(key[here], rest[:, None], value=-share / tau_info)
+    info, kl = infos.mean(), kls.mean()
+    return info + alpha * kl, info, kl, gradients
+
+
+def relation_kl(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    tau: float,
+    query_rows: Tensor | None,
+    key_rows: Tensor | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Symmetric KL of `ops.relation_kl` and its gradient in the query.
+
+    Args:
+        query: [M, D] floating point.
+        key: [N, D].
+        queue: [K, D].
+        tau: temperature.
+        query_rows: [R] int64 or None for all rows.
+        key_rows: [R] int64 or None for all rows.
+        with_gradient: False skips the gradient.
+    Returns:
+        A 0-d tensor and the gradient [M, D] in the arithmetic's dtype, or None.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    pairs = (query if query_rows is None else query_rows).shape[0]
+    every = torch.arange(pairs, device=query.device)
+    query_rows = every if query_rows is None else query_rows
+    key_rows = every if key_rows is None else key_rows
+    queue = queue.to(dtype)
+    step = rows_per_chunk(queue.shape[0])
+    gradient = query.new_zeros(query.shape, dtype=dtype) if with_gradient else None
+    kls = query.new_empty(pairs, dtype=dtype)
+    for start in range(0, pairs, step):
+        here = slice(start, start + step)
+        b = (key.index_select(0, key_rows[here]).to(dtype) / tau) @ queue.T
+        a = (query.index_select(0, query_rows[here]).to(dtype) / tau) @ queue.T
+        kls[here], weight = _kl_chunk(a, b, torch.softmax(b, dim=1), with_gradient)
+        if gradient is not None and weight is not None:
+            gradient.index_add_(0, query_rows[here], weight.mul_(1 / (pairs * tau)) @ queue)
+    return kls.mean(), gradient

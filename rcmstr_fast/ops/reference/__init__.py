@@ -1,0 +1,36 @@
+"""The public operations in plain PyTorch: specification, fallback, oracle and baseline of the faster backends."""
+
+from rcmstr_fast.ops.reference.augment import augment_views
+from rcmstr_fast.ops.reference.hierarchical_pool import HierarchicalFeatures, hierarchical_pool
+from rcmstr_fast.ops.reference.masked_conv import masked_conv2d, masked_max_pool2d
+from rcmstr_fast.ops.reference.masked_mse import masked_mse
+from rcmstr_fast.ops.reference.masked_norm import masked_batch_norm
+from rcmstr_fast.ops.reference.masks import Masks, draw_masks
+from rcmstr_fast.ops.reference.momentum import momentum_update_
+from rcmstr_fast.ops.reference.permutation import draw_order, permute_strips, restore_frames
+from rcmstr_fast.ops.reference.queue import enqueue_
+from rcmstr_fast.ops.reference.relation_kl import relation_kl
+from rcmstr_fast.ops.reference.relational_loss import RelationalLoss, relational_loss
+from rcmstr_fast.ops.reference.sites import Sites, active_sites
+
+__all__ = [
+    "HierarchicalFeatures",
+    "Masks",
+    "RelationalLoss",
+    "Sites",
+    "active_sites",
+    "augment_views",
+    "draw_masks",
+    "draw_order",
+    "enqueue_",
+    "hierarchical_pool",
+    "masked_batch_norm",
+    "masked_conv2d",
+    "masked_max_pool2d",
+    "masked_mse",
+    "momentum_update_",
+    "permute_strips",
+    "relation_kl",
+    "relational_loss",
+    "restore_frames",
+]

@@ -1,0 +1,36 @@
+"""Convolution and pooling at the active sites only, in plain PyTorch (dense work, masked before and after)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rcmstr_fast.ops.reference.sites import Sites, keep
+
+
+def input_map(x: Tensor, sites: Sites) -> Tensor:
+    """The map of the input: that of the stage, or of the stage before it where the sizes differ."""
+    if sites.source is None or x.shape[2:] == sites.active.shape[2:]:
+        return sites.active
+    return sites.source
+
+
+def masked_conv2d(
+    x: Tensor, weight: Tensor, sites: Sites, *, stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0
+) -> Tensor:
+    """The public operation in plain PyTorch; see `rcmstr_fast.ops.masked_conv2d`."""
+    x = keep(x, input_map(x, sites))
+    return keep(F.conv2d(x, weight, stride=stride, padding=padding), sites.active)
+
+
+def masked_max_pool2d(
+    x: Tensor,
+    sites: Sites,
+    *,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
+    """The public operation in plain PyTorch; see `rcmstr_fast.ops.masked_max_pool2d`."""
+    active = input_map(x, sites)
+    seen = F.max_pool2d(active.to(x.dtype), kernel_size, stride, padding) > 0
+    pooled = F.max_pool2d(keep(x, active, float("-inf")), kernel_size, stride, padding)
+    return keep(pooled, seen & sites.active)
