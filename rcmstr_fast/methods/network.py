@@ -1,0 +1,77 @@
+"""The network that query and key share: rectifier, encoder, projector, one predictor a level."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcmstr_fast import models, ops
+from rcmstr_fast.config import ModelConfig
+from rcmstr_fast.models.batch_norm import set_bn_groups
+
+
+class Network(nn.Module):
+    """Online or momentum network of RCMSTR (SPEC section 3): images to L2-normalised rows a level.
+
+    Args:
+        model: the architecture.
+        levels: levels with a predictor.
+        bn_group_size: images that share batch-norm statistics; 0: the batch.
+    """
+
+    def __init__(self, model: ModelConfig, levels: list[str], bn_group_size: int) -> None:
+        super().__init__()
+        self.rectifier = models.build_rectifier(model)
+        self.encoder = models.build_encoder(model)
+        self.projector = models.build_projector(model, self.encoder.out_channels)
+        self.predictors = nn.ModuleDict({level: models.build_predictor(model) for level in levels})
+        set_bn_groups(self, bn_group_size)
+
+    def frames(self, images: Tensor) -> Tensor:
+        """Rectified images `[B, 3, H, W]` to projected frames `[B, T, P]`."""
+        return self.projector(self.encoder(images))
+
+    def features(self, pooled: ops.HierarchicalFeatures) -> dict[str, Tensor]:
+        """Pooled features to unit rows: level -> `[B * rows, D]` float32."""
+        rows = {level: predictor(getattr(pooled, level)) for level, predictor in self.predictors.items()}
+        return {level: F.normalize(x.float(), dim=-1).flatten(0, 1) for level, x in rows.items()}
+
+
+class MomentumNetwork(nn.Module):
+    """A copy of the online network that follows it slowly and gives the keys (MoCo).
+
+    Args:
+        online: the network to follow.
+        momentum: m; parameters only, batch-norm buffers are the copy's own.
+    """
+
+    def __init__(self, online: Network, momentum: float) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(online).requires_grad_(False)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def update(self, online: Network) -> None:
+        """parameters = m * parameters + (1 - m) * online parameters."""
+        ops.momentum_update_(list(self.network.parameters()), list(online.parameters()), self.momentum)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, num_subwords: int, grouping: Tensor | None) -> dict[str, Tensor]:
+        """Keys of each level.
+
+        Args:
+            images: [B, 3, H, W]; the key view.
+            num_subwords: S.
+            grouping: [B] int64 permutation that decides who shares batch-norm statistics, or None.
+        Returns:
+            level -> [B * rows, D] float32 unit rows in the order of `images`.
+        """
+        if grouping is not None:
+            images = images[grouping]
+        pooled = ops.hierarchical_pool(self.network.frames(self.network.rectifier(images)), num_subwords)
+        keys = self.network.features(pooled)
+        if grouping is None:
+            return keys
+        back = torch.argsort(grouping)
+        return {level: rows.unflatten(0, (len(back), -1))[back].flatten(0, 1) for level, rows in keys.items()}

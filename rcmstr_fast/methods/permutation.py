@@ -1,0 +1,139 @@
+"""Enriched relations (paper section III-B1): the permuted query and the undoing of its permutation.
+
+`direct` cuts at equal widths. `drop_boundary` leaves out the frames on both sides of an inner cut.
+`vertical_projection` moves each inner cut to the column with the least ink near it; the strips between
+the moved cuts are stretched to equal width, so that shuffling stays a copy of whole strips, and the
+frames are stretched back afterwards.
+"""
+
+import torch
+from torch import Tensor
+
+from rcmstr_fast import ops
+from rcmstr_fast.config import ConfigError, MethodConfig
+
+
+def pooling_windows(frames: int, num_subwords: int) -> list[tuple[int, int]]:
+    """Adaptive-average windows `[start, end)` of the subword level."""
+    return [(s * frames // num_subwords, -(-(s + 1) * frames // num_subwords)) for s in range(num_subwords)]
+
+
+def pairing_windows(frames: int, num_subwords: int, pairing: str) -> list[tuple[int, int]]:
+    """Frames that pair with each subword in loss_f2s (SPEC section 4): `stride` or `pool` windows."""
+    if pairing == "pool":
+        return pooling_windows(frames, num_subwords)
+    stride = frames // num_subwords
+    width = frames - (num_subwords - 1) * stride
+    return [(s * stride, s * stride + width) for s in range(num_subwords)]
+
+
+def kept_frames(frames: int, num_patches: int) -> list[int]:
+    """Frames that do not touch an inner cut, for division `drop_boundary`."""
+    strip = frames // num_patches
+    cut = {n * strip + side for n in range(1, num_patches) for side in (-1, 0)}
+    return [t for t in range(frames) if t not in cut]
+
+
+def _pool_kept(frames: Tensor, num_subwords: int, kept: list[int]) -> ops.HierarchicalFeatures:
+    """Hierarchical pooling over the kept frames alone; the frame level has `len(kept)` rows an image."""
+    count = frames.shape[1]
+    weights = frames.new_zeros(num_subwords, count)
+    for s, (start, end) in enumerate(pooling_windows(count, num_subwords)):
+        inside = [t for t in kept if start <= t < end]
+        if not inside:
+            raise ConfigError(
+                f"method.division=drop_boundary leaves no frame of {count} in subword {s}; use fewer num_patches"
+            )
+        weights[s, inside] = 1.0 / len(inside)
+    rows = frames[:, kept]
+    return ops.HierarchicalFeatures(rows, weights @ frames, rows.mean(dim=1, keepdim=True))
+
+
+def find_cuts(images: Tensor, num_patches: int) -> Tensor:
+    """Columns with the least ink near each uniform cut.
+
+    Args:
+        images: [B, 3, H, W]; ink of a column is the standard deviation of its grey values.
+        num_patches: N; each inner cut moves by less than a quarter of a strip.
+    Returns:
+        [B, N + 1] float32 cut positions in pixels, first 0, last W.
+    """
+    batch, width = images.shape[0], images.shape[-1]
+    ink = images.mean(dim=1).std(dim=1)
+    reach = width // num_patches // 4
+    cuts = [ink.new_zeros(batch)]
+    for n in range(1, num_patches):
+        centre = n * width // num_patches
+        window = ink[:, centre - reach : centre + reach + 1]
+        cuts.append((window.argmin(dim=1) + centre - reach).to(ink.dtype))
+    return torch.stack([*cuts, ink.new_full((batch,), width)], dim=1)
+
+
+def _resample(x: Tensor, position: Tensor) -> Tensor:
+    """Linear interpolation of the last axis: x `[B, .., L]` at `position [B, L']` (index units, clamped)."""
+    last = x.shape[-1] - 1
+    position = position.clamp(0, last)
+    low = position.floor().clamp(max=max(last - 1, 0)).long()
+    part = (position - low).to(x.dtype)
+    shape = [x.shape[0]] + [1] * (x.dim() - 2) + [position.shape[1]]
+    expand = [*x.shape[:-1], position.shape[1]]
+    left = x.gather(-1, low.view(shape).expand(expand))
+    right = x.gather(-1, (low + 1).clamp(max=last).view(shape).expand(expand))
+    return left + (right - left) * part.view(shape)
+
+
+def _stretch(cuts: Tensor, length: int, inverse: bool) -> Tensor:
+    """Where `length` equal cells read from: uniform strips to cut strips, or back (index units)."""
+    uniform = torch.linspace(0, 1, cuts.shape[1], device=cuts.device, dtype=cuts.dtype).expand_as(cuts)
+    moved = cuts / cuts[:, -1:]
+    source, target = (moved, uniform) if inverse else (uniform, moved)
+    centre = ((torch.arange(length, device=cuts.device, dtype=cuts.dtype) + 0.5) / length).expand(len(cuts), -1)
+    strip = (torch.searchsorted(source.contiguous(), centre.contiguous(), right=True) - 1).clamp(0, cuts.shape[1] - 2)
+    start, end = source.gather(1, strip), source.gather(1, strip + 1)
+    low, high = target.gather(1, strip), target.gather(1, strip + 1)
+    return (low + (centre - start) / (end - start) * (high - low)) * length - 0.5
+
+
+def permuted_order(index: Tensor, epoch: int, method: MethodConfig, seed: int) -> Tensor:
+    """The order [B, N] in which a batch of slots `index` [B] int64 is permuted; as of `ops.draw_order`."""
+    return ops.draw_order(
+        index, seed=seed, epoch=epoch, num_patches=method.num_patches, group_size=method.group_size,
+        shared=bool(method.shared_permutation),
+    )  # fmt: skip
+
+
+class PermutedQuery:
+    """Makes the permuted images of a batch and brings their frames back into place.
+
+    Args:
+        images: [B, 3, H, W]; the query view.
+        index: [B] int64.
+        epoch: the epoch.
+        method: division, num_patches, group_size, shared_permutation.
+        seed: seed of the run.
+        permuted: like images, in `permuted_order`; where they have been made already (not for moved cuts).
+    """
+
+    def __init__(
+        self, images: Tensor, index: Tensor, epoch: int, method: MethodConfig, seed: int, permuted: Tensor | None = None
+    ) -> None:
+        self.method = method
+        self._shape = {"num_patches": method.num_patches, "group_size": method.group_size}
+        self.order = permuted_order(index, epoch, method, seed)
+        self._cuts = None
+        if method.division == "vertical_projection":
+            self._cuts = find_cuts(images, method.num_patches)
+            images = _resample(images, _stretch(self._cuts, images.shape[-1], inverse=False))
+            permuted = None
+        self.images = permuted if permuted is not None else ops.permute_strips(images, self.order, **self._shape)
+
+    def pool(self, frames: Tensor) -> ops.HierarchicalFeatures:
+        """Projected frames `[B, T, P]` of the permuted images to features in the images' own order."""
+        if self.method.division == "direct":
+            return ops.hierarchical_pool(frames, self.method.num_subwords, order=self.order)
+        frames = ops.restore_frames(frames, self.order, **self._shape)
+        if self._cuts is None:
+            kept = kept_frames(frames.shape[1], self.method.num_patches)
+            return _pool_kept(frames, self.method.num_subwords, kept)
+        back = _stretch(self._cuts, frames.shape[1], inverse=True)
+        return ops.hierarchical_pool(_resample(frames.transpose(1, 2), back).transpose(1, 2), self.method.num_subwords)

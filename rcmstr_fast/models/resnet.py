@@ -1,0 +1,183 @@
+"""ResNet-29, the 29-layer residual network of the TRBA recogniser, dense and sparse with one set of weights."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcmstr_fast.config import MethodConfig
+from rcmstr_fast.models.batch_norm import GroupedBatchNorm
+from rcmstr_fast.models.encoder import Encoder, check_images
+from rcmstr_fast.ops import (
+    Masks,
+    Sites,
+    active_sites,
+    masked_batch_norm,
+    masked_conv2d,
+    masked_max_pool2d,
+    masked_storage,
+    unpack_sites,
+)
+
+Pair = tuple[int, int]
+HEIGHT = 32
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm, optional residual, optional ReLU: the unit of the network.
+
+    With `sites` the same weights work at the active sites only, and batch norm takes its statistics there.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: Pair = (1, 1),
+        padding: Pair = (1, 1),
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.bn = GroupedBatchNorm(out_channels, dims=2)
+        self.relu = relu
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, sites: Sites | None = None, residual: Tensor | None = None) -> Tensor:
+        """x `[B, C, h, w]` to `[B, C', h', w']`; residual `[B, C', h', w']` is added before the ReLU."""
+        conv, bn = self.conv, self.bn
+        if sites is not None:
+            x = masked_conv2d(x, conv.weight, sites, stride=conv.stride, padding=conv.padding)
+            groups = bn.group_size or None
+            return masked_batch_norm(
+                x, bn.weight, bn.bias, sites, eps=bn.eps, residual=residual, relu=self.relu, group_size=groups
+            )
+        x = bn(conv(x))
+        if residual is not None:
+            x = x + residual
+        return F.relu(x) if self.relu else x
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """Size of the output map for an input map of height x width."""
+        return _output_size((height, width), self.conv.kernel_size, self.conv.stride, self.conv.padding)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 units around a shortcut, which is a 1x1 unit where the channels change."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvBN(in_channels, out_channels)
+        self.conv2 = ConvBN(out_channels, out_channels)
+        same = in_channels == out_channels
+        self.shortcut = None if same else ConvBN(in_channels, out_channels, 1, padding=(0, 0), relu=False)
+
+    def forward(self, x: Tensor, sites: Sites | None = None) -> Tensor:
+        """x `[B, C, h, w]` to `[B, C', h, w]`."""
+        residual = x if self.shortcut is None else self.shortcut(x, sites)
+        return self.conv2(self.conv1(x, sites), sites, residual)
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """The block keeps the size."""
+        return height, width
+
+
+class Stage(nn.Module):
+    """An optional max pool and the layers that follow it; all its outputs have one size, so one set of sites."""
+
+    def __init__(self, layers: Sequence[nn.Module], pool: tuple[Pair, Pair] | None = None) -> None:
+        """Make a stage; `pool` is the stride and the padding of a 2x2 max pool in front of the layers."""
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.pool = pool
+
+    def forward(self, x: Tensor, sites: Sites | None = None) -> Tensor:
+        """x `[B, C, h, w]` to `[B, C', h', w']`."""
+        if self.pool is not None:
+            stride, padding = self.pool
+            if sites is None:
+                x = F.max_pool2d(x, 2, stride, padding)
+            else:
+                x = masked_max_pool2d(x, sites, kernel_size=2, stride=stride, padding=padding)
+        for layer in self.layers:
+            x = layer(x, sites)
+        return x
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """Size of the stage's maps for an input map of height x width."""
+        size = height, width
+        if self.pool is not None:
+            size = _output_size(size, (2, 2), *self.pool)
+        for layer in self.layers:
+            size = layer.output_size(*size)
+        return size
+
+
+class ResNet29(Encoder):
+    """ResNet-29 (blocks 1, 2, 5, 3): images `[B, 3, 32, W]` to frames `[B, W/4 + 1, 512 * width]`."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        """Make the network; `width` multiplies every channel count (44,264,480 parameters at 1)."""
+        super().__init__()
+        c32, c64, c128, c256, c512 = (round(c * width) for c in (32, 64, 128, 256, 512))
+        self.out_channels = c512
+        self.stages = nn.ModuleList(
+            [
+                Stage([ConvBN(3, c32), ConvBN(c32, c64)]),
+                Stage([*_blocks(c64, c128, 1), ConvBN(c128, c128)], pool=((2, 2), (0, 0))),
+                Stage([*_blocks(c128, c256, 2), ConvBN(c256, c256)], pool=((2, 2), (0, 0))),
+                Stage(
+                    [*_blocks(c256, c512, 5), ConvBN(c512, c512), *_blocks(c512, c512, 3)], pool=((2, 1), (0, 1))
+                ),
+                Stage([ConvBN(c512, c512, 2, stride=(2, 1), padding=(0, 1))]),
+                Stage([ConvBN(c512, c512, 2, padding=(0, 0))]),
+            ]
+        )  # fmt: skip
+
+    def mask_unit(self, method: MethodConfig) -> str:
+        """The unit that the configuration names."""
+        return method.mask_unit
+
+    def stage_sizes(self, height: int, width: int) -> list[Pair]:
+        """(height, width) of each stage's maps for an input of height x width, fine to coarse."""
+        sizes = []
+        for stage in self.stages:
+            height, width = stage.output_size(height, width)
+            sizes.append((height, width))
+        return sizes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images `[B, 3, 32, W]` to frames `[B, T, C]`; T = 26 at W = 100."""
+        check_images(images, HEIGHT)
+        return _frames(self._run(images, [None] * len(self.stages)))
+
+    def forward_masked(self, images: Tensor, masks: Masks, rule: str) -> tuple[Tensor, Tensor]:
+        """The sparse pass (see `Encoder`): features `[B, T, C]`, zero where inactive, and active `[B, T]`."""
+        check_images(images, HEIGHT)
+        sites = masked_storage(active_sites(masks.grid, self.stage_sizes(*images.shape[2:]), rule))
+        return _frames(unpack_sites(self._run(images, sites), sites[-1])), sites[-1].active[:, 0, 0]
+
+    def masked_frames(self, features: Tensor) -> Tensor:
+        """The features of the masked pass are frames already."""
+        return features
+
+    def _run(self, images: Tensor, sites: Sequence[Sites | None]) -> Tensor:
+        x = images
+        for stage, at in zip(self.stages, sites, strict=True):
+            x = stage(x, at)
+        return x
+
+
+def _frames(x: Tensor) -> Tensor:
+    """Maps `[B, C, 1, T]` to frames `[B, T, C]`."""
+    return x.squeeze(2).transpose(1, 2)
+
+
+def _blocks(in_channels: int, out_channels: int, count: int) -> list[BasicBlock]:
+    return [BasicBlock(out_channels if i else in_channels, out_channels) for i in range(count)]
+
+
+def _output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    height, width = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+    return height, width

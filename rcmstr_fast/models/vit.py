@@ -1,0 +1,140 @@
+"""Vision transformer on 4x4 patches, without class token; parameter names as in timm."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcmstr_fast.config import MethodConfig
+from rcmstr_fast.models.encoder import Encoder, check_images
+from rcmstr_fast.ops import Masks
+
+PATCH = 4
+#: encoder name -> (dim, heads)
+SIZES = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (512, 8)}
+
+
+def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Fixed 1-D positions `[length, dim]` float32: sin in even columns, cos in odd ones, periods 2 pi to 2e4 pi."""
+    rates = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64, device=device) * (-math.log(10000.0) / dim))
+    angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dim].float()
+
+
+class PatchEmbed(nn.Module):
+    """Each 4x4 patch to one token."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, PATCH, PATCH)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images `[B, 3, H, W]` to tokens `[B, H/4 * W/4, dim]`, row by row."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x `[B, N, dim]` to `[B, N, dim]`."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x `[.., dim]` to `[.., dim]`."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x `[B, N, dim]` to `[B, N, dim]`."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(Encoder):
+    """Images `[B, 3, H, W]` to frames `[B, W/4, dim]`: the mean of each column of tokens.
+
+    `pos_embed` `[1, N, dim]` is fixed (a buffer, in the state dict so that timm loads the file as it is).
+    """
+
+    def __init__(self, dim: int, heads: int, *, depth: int = 12, height: int = 32, width: int = 128) -> None:
+        """Make an encoder of `depth` blocks for images of height x width pixels, multiples of 4."""
+        super().__init__()
+        if height % PATCH or width % PATCH:
+            raise ValueError(f"VisionTransformer: height and width must be multiples of {PATCH}, got {height}x{width}")
+        self.out_channels = dim
+        self.size = height, width
+        self.grid = height // PATCH, width // PATCH
+        self.patch_embed = PatchEmbed(dim)
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("pos_embed", sinusoids(self.grid[0] * self.grid[1], dim)[None])
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.apply(_init)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(dim, -1))
+
+    def mask_unit(self, method: MethodConfig) -> str:
+        """A ViT masks its tokens, whatever the configuration says of the CNN."""
+        return "token"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images `[B, 3, H, W]` to frames `[B, W/4, C]`."""
+        check_images(images, *self.size)
+        return self.masked_frames(self._encode(self.patch_embed(images)))
+
+    def forward_masked(self, images: Tensor, masks: Masks, rule: str) -> tuple[Tensor, None]:
+        """Hidden tokens replaced by `mask_token` (see `Encoder`): tokens `[B, N, C]`, None; `rule` has no use here.
+
+        Raises:
+            ValueError: images or the mask grid do not have the size the encoder was made for.
+        """
+        check_images(images, *self.size)
+        if tuple(masks.grid.shape[1:]) != self.grid:
+            raise ValueError(f"masks.grid must be [B, {self.grid[0]}, {self.grid[1]}], got {list(masks.grid.shape)}")
+        # Cleared pixels keep NaN out of the weight gradient, where a replaced token would still let 0 * NaN in.
+        tokens = self.patch_embed(images.masked_fill(masks.pixels, 0.0))
+        hidden = masks.grid.flatten(1)[:, :, None]
+        return self._encode(torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)), None
+
+    def masked_frames(self, features: Tensor) -> Tensor:
+        """Tokens `[B, N, C]` to frames `[B, W/4, C]`."""
+        return features.unflatten(1, self.grid).mean(1)
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        x = tokens + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
