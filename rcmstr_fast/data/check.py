@@ -1,0 +1,186 @@
+"""Looks at every record of a data set: broken pictures by name, and what the set consists of."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from rcmstr_fast import env
+from rcmstr_fast.data.charset import Charset
+from rcmstr_fast.data.decode import BrokenImage, decode_image
+from rcmstr_fast.data.progress import progress
+from rcmstr_fast.data.source import ImageSet, ImageSource
+
+_CHUNK = 512
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+Result = TypeVar("Result")
+
+
+@dataclass
+class CheckReport:
+    """Result of `check`: records looked at, and (name, reason) of every broken one in order."""
+
+    total: int
+    broken: list[tuple[str, str]]
+
+
+def check(source: ImageSource, *, max_pixels: int, min_side: int, threads: int = 0) -> CheckReport:
+    """Decode every record.
+
+    Args:
+        source: the records.
+        max_pixels: larger pictures are broken.
+        min_side: pictures with a shorter side, in pixels, are broken.
+        threads: decoding threads; 0: as many as `env.threads()`.
+    """
+
+    def reason(data: bytes | None) -> str | None:
+        try:
+            if data is None:
+                raise BrokenImage("missing or unreadable record")
+            decode_image(data, 32, 128, max_pixels=max_pixels, min_side=min_side)
+        except BrokenImage as error:
+            return str(error)
+        return None
+
+    def part(chunk: range) -> list[tuple[int, str]]:
+        found = ((i, reason(data)) for i, data in zip(chunk, source.read(chunk)))
+        return [(i, why) for i, why in found if why is not None]
+
+    broken = [found for part_broken in _in_threads(part, len(source), threads, "checking") for found in part_broken]
+    return CheckReport(len(source), [(source.name(i), why) for i, why in broken])
+
+
+def _in_threads(part: Callable[[range], Result], total: int, threads: int, doing: str) -> Iterator[Result]:
+    """`part` of every chunk of 0..total, in order; few chunks are held at a time."""
+    threads = threads or env.threads()
+    chunks = iter([range(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)])
+
+    def results() -> Iterator[Result]:
+        with ThreadPoolExecutor(threads) as pool:
+            waiting = [pool.submit(part, chunk) for chunk in islice(chunks, 2 * threads)]
+            while waiting:
+                result = waiting.pop(0).result()
+                waiting += [pool.submit(part, chunk) for chunk in islice(chunks, 1)]
+                yield result
+
+    yield from progress(results(), -(-total // _CHUNK), doing, f"blocks of {_CHUNK} images")
+
+
+@dataclass
+class SetStats:
+    """What one LMDB or folder consists of.
+
+    Attributes:
+        name: of the set.
+        images: number of records.
+        unreadable: records whose size cannot be read.
+        unlabelled: share of records without a label.
+        width: quantiles of the width in pixels, by name such as "50%".
+        height: quantiles of the height in pixels.
+        aspect: quantiles of width / height.
+        label_length: number of labels by length in characters.
+        characters: number of different characters in the labels.
+        inside: charset name -> share of the labels that have only its characters.
+        outside: the most frequent characters outside the charset asked for, with their counts.
+    """
+
+    name: str
+    images: int
+    unreadable: int
+    unlabelled: float
+    width: dict[str, float]
+    height: dict[str, float]
+    aspect: dict[str, float]
+    label_length: dict[int, int]
+    characters: int
+    inside: dict[str, float]
+    outside: dict[str, int] = field(default_factory=dict)
+
+
+def _size(data: bytes | None) -> tuple[int, int] | None:
+    """(width, height) out of the header of a picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(data or b"")) as picture:
+                return picture.size
+    except Exception:  # a parser over arbitrary bytes fails with nearly any type
+        return None
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    if not values.size:
+        return {}
+    return {f"{100 * q:g}%": round(float(v), 3) for q, v in zip(_QUANTILES, np.quantile(values, _QUANTILES))}
+
+
+def set_stats(found: ImageSet, charset: str = "94", threads: int = 0) -> SetStats:
+    """Sizes, labels and characters of one set; pictures are not decoded.
+
+    Args:
+        found: the set.
+        charset: name or file whose coverage is reported in detail.
+        threads: 0: as many as `env.threads()`.
+    Raises:
+        ConfigError: the charset is unknown.
+    """
+    charsets = {name: Charset.load(name) for name in dict.fromkeys(("36", "62", "94", charset))}
+    sizes: list[tuple[int, int]] = []
+    lengths: Counter[int] = Counter()
+    letters: Counter[str] = Counter()
+    inside: Counter[str] = Counter()
+
+    def part(chunk: range) -> tuple[list[tuple[int, int] | None], Sequence[str | None]]:
+        return [_size(data) for data in found.read(chunk)], found.labels(chunk)
+
+    for part_sizes, labels in _in_threads(part, len(found), threads, "reading"):
+        sizes += [size for size in part_sizes if size is not None]
+        for label in labels:
+            if label is not None:
+                lengths[len(label)] += 1
+                letters.update(label)
+                inside.update(name for name, known in charsets.items() if not known.missing(label))
+    labelled = sum(lengths.values())
+    wide, high = np.array(sizes, dtype=np.float64).reshape(-1, 2).T
+    strange = Counter({letter: n for letter, n in letters.items() if letter not in charsets[charset]})
+    return SetStats(
+        name=found.name,
+        images=len(found),
+        unreadable=len(found) - len(sizes),
+        unlabelled=1 - labelled / max(len(found), 1),
+        width=_quantiles(wide),
+        height=_quantiles(high),
+        aspect=_quantiles(wide / np.maximum(high, 1)),
+        label_length=dict(sorted(lengths.items())),
+        characters=len(letters),
+        inside={name: inside[name] / labelled for name in charsets} if labelled else {},
+        outside=dict(strange.most_common(30)),
+    )
+
+
+def stats_table(stats: Sequence[SetStats]) -> str:
+    """The statistics as text."""
+    lines = []
+    for one in stats:
+        lines.append(f"{one.name}: {one.images} images, {one.unlabelled:.1%} unlabelled, {one.unreadable} unreadable")
+        for name in ("width", "height", "aspect"):
+            row = "  ".join(f"{quantile} {value:g}" for quantile, value in asdict(one)[name].items())
+            lines.append(f"  {name:<8}{row}")
+        if one.label_length:
+            lengths = np.repeat(list(one.label_length), list(one.label_length.values()))
+            row = "  ".join(f"{quantile} {value:g}" for quantile, value in _quantiles(lengths).items())
+            lines.append(f"  {'length':<8}{row}")
+            covered = ", ".join(f"{share:.1%} in {name}" for name, share in one.inside.items())
+            lines.append(f"  labels  {one.characters} different characters; {covered}")
+        if one.outside:
+            row = "  ".join(f"{letter!r} {count}" for letter, count in one.outside.items())
+            lines.append(f"  outside {row}")
+    return "\n".join(lines)

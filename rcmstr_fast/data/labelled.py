@@ -1,0 +1,140 @@
+"""Labelled records for decoders: which are kept, why the others are not, and seeded subsets."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rcmstr_fast import random
+from rcmstr_fast.config import ConfigError
+from rcmstr_fast.data.charset import MAX_LENGTH, Charset
+from rcmstr_fast.data.source import ImageSource
+
+_CHUNK = 65_536
+
+
+class LabelledSet:
+    """The records of a source that a decoder can be trained on.
+
+    Args:
+        source: images and labels.
+        charset: the characters a label may have after normalisation.
+        normalise: applied to every label first; None: labels stay as they are.
+        max_length: longest label in characters, after normalisation.
+        unknown: what a label with a character outside the charset means: its record is dropped, or an error.
+
+    Attributes:
+        records: [n] int64 record numbers of the source, ascending.
+        labels: n normalised labels.
+        dropped: reason -> number of records.
+        total: records looked at.
+
+    Raises:
+        ConfigError: nothing is kept, or (`unknown="error"`) a label has a character outside the charset.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        charset: Charset,
+        *,
+        normalise: Callable[[str], str] | None = None,
+        max_length: int = MAX_LENGTH,
+        unknown: Literal["drop", "error"] = "drop",
+    ) -> None:
+        self.source, self.charset, self.total = source, charset, len(source)
+        self.dropped: Counter[str] = Counter()
+        self.labels: list[str] = []
+        records: list[int] = []
+        for first in range(0, len(source), _CHUNK):
+            chunk = range(first, min(first + _CHUNK, len(source)))
+            for record, raw in zip(chunk, source.labels(chunk)):
+                label = normalise(raw) if normalise and raw is not None else raw
+                reason = self._reason_against(label, max_length)
+                if label is None or reason is not None:
+                    if reason == "outside the charset" and unknown == "error":
+                        raise ConfigError(
+                            f"{source.name(record)}: expected a label in the {len(charset)}-character set, "
+                            f"got {charset.missing(label or '')!r} in {label!r}"
+                        )
+                    self.dropped[reason or "unlabelled"] += 1
+                    continue
+                records.append(record)
+                self.labels.append(label)
+        if not records:
+            raise ConfigError(f"expected labelled images, but none can be used: {self.describe()}")
+        self.records = np.array(records, dtype=np.int64)
+
+    def _reason_against(self, label: str | None, max_length: int) -> str | None:
+        if label is None:
+            return "unlabelled"
+        if not label:
+            return "empty after normalisation"
+        if len(label) > max_length:
+            return f"longer than {max_length} characters"
+        return "outside the charset" if self.charset.missing(label) else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def describe(self) -> str:
+        """One line: how many are kept and why the others are not."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
+        return f"{len(self)} of {self.total} records kept" + (f" ({reasons})" if reasons else "")
+
+    def subset(self, share: float, seed: int) -> "LabelledSet":
+        """A random subset; for one seed smaller ones are contained in greater ones.
+
+        Args:
+            share: in (0, 1]; the number of records is rounded, at least one.
+            seed: of the stream SUBSET; the choice depends on the record numbers, not on the labels.
+        Raises:
+            ValueError: share outside (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"LabelledSet.subset: share must be in (0, 1], got {share}")
+        words = random.words(torch.from_numpy(self.records), 2, seed=seed, stream=random.SUBSET, epoch=0)
+        order = torch.argsort(words[:, 0] * 2**31 + (words[:, 1] >> 1), stable=True).numpy()
+        count = max(1, round(share * len(self)))
+        return self._choose(np.sort(order[:count]))
+
+    def _choose(self, places: np.ndarray) -> "LabelledSet":
+        chosen = object.__new__(LabelledSet)
+        chosen.source, chosen.charset, chosen.total = self.source, self.charset, self.total
+        chosen.dropped = self.dropped.copy()
+        if len(places) < len(self):
+            chosen.dropped["not in the subset"] += len(self) - len(places)
+        chosen.records = self.records[places]
+        chosen.labels = [self.labels[i] for i in places]
+        return chosen
+
+    def save_indices(self, path: str | Path) -> None:
+        """Write the record numbers, as JSON with the sizes of the roots they belong to."""
+        content = {"sizes": [int(size) for size in self.source.sizes], "records": self.records.tolist()}
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+
+    def load_subset(self, path: str | Path) -> "LabelledSet":
+        """The subset whose record numbers `save_indices` wrote.
+
+        Raises:
+            ConfigError: the file is missing or no such list, was made for other data, or names records that
+                are not kept here.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            sizes, records = content["sizes"], np.array(content["records"], dtype=np.int64)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise ConfigError(f"{path}: expected an index list as save_indices writes it: {error!r}") from error
+        if records.ndim != 1 or not records.size:
+            raise ConfigError(f"{path}: expected a list of record numbers, got shape {list(records.shape)}")
+        if sizes != [int(size) for size in self.source.sizes]:
+            raise ConfigError(f"{path}: made for roots of {sizes} records, but the data has {list(self.source.sizes)}")
+        places = np.searchsorted(self.records, records)
+        found = self.records[np.minimum(places, len(self) - 1)] == records
+        if not found.all():
+            raise ConfigError(f"{path}: record {records[~found][0]} is not among the {len(self)} records kept here")
+        return self._choose(np.unique(places))

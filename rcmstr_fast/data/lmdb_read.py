@@ -1,0 +1,119 @@
+"""One LMDB data file, opened at the first read of each process."""
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rcmstr_fast.config import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+class _Reader(Protocol):
+    entries: int
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    def records(self, kind: str, numbers: Sequence[int]) -> list[bytes | None]: ...
+
+
+class _PackageReader:
+    """The compiled reader's interface on the `lmdb` package."""
+
+    def __init__(self, path: str) -> None:
+        import lmdb
+
+        self._env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
+        self.entries = self._env.stat()["entries"]
+        self.pid = os.getpid()
+
+    def close(self) -> None:
+        self._env.close()
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self._env.begin(buffers=True) as transaction:
+            return [None if (value := transaction.get(key)) is None else bytes(value) for key in keys]
+
+    def records(self, kind: str, numbers: Sequence[int]) -> list[bytes | None]:
+        return self.get([b"%s-%09d" % (kind.encode(), number) for number in numbers])
+
+
+#: The package refuses to open a file twice in a process, so that readers of one file share theirs; after a
+#: fork the one inherited from the parent still counts and has to be closed first.
+_shared: weakref.WeakValueDictionary[str, _PackageReader] = weakref.WeakValueDictionary()
+_sharing = threading.Lock()
+
+
+def _package_reader(path: str, why: str) -> _Reader:
+    import lmdb
+
+    key = os.path.realpath(path)
+    with _sharing:
+        if (found := _shared.get(key)) is not None:
+            if found.pid == os.getpid():
+                return found
+            found.close()
+        _log.warning("%s is read with the lmdb package: %s", path, why)
+        try:
+            made = _shared[key] = _PackageReader(path)
+        except lmdb.Error as error:
+            raise ConfigError(f"expected an LMDB data file at {path}: {why}; {error}") from error
+    return made
+
+
+def _open(path: str) -> _Reader:
+    try:
+        from rcmstr_fast import _C  # type: ignore[attr-defined]
+    except ImportError as error:
+        return _package_reader(path, f"the compiled reader is missing ({error})")
+    try:
+        return _C.LmdbReader(path)
+    except _C.LmdbUnsupported as error:
+        return _package_reader(path, str(error))
+    except _C.LmdbError as error:
+        raise ConfigError(f"expected an LMDB data file at {path}: {error}") from error
+
+
+class LmdbFile:
+    """Values of one LMDB data file; picklable and safe across fork, since each process opens it for itself.
+
+    Attributes:
+        path: of the data file (`data.mdb`).
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._opened: tuple[int, _Reader] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_opened": None}
+
+    def _reader(self) -> _Reader:
+        opened = self._opened
+        if opened is None or opened[0] != os.getpid():
+            opened = self._opened = (os.getpid(), _open(self.path))
+        return opened[1]
+
+    @property
+    def entries(self) -> int:
+        """Keys in the database."""
+        return self._reader().entries
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of the keys; None where a key is absent or cannot be read.
+
+        Raises:
+            ConfigError: the file is no LMDB data file.
+        """
+        return self._reader().get(keys)
+
+    def records(self, kind: str, numbers: Sequence[int]) -> list[bytes | None]:
+        """Values of the keys `kind-%09d` of 1-based numbers; None as in `get`.
+
+        Raises:
+            ConfigError: the file is no LMDB data file.
+        """
+        return self._reader().records(kind, numbers)

@@ -1,0 +1,233 @@
+"""Batches of decoded images for one process, prepared ahead in threads, resumable at any step."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcmstr_fast import env
+from rcmstr_fast.config import ConfigError, DataConfig
+from rcmstr_fast.data.decode import PillowDecoder
+from rcmstr_fast.data.sampler import EpochOrder
+from rcmstr_fast.data.source import ImageSource
+
+Transform = Callable[[Tensor, Tensor, int], Any]
+
+_TRIES = 100
+# One batch is read and decoded while another is transformed.
+_BATCHES_AT_ONCE = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Decoder(Protocol):
+    """`PillowDecoder` or `DaliDecoder`."""
+
+    def load(
+        self, read: Callable[[np.ndarray], Any], records: np.ndarray, pool: Executor, workers: int
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Images [B, H, W, 3] uint8 of the records, and place -> reason of the broken ones."""
+
+
+def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, workers: int) -> Decoder:
+    """The decoder that `data.decoder` names; Pillow, with a line in the log, where DALI is not installed.
+
+    Args:
+        data: decoder, max_pixels, min_side.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        batch: largest batch.
+        workers: decoding threads.
+    Raises:
+        ConfigError: dali_mixed without a GPU.
+    """
+    pillow = PillowDecoder(height=height, width=width, max_pixels=data.max_pixels, min_side=data.min_side)
+    if data.decoder == "pillow":
+        return pillow
+    try:
+        from rcmstr_fast.data.dali import DaliDecoder
+    except ImportError as error:
+        level = logging.INFO if data.decoder == "auto" else logging.WARNING
+        _log.log(level, "DALI cannot be imported (%s); pictures are decoded by Pillow in %d threads", error, workers)
+        return pillow
+    return DaliDecoder(pillow, batch=batch, threads=workers, mixed=data.decoder == "dali_mixed")
+
+
+@dataclass
+class LoadedBatch:
+    """Images of one process and micro-batch.
+
+    Attributes:
+        images: [b, H, W, 3] uint8 RGB; on the GPU with `data.decoder=dali_mixed`.
+        index: [b] int64 slots of the epoch, the index of every random stream.
+        records: [b] int64 records of the source, replacements included.
+        views: what `transform` made of them; None without one.
+    """
+
+    images: Tensor
+    index: Tensor
+    records: Tensor
+    views: Any = None
+
+
+class Loader:
+    """Reads, decodes and transforms the batches of one process.
+
+    A step's global batch is `local_batch * world_size * accumulate` consecutive positions of the epoch:
+    micro-batch a of rank r is the part at `(a * world_size + r) * local_batch`, so that any division among
+    processes shows the same samples. The incomplete global batch at the end of an epoch is dropped.
+    A broken record is logged once and replaced by another one, drawn by (seed, epoch, slot, try).
+
+    Attributes:
+        steps_per_epoch: whole global batches in an epoch.
+        broken: name -> reason of every broken record met.
+        waited: seconds that the consumer spent waiting for batches.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        order: EpochOrder,
+        *,
+        height: int,
+        width: int,
+        data: DataConfig,
+        local_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        transform: Transform | None = None,
+    ) -> None:
+        """Check the sizes; nothing is read yet.
+
+        Args:
+            source: the records.
+            order: over the same records.
+            height: of the images, pixels.
+            width: of the images, pixels.
+            data: decoder, workers, prefetch, max_pixels, min_side.
+            local_batch: images a micro-batch of this process.
+            rank: of this process.
+            world_size: processes.
+            accumulate: micro-batches a step.
+            transform: (images, index, epoch) -> views, called in background threads, two batches at a time.
+        Raises:
+            ConfigError: an epoch smaller than one global batch, or a wrong workers or prefetch.
+            ValueError: source and order do not belong together.
+        """
+        if sum(order.sizes) != len(source):
+            raise ValueError(f"Loader: order must be over the {len(source)} records, got one over {sum(order.sizes)}")
+        if data.workers < 0 or data.prefetch < 1:
+            raise ConfigError(
+                f"data.workers must be 0 or more and data.prefetch 1 or more, got {data.workers} and {data.prefetch}"
+            )
+        self.source, self.order, self.transform = source, order, transform
+        self._workers = data.workers or env.threads()
+        self._decoder = build_decoder(data, height=height, width=width, batch=local_batch, workers=self._workers)
+        self._prefetch = data.prefetch
+        self._local_batch, self._rank, self._world_size, self._accumulate = local_batch, rank, world_size, accumulate
+        self._global_batch = local_batch * world_size * accumulate
+        self.steps_per_epoch = order.epoch_size // self._global_batch
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"an epoch must have at least one global batch of {self._global_batch} images, "
+                f"got an epoch of {order.epoch_size}"
+            )
+        self.broken: dict[str, str] = {}
+        self.waited = 0.0
+        self._lock = threading.Lock()
+
+    def batches(self, epoch: int, step: int = 0) -> Iterator[LoadedBatch]:
+        """The batches of an epoch from a step on, `accumulate` a step.
+
+        Args:
+            epoch: 0-based.
+            step: first step of the epoch to show.
+        Raises:
+            ConfigError: no usable record could be found for a slot, or the data have become unreadable.
+        """
+        starts = self._starts(step)
+        with (
+            ThreadPoolExecutor(self._workers, "decode") as decoders,
+            ThreadPoolExecutor(_BATCHES_AT_ONCE, "batch") as makers,
+        ):
+            pending: deque[Future[LoadedBatch]] = deque()
+
+            def submit(count: int) -> None:
+                pending.extend(makers.submit(self._make, epoch, start, decoders) for start in islice(starts, count))
+
+            try:
+                submit(self._prefetch)
+                while pending:
+                    began = time.perf_counter()
+                    batch = pending.popleft().result()
+                    self.waited += time.perf_counter() - began
+                    submit(1)
+                    yield batch
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _starts(self, step: int) -> Iterator[int]:
+        """First position of each micro-batch of this process."""
+        for now in range(step, self.steps_per_epoch):
+            for micro in range(self._accumulate):
+                yield now * self._global_batch + (micro * self._world_size + self._rank) * self._local_batch
+
+    def _make(self, epoch: int, start: int, decoders: Executor) -> LoadedBatch:
+        slots, records = self.order.slots(epoch, start, self._local_batch)
+        images, broken = self._load(records, decoders)
+        if broken:
+            self._replace(epoch, slots, records, images, broken, decoders)
+        index = torch.from_numpy(slots)
+        views = self.transform(images, index, epoch) if self.transform else None
+        return LoadedBatch(images, index, torch.from_numpy(records), views)
+
+    def _load(self, records: np.ndarray, decoders: Executor) -> tuple[Tensor, dict[int, str]]:
+        """Images of the records, and place -> reason of the broken ones, which are logged."""
+        images, broken = self._decoder.load(self.source.read, records, decoders, self._workers)
+        for place, reason in sorted(broken.items()):
+            self._report(self.source.name(int(records[place])), reason)
+        return images, broken
+
+    def _report(self, name: str, reason: str) -> None:
+        with self._lock:
+            if name in self.broken:
+                return
+            self.broken[name] = reason
+        _log.warning("broken record %s: %s", name, reason)
+
+    def _replace(
+        self,
+        epoch: int,
+        slots: np.ndarray,
+        records: np.ndarray,
+        images: Tensor,
+        broken: dict[int, str],
+        decoders: Executor,
+    ) -> None:
+        """Put usable records into the broken places of `records` and `images`."""
+        places = np.asarray(sorted(broken))
+        left = np.arange(len(places))
+        for tried in self.order.replacements(epoch, slots[places], _TRIES).T:
+            found, still = self._load(tried[left], decoders)
+            usable = np.asarray([i not in still for i in range(len(left))])
+            images[torch.from_numpy(places[left[usable]])] = found[torch.from_numpy(usable)]
+            records[places[left[usable]]] = tried[left[usable]]
+            left = left[~usable]
+            if not left.size:
+                return
+        name = self.source.name(int(records[places[left[0]]]))
+        raise ConfigError(
+            f"expected usable images, got {_TRIES} broken records in a row in the place of {name}; "
+            f"for example: {self.broken[name]}"
+        )

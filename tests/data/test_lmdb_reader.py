@@ -1,0 +1,197 @@
+"""The compiled LMDB reader against py-lmdb's own reading, and against damaged files."""
+
+import random
+import struct
+from pathlib import Path
+
+import lmdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rcmstr_fast import _C
+
+ABSENT = [b"", b"image-", b"image-000000000", b"zzz", b"\x00", b"\xff" * 300]
+
+
+def make(folder: Path, entries: dict[bytes, bytes], deleted=()) -> str:
+    with lmdb.open(str(folder), map_size=1 << 28) as env:
+        with env.begin(write=True) as txn:
+            for key, value in entries.items():
+                txn.put(key, value)
+        if deleted:
+            with env.begin(write=True) as txn:
+                for key in deleted:
+                    txn.delete(key)
+    return str(folder / "data.mdb")
+
+
+def same_as_lmdb(path: str, keys: list[bytes]) -> None:
+    with (
+        lmdb.open(path, subdir=False, readonly=True, lock=False) as env,
+        env.begin() as txn,
+    ):
+        expected = [txn.get(key) if key else None for key in keys]
+        entries = env.stat()["entries"]
+    reader = _C.LmdbReader(path)
+    assert reader.get(keys) == expected
+    assert reader.entries == entries
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 60, 700])
+def test_small_databases(tmp_path, count):
+    rng = random.Random(count)
+    entries = {b"image-%09d" % i: rng.randbytes(rng.randint(0, 300)) for i in range(1, count + 1)}
+    same_as_lmdb(make(tmp_path, entries), [*entries, *ABSENT])
+
+
+def test_many_records_with_values_of_many_pages_and_deletions(tmp_path):
+    rng = random.Random(0)
+    entries = {
+        b"image-%09d" % i: rng.randbytes(rng.choice((10, 500, 2000, 2100, 4080, 4081, 9000))) for i in range(1, 20001)
+    }
+    entries |= {b"label-%09d" % i: b"word%d" % i for i in range(1, 20001)}
+    deleted = [b"image-%09d" % i for i in range(1, 20001) if i % 7 == 0 or 5000 < i < 9000]
+    path = make(tmp_path, entries, deleted)
+    keys = list(entries)
+    rng.shuffle(keys)
+    same_as_lmdb(path, keys + ABSENT)
+    numbers = [20000, 1, 7, 3, 3, 20001, 0, -1, 10**9, 10**15]
+    reader = _C.LmdbReader(path)
+    assert reader.records("image", numbers) == reader.get([b"image-%09d" % n for n in numbers])
+    assert reader.records("label", [2, 20000]) == [b"word2", b"word20000"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    entries=st.dictionaries(st.binary(min_size=1, max_size=500), st.binary(max_size=9000), max_size=40),
+    asked=st.lists(st.binary(min_size=1, max_size=500), max_size=10),
+)
+def test_any_keys_and_values(tmp_path_factory, entries, asked):
+    path = make(tmp_path_factory.mktemp("lmdb"), entries)
+    same_as_lmdb(path, [*entries, *asked])
+
+
+def by_hand(path: Path, page_size: int, entries: dict[bytes, bytes]) -> str:
+    """A one-leaf database of any page size, as a machine with other memory pages writes it."""
+    keys = sorted(entries)
+    lower, upper, offsets, nodes = 16 + 2 * len(keys), page_size, [], b""
+    for key in keys:
+        value = entries[key]
+        node = struct.pack("<HHHH", len(value) & 0xFFFF, len(value) >> 16, 0, len(key)) + key + value
+        node += b"\0" * (len(node) % 2)
+        upper -= len(node)
+        offsets.append(upper)
+        nodes = node + nodes
+    leaf = struct.pack("<QHHHH", 2, 0, 2, lower, upper) + struct.pack(f"<{len(keys)}H", *offsets)
+    leaf += b"\0" * (page_size - len(leaf) - len(nodes)) + nodes
+    pages = b""
+    for number in range(2):
+        free = struct.pack("<IHHQQQQQ", page_size, 8, 0, 0, 0, 0, 0, 2**64 - 1)
+        main = struct.pack("<IHHQQQQQ", 0, 0, 1, 0, 1, 0, len(keys), 2)
+        meta = struct.pack("<IIQQ", 0xBEEFC0DE, 1, 0, 1 << 20) + free + main + struct.pack("<QQ", 2, number)
+        pages += (struct.pack("<QHHI", number, 0, 8, 0) + meta).ljust(page_size, b"\0")
+    path.write_bytes(pages + leaf)
+    return str(path)
+
+
+@pytest.mark.parametrize("page_size", [512, 1024, 8192, 16384, 32768])
+def test_other_page_sizes(tmp_path, page_size):
+    entries = {b"image-%09d" % i: bytes([i]) * 20 for i in range(1, 9)}
+    path = by_hand(tmp_path / "data.mdb", page_size, entries)
+    assert _C.LmdbReader(path).get([*entries, *ABSENT]) == [*entries.values(), *[None] * len(ABSENT)]
+    if page_size >= 4096:
+        same_as_lmdb(path, [*entries, *ABSENT])
+
+
+def test_newest_meta_wins_and_one_damaged_meta_is_survived(tmp_path):
+    path = Path(make(tmp_path, {b"a": b"1"}))
+    make(tmp_path, {b"a": b"2"})
+    assert _C.LmdbReader(str(path)).get([b"a"]) == [b"2"]
+    sound = path.read_bytes()
+    transactions = [struct.unpack_from("<Q", sound, page * 4096 + 16 + 128)[0] for page in range(2)]
+    for page in range(2):
+        path.write_bytes(sound[: page * 4096 + 16] + b"\0\0\0\0" + sound[page * 4096 + 20 :])
+        expected = b"1" if transactions[page] == max(transactions) else b"2"
+        assert _C.LmdbReader(str(path)).get([b"a"]) == [expected]
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\0" * 100_000, b"\xff" * 100_000])
+def test_no_lmdb(tmp_path, content):
+    (tmp_path / "data.mdb").write_bytes(content)
+    with pytest.raises(_C.LmdbError, match="not an LMDB data file"):
+        _C.LmdbReader(str(tmp_path / "data.mdb"))
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(_C.LmdbError, match="cannot be opened"):
+        _C.LmdbReader(str(tmp_path / "none"))
+    with pytest.raises(_C.LmdbError, match="not a file"):
+        _C.LmdbReader(str(tmp_path))
+
+
+def test_other_versions_and_flags_are_left_to_liblmdb(tmp_path):
+    path = Path(by_hand(tmp_path / "data.mdb", 4096, {b"a": b"1"}))
+    sound = path.read_bytes()
+    for offset, value in ((16 + 4, 2), (16 + 76, 4)):
+        changed = bytearray(sound)
+        changed[offset] = changed[4096 + offset] = value
+        path.write_bytes(changed)
+        with pytest.raises(_C.LmdbUnsupported):
+            _C.LmdbReader(str(path))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> tuple[bytes, list[bytes], list[bytes | None]]:
+    rng = random.Random(1)
+    entries = {b"image-%09d" % i: rng.randbytes(rng.choice((30, 1500, 6000))) for i in range(1, 301)}
+    path = make(tmp_path_factory.mktemp("sound"), entries)
+    return Path(path).read_bytes(), list(entries), list(entries.values())
+
+
+def read_all(path: Path, keys: list[bytes]) -> list[bytes | None] | None:
+    try:
+        reader = _C.LmdbReader(str(path))
+    except _C.LmdbError:
+        return None
+    return reader.get(keys)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_flipped_bytes_never_crash(tmp_path_factory, sound, data):
+    content, keys, _ = sound
+    changed = bytearray(content)
+    header = st.builds(
+        lambda page, inside: page * 4096 + inside, st.integers(0, len(content) // 4096 - 1), st.integers(0, 160)
+    )
+    for _ in range(data.draw(st.integers(1, 8))):
+        offset = data.draw(header | st.integers(0, len(content) - 1))
+        changed[offset] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "flipped.mdb"
+    path.write_bytes(changed)
+    values = read_all(path, keys)
+    assert values is None or all(value is None or len(value) <= len(content) for value in values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 1))
+def test_truncated_files_lose_records_only(tmp_path_factory, sound, share):
+    content, keys, expected = sound
+    path = tmp_path_factory.getbasetemp() / "short.mdb"
+    path.write_bytes(content[: int(share * len(content))])
+    values = read_all(path, keys)
+    assert values is None or all(got in (None, want) for got, want in zip(values, expected))
+
+
+def test_a_tree_that_points_at_itself_ends(tmp_path):
+    path = Path(make(tmp_path, {b"image-%09d" % i: b"x" * 100 for i in range(1, 2000)}))
+    content = bytearray(path.read_bytes())
+    metas = [struct.unpack_from("<QQQ", content, page * 4096 + 16 + 112) for page in range(2)]
+    root = max(metas, key=lambda meta: meta[2])[0]
+    assert struct.unpack_from("<H", content, root * 4096 + 10)[0] & 1, "the root must be a branch page"
+    keys = struct.unpack_from("<H", content, root * 4096 + 12)[0] // 2 - 8
+    for offset in struct.unpack_from(f"<{keys}H", content, root * 4096 + 16):
+        struct.pack_into("<IH", content, root * 4096 + offset, root, 0)
+    path.write_bytes(content)
+    assert _C.LmdbReader(str(path)).records("image", [1, 1000]) == [None, None]
