@@ -1,0 +1,71 @@
+"""What the commands share: a parser whose errors are one line, and dataclasses as arguments."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from rcmstr_fast.config import ConfigError
+
+T = TypeVar("T")
+
+_UNKNOWN = (
+    r"unrecognized arguments: --(?P<name>[^\s=]+)",
+    r"Group '(?P<group>[^']*)' does not accept option '(?P<name>[^']*)'",
+    r"Option '(?P<name>[^']*)' is not accepted",
+)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser; a wrong argument is a ConfigError of one line that names the nearest field."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as a ConfigError."""
+        raise ConfigError(self._one_line(message)) from ex
+
+    def _one_line(self, message: str) -> str:
+        for pattern in _UNKNOWN:
+            found = re.search(pattern, message)
+            if found:
+                name = ".".join(part for part in (found.groupdict().get("group"), found["name"]) if part)
+                return f"unknown field {name}{self._nearest(name)}"
+        return _wrong_value(message) or " ".join(message.split())
+
+    def _nearest(self, name: str) -> str:
+        known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        known = [option for option in known if not option.endswith("+")]
+        last = {option.rsplit(".", 1)[-1]: option for option in known}
+        near = difflib.get_close_matches(name, known, 1) or [
+            last[x] for x in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1)
+        ]
+        return f"; did you mean {near[0]}?" if near else "; --help lists the fields"
+
+
+def _wrong_value(message: str) -> str | None:
+    """jsonargparse's several lines about a value of the wrong type, in one."""
+    field = re.search(r'Parser key "(.+?)":', message)
+    expected = re.findall(r"Expected an? (.+?)(?=\. Got value: |\n|$)", message)
+    got = re.search(r"Given value: (.*)", message) or re.search(r"Got value: (.*)", message)
+    if not (field and expected and got):
+        return None
+    kinds = [re.sub(r"<class '(\w+)'>", r"\1", kind).replace("NoneType", "null") for kind in dict.fromkeys(expected)]
+    kinds = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind) for kind in kinds]
+    hint = f"; write [{got[1].strip()}]" if kinds[0] == "list" else ""
+    return f"{field[1]}: expected {' or '.join(kinds)}, got {got[1].strip()}{hint}"
+
+
+def add_dataclass(parser: ArgumentParser, cls: type) -> None:
+    """Add `--config FILE.yaml` and one dotted argument for each field of a configuration dataclass."""
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below; flags win over it")
+    parser.add_class_arguments(cls)
+
+
+def to_dataclass(cls: type[T], arguments: Namespace) -> T:
+    """The configuration that parsed (and instantiated) arguments describe."""
+    return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""What a run and `rcmstr doctor` report about the machine, the libraries and the backends."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rcmstr_fast
+import rcmstr_fast.ops
+from rcmstr_fast import env
+from rcmstr_fast.ops import dispatch, storage
+
+_LIBRARIES = (
+    "torch", "triton", "numpy", "Pillow", "lmdb", "safetensors", "jsonargparse", "tensorboard",
+    "nvidia-dali-cuda120", "nvidia-dali-cuda130",
+)  # fmt: skip
+
+
+def version_of(distribution: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Commit of the checkout this package runs from (`+` appended where files differ from it), or None."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name, memory in GiB and compute capability of each visible GPU."""
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [
+        {"name": p.name, "memory_gib": round(p.total_memory / 2**30, 1), "capability": f"{p.major}.{p.minor}"}
+        for p in found
+    ]
+
+
+def extension() -> dict[str, Any]:
+    """Whether rcmstr_fast._C is there and whether it was built with CUDA."""
+    try:
+        from rcmstr_fast import _C
+    except ImportError as error:
+        return {"built": False, "cuda": False, "reason": str(error)}
+    return {"built": True, "cuda": bool(getattr(_C, "cuda", False))}
+
+
+def environment() -> dict[str, Any]:
+    """Everything about this process that can change a result or its speed; plain values for JSON."""
+    return {
+        "version": rcmstr_fast.__version__,
+        "commit": commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpus": gpus(),
+        "cuda": torch.version.cuda,
+        "libraries": {name: version_of(name) for name in _LIBRARIES},
+        "extension": extension(),
+        "variables": {name: os.environ[name] for name in env.VARIABLES if name in os.environ},
+        "backends": dispatch.availability(),
+        "choices": storage.describe(),
+    }

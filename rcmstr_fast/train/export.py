@@ -1,0 +1,108 @@
+"""encoder.safetensors: the part of a run that is shared, with everything needed to use it in its header."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rcmstr_fast import models
+from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig
+from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.environment import commit
+
+KIND = "rcmstr_fast encoder"
+
+
+def export_encoder(method: nn.Module, path: Path, config: PretrainConfig, step: int) -> None:
+    """Write encoder and rectifier.
+
+    Args:
+        method: has `online_encoder` and `rectifier`.
+        path: the file; replaced whole or not at all.
+        config: resolved.
+        step: steps trained.
+    Raises:
+        RunError: the disk is full or cannot be written.
+    """
+    encoder, rectifier = method.online_encoder, method.rectifier
+    tensors = {f"encoder.{name}": x for name, x in encoder.state_dict().items()}
+    tensors |= {f"rectifier.{name}": x for name, x in rectifier.state_dict().items()}
+    model = config.model
+    vit = model.encoder.startswith("vit")
+    header = {
+        "kind": KIND,
+        "arch": model.encoder,
+        "width": model.width,
+        "depth": model.depth,
+        "height": model.height,
+        "image_width": model.image_width,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "frames": model.image_width // 4 + (0 if vit else 1),
+        "out_channels": encoder.out_channels,
+        "rectifier": model.tps,
+        "commit": commit(),
+        "step": step,
+        "config": dataclasses.asdict(config),
+    }
+    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    data = safetensors.torch.save(plain, {"rcmstr_fast": json.dumps(header)})
+    write_whole(path, lambda file: file.write(data))
+
+
+def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """Rebuild the exported encoder.
+
+    Args:
+        path: an `encoder.safetensors` or the run folder that holds one.
+    Returns:
+        encoder and rectifier (`nn.Identity` for none) in evaluation mode on the CPU, and the header.
+    Raises:
+        ConfigError: the file is missing, cut off, foreign, or its tensors do not fit its header.
+    """
+    path = Path(path)
+    file = path / "encoder.safetensors" if path.is_dir() else path
+    header, tensors = _read(file)
+    try:
+        # The exported weights are those of the rectifier, so its own checkpoint is not asked for again.
+        model = ModelConfig(**{**header["config"]["model"], "tps_checkpoint": "random"})
+        encoder, rectifier = models.build_encoder(model), models.build_rectifier(model)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file}: its header does not describe an encoder of this version ({error})") from error
+    for name, module in (("encoder", encoder), ("rectifier", rectifier)):
+        held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+        _fill(module, held, f"{file}: {name}")
+    return encoder.eval(), rectifier.eval(), header
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of an exported file."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: expected an encoder.safetensors or a run folder that holds one, there is none")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("rcmstr_fast", "null"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{file}: not an exported encoder, or one cut off ({error})") from error
+    if not isinstance(header, dict) or header.get("kind") != KIND:
+        raise ConfigError(f"{file}: expected an encoder exported by rcmstr_fast, it has no such header")
+    return header, tensors
+
+
+def _fill(module: nn.Module, held: dict[str, Tensor], where: str) -> None:
+    """Load a state dict after naming what does not fit."""
+    wanted = module.state_dict()
+    for key in sorted(wanted.keys() | held.keys()):
+        if key not in held or key not in wanted:
+            raise ConfigError(f"{where}: tensor {key} is {'missing' if key in wanted else 'not part of the network'}")
+        if held[key].shape != wanted[key].shape:
+            expected, got = list(wanted[key].shape), list(held[key].shape)
+            raise ConfigError(f"{where}: tensor {key} must be {expected}, got {got}")
+    with torch.no_grad():
+        module.load_state_dict(held)

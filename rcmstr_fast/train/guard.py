@@ -1,0 +1,89 @@
+"""Non-finite losses and gradients: such a step changes nothing, several in a row stop the run.
+
+Every decision stays on the device; the host looks at a small vector at intervals only.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rcmstr_fast.config import RunError
+from rcmstr_fast.train.distributed import World
+
+
+class Guard:
+    """Counts steps with a non-finite loss or gradient and keeps batch-norm statistics clean of them.
+
+    Args:
+        method: its running batch-norm statistics are put back after a bad step.
+        limit: consecutive bad steps after which the run stops.
+        world: device and processes.
+    """
+
+    def __init__(self, method: nn.Module, limit: int, world: World) -> None:
+        self.limit = limit
+        self.world = world
+        self.interval = 1 if world.device.type == "cpu" else 10
+        self.total = torch.zeros((), dtype=torch.int64, device=world.device)
+        self._streak = torch.zeros_like(self.total)
+        self._longest = torch.zeros_like(self.total)
+        self._first = torch.zeros_like(self.total)
+        self._bad_terms: Tensor | None = None
+        self._names: list[str] = []
+        self._statistics = running_statistics(method)
+        self._saved = [torch.empty_like(x) for x in self._statistics]
+
+    def begin_step(self) -> None:
+        """Remember the running statistics as they are before the forward passes."""
+        if self._statistics:
+            torch._foreach_copy_(self._saved, self._statistics)
+
+    def end_step(self, step: int, finite: Tensor, terms: dict[str, Tensor]) -> None:
+        """Count the step and undo what a bad one did to the running statistics.
+
+        Args:
+            step: number of the step.
+            finite: 0-d bool, the same on every process.
+            terms: loss terms of this process, 0-d, the culprits to name.
+        """
+        for now, before in zip(self._statistics, self._saved, strict=True):
+            torch.where(finite, now, before, out=now)
+        self._names = list(terms)
+        bad_terms = ~torch.isfinite(torch.stack([x.detach().float() for x in terms.values()]))
+        starts = ~finite & (self._streak == 0)
+        self._first = torch.where(starts, step, self._first)
+        old = bad_terms if self._bad_terms is None else self._bad_terms
+        self._bad_terms = torch.where(starts, bad_terms, old)
+        self.total += ~finite
+        self._streak = torch.where(finite, 0, self._streak + 1)
+        self._longest = torch.maximum(self._longest, self._streak)
+
+    def state(self) -> Tensor:
+        """The counts, [4] int64, for the checkpoint."""
+        return torch.stack([self.total, self._streak, self._longest, self._first]).cpu()
+
+    def load_state(self, state: Tensor) -> None:
+        """Continue counting."""
+        self.total, self._streak, self._longest, self._first = state.to(self.world.device).unbind()
+
+    def check(self) -> None:
+        """Look at the count (waits for the device).
+
+        Raises:
+            RunError: naming process, step and loss term, after `limit` consecutive bad steps.
+        """
+        if int(self._longest) < self.limit or self._bad_terms is None:
+            return
+        culprits = []
+        for rank, row in enumerate(self.world.gather(self._bad_terms[None].int()).tolist()):
+            names = [name for name, bad in zip(self._names, row, strict=True) if bad]
+            if names:
+                culprits.append(f"{', '.join(names)} on rank {rank}")
+        raise RunError(
+            f"step {int(self._first)}: not finite: {'; '.join(culprits) or 'a gradient'}; "
+            f"stopped after {int(self._longest)} such steps in a row, the weights are those before the first of them"
+        )
+
+
+def running_statistics(method: nn.Module) -> list[Tensor]:
+    """Running means and variances of every batch norm, in place."""
+    return [x for name, x in method.named_buffers() if name.endswith(("running_mean", "running_var"))]

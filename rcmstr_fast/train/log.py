@@ -1,0 +1,186 @@
+"""What a run tells: metrics.jsonl, log.txt, TensorBoard, a progress bar or plain lines; means kept on the device."""
+
+import json
+import logging
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rcmstr_fast.train import checkpoint
+from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.runfolder import RunFolder
+
+#: Keys of a metrics line that depend on the clock or the machine; all others repeat exactly on a CPU.
+WALL_CLOCK = ("images_per_s", "data_wait_percent", "memory_gib", "seconds", "broken")
+
+_package = logging.getLogger("rcmstr_fast")
+
+
+class Meter:
+    """Means of 0-d tensors over the finite steps of a logging window; the host reads them at the window's end."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+
+    def add(self, values: dict[str, Tensor], finite: Tensor) -> None:
+        """Add a step: `values` count where `finite` (0-d bool) holds."""
+        self.names = list(values)
+        row = torch.stack([*(x.detach() for x in values.values()), torch.ones_like(finite, dtype=torch.float32)])
+        row = torch.where(finite, row.double(), 0.0)
+        self.sums = row if self.sums is None else self.sums + row
+
+    def read(self, world: World) -> dict[str, float | None]:
+        """Means over window and ranks (None where no step was finite), then start a new window."""
+        if self.sums is None:
+            return {}
+        *sums, count = world.mean(self.sums).tolist()
+        self.sums = None
+        return {name: total / count if count else None for name, total in zip(self.names, sums, strict=True)}
+
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """The open window, averaged over ranks."""
+        return {"names": self.names, "sums": None if self.sums is None else world.mean(self.sums).cpu()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue a window."""
+        self.names = state["names"]
+        self.sums = None if state["sums"] is None else state["sums"].to(device)
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after `step` and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            known = json.loads(line)["step"] <= step and line.endswith(b"\n")
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if known:
+            kept.append(line)
+    checkpoint.write_whole(path, lambda file: file.write(b"".join(kept)))
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class _Console(logging.Handler):
+    """Writes records above a progress bar without tearing it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not getattr(record, "file_only", False):
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+class RunLog:
+    """The log of one process; only rank 0 writes files.
+
+    Args:
+        folder: the run folder.
+        world: this process.
+    """
+
+    def __init__(self, folder: RunFolder, world: World) -> None:
+        self.folder, self.world = folder, world
+        self.total = self._start = self._window_step = 0
+        self.started = self._window = time.monotonic()
+        self._waited = 0.0
+        self._metrics = self._board = self._bar = None
+        self._level = _package.level
+        self._handlers: list[logging.Handler] = [_Console()]
+        self._handlers[0].setLevel(logging.INFO if world.rank == 0 else logging.WARNING)
+        if world.rank == 0:
+            self._handlers.append(logging.FileHandler(folder.text, encoding="utf-8"))
+        _package.setLevel(logging.INFO)
+        for handler in self._handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            _package.addHandler(handler)
+
+    def begin(self, step: int, total: int) -> None:
+        """Open the metrics after `step` of `total` steps; what an interrupted run wrote after it is dropped."""
+        self.total, self._start, self._window_step = total, step, step
+        self.started = self._window = time.monotonic()
+        if self.world.rank != 0:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        cut_metrics(self.folder.metrics, step)
+        self._metrics = open(self.folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1 if step else None)
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def close(self) -> None:
+        """Close the files and give the logger back."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._metrics is not None and self._board is not None:
+            self._metrics.close()
+            self._board.close()
+        for handler in self._handlers:
+            _package.removeHandler(handler)
+            handler.close()
+        _package.setLevel(self._level)
+
+    def advance(self) -> None:
+        """One step done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def speed(self, step: int, images: int, waited: float) -> dict[str, float]:
+        """Throughput since the last line.
+
+        Args:
+            step: steps done.
+            images: images a step, all processes.
+            waited: seconds the loop has waited for data since it started.
+        """
+        now = time.monotonic()
+        seconds = max(now - self._window, 1e-9)
+        measured = {
+            "images_per_s": (step - self._window_step) * images / seconds,
+            "data_wait_percent": 100 * (waited - self._waited) / seconds,
+            "memory_gib": memory_gib(self.world.device),
+            "seconds": now - self.started,
+        }
+        self._window, self._window_step, self._waited = now, step, waited
+        return measured
+
+    def write(self, line: dict[str, Any]) -> None:
+        """One metrics line, `step` in it: to the file, TensorBoard, and as text."""
+        if self._metrics is None or self._board is None:
+            return
+        plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
+        self._metrics.write(json.dumps(plain) + "\n")
+        self._metrics.flush()
+        for name, value in plain.items():
+            if value is not None and name not in ("step", "seconds"):
+                self._board.add_scalar(name, value, line["step"])
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {_number(plain.get('loss'))}")
+        text = " ".join(f"{name} {_number(x)}" for name, x in plain.items() if name != "seconds")
+        _package.info("%s eta %s", text, self._eta(line["step"]), extra={"file_only": self._bar is not None})
+
+    def _eta(self, step: int) -> str:
+        done = max(step - self._start, 1)
+        left = (time.monotonic() - self.started) / done * (self.total - step)
+        return tqdm.format_interval(left)
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

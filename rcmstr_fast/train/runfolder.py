@@ -1,0 +1,152 @@
+"""The run folder (SPEC section 11): created once, continued with the same configuration only."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.train import checkpoint
+from rcmstr_fast.train.environment import environment
+
+_log = logging.getLogger(__name__)
+
+#: Fields that may change when a run is continued: its length, what it writes when, and how data are read ahead.
+MAY_CHANGE = frozenset(
+    ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.picture_every",
+     "train.max_nonfinite", "data.workers", "data.prefetch")
+)  # fmt: skip
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries to `a.b` names."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields that differ and may not: `name: old -> new`."""
+    before, after = flatten(old), flatten(new)
+    names = [*after, *(name for name in before if name not in after)]
+    return [
+        f"{name}: {before.get(name, 'absent')!r} -> {after.get(name, 'absent')!r}"
+        for name in names
+        if name not in MAY_CHANGE and before.get(name) != after.get(name)
+    ]
+
+
+class RunFolder:
+    """Paths of a run and the files that describe it.
+
+    Args:
+        path: the run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.text = self.path / "log.txt"
+        self.tensorboard = self.path / "tensorboard"
+        self.pictures = self.path / "views.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.pt"
+        self.best = self.checkpoints / "best.pt"
+        self.encoder = self.path / "encoder.safetensors"
+
+    def read_config(self) -> dict[str, Any] | None:
+        """`config.yaml` of the run that is in the folder, or None for a new or empty folder.
+
+        Raises:
+            ConfigError: the folder holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"run: {self.path} must be a folder, it is a file")
+        if not self.path.exists() or all(path.name.startswith(".") for path in self.path.iterdir()):
+            return None
+        if not self.config.is_file():
+            raise ConfigError(f"run: {self.path} is not empty and not a run (no config.yaml); name another folder")
+        try:
+            held = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.config}: expected the configuration of a run, it cannot be read") from error
+        if not isinstance(held, dict) or not {"method", "train", "optim"} <= held.keys():
+            raise ConfigError(f"{self.config}: expected the configuration of a pretraining run, it is some other file")
+        return held
+
+    def adopt(self, config: PretrainConfig) -> PretrainConfig:
+        """Check that `config` may be run here, before anything is written.
+
+        A warm-up that `config` leaves open is the one of the run that is continued.
+
+        Returns:
+            `config`.
+        Raises:
+            ConfigError: naming every field that differs, with both values.
+        """
+        held = self.read_config()
+        if held is None:
+            return config
+        if config.optim.warmup_steps is None:
+            config.optim.warmup_steps = held["optim"].get("warmup_steps")
+        changed = differences(held, dataclasses.asdict(config))
+        if changed:
+            raise ConfigError(
+                f"run: {self.path} holds a run with another configuration ({'; '.join(changed)}); "
+                "name another folder or restore these fields"
+            )
+        return config
+
+    def claim(self, stack: contextlib.ExitStack, config: PretrainConfig, world_size: int) -> None:
+        """Lock the folder until `stack` is left, and describe the session in it."""
+        stack.enter_context(self.locked())
+        self.write_description(config, world_size)
+
+    def write_description(self, config: PretrainConfig, world_size: int) -> None:
+        """Write `config.yaml` and add this session to `environment.json`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+        checkpoint.write_whole(self.config, lambda file: file.write(text.encode()))
+        path = self.path / "environment.json"
+        sessions = []
+        if path.exists():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                sessions = list(json.loads(path.read_text(encoding="utf-8"))["sessions"])
+        sessions.append({**environment(), "processes": world_size})
+        text_json = json.dumps({"sessions": sessions}, indent=1, ensure_ascii=False) + "\n"
+        checkpoint.write_whole(path, lambda file: file.write(text_json.encode()))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder and hold it; the lock ends with the process, however that ends.
+
+        Raises:
+            ConfigError: another process holds it, or it cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ConfigError(f"run: cannot create the folder {self.path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"run: {self.path} is in use by another process") from error
+            except OSError as error:
+                _log.debug("%s: no lock on this file system (%s)", self.path, error)
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,135 @@
+"""The data side of the loop: sources, order, loader and augmentation, from any step on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rcmstr_fast import env, ops
+from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.data.loader import LoadedBatch, Loader
+from rcmstr_fast.data.sampler import EpochOrder
+from rcmstr_fast.data.source import open_sources
+from rcmstr_fast.methods.permutation import permuted_order
+from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.plan import Plan
+
+#: Query view and key view.
+VIEWS = 2
+
+
+@dataclass
+class TrainBatch:
+    """A micro-batch of this process.
+
+    Attributes:
+        images: [b, H, W, 3] uint8, before augmentation.
+        views: [2, b, 3, H, W] float32 normalised, on the device of training.
+        index: [b] int64 slots of the epoch, on the device of training.
+        epoch: 0-based.
+        permuted: [b, 3, H, W] float32, the permuted query view; None where the method makes it or needs none.
+    """
+
+    images: Tensor
+    views: Tensor
+    index: Tensor
+    epoch: int
+    permuted: Tensor | None = None
+
+
+class Stream:
+    """Batches of a run. On the CPU views are made in the loader's threads, otherwise on the device.
+
+    Args:
+        config: resolved.
+    Raises:
+        ConfigError: no images, or weights that do not fit them.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        if not config.data.roots:
+            raise ConfigError("data.roots must name at least one folder of images or LMDB, got []")
+        self.config = config
+        self._source = open_sources(config.data.roots)
+        data = config.data
+        self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
+        self._loader: Loader | None = None
+        self._make: Callable[..., Tensor] = ops.augment_views
+
+    @property
+    def epoch_size(self) -> int:
+        """Images an epoch."""
+        return self._order.epoch_size
+
+    @property
+    def waited(self) -> float:
+        """Seconds the loop has waited for data."""
+        return self._loader.waited if self._loader else 0.0
+
+    @property
+    def broken(self) -> int:
+        """Broken records met (and replaced) by this process."""
+        return len(self._loader.broken) if self._loader else 0
+
+    def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[TrainBatch]]:
+        """The micro-batches of each step from the 0-based `step` on, without end."""
+        on_cpu = world.device.type == "cpu"
+        model, parts = self.config.model, self.config.train.accumulate
+        self.prepare(plan, world.device)
+        self._loader = Loader(
+            self._source, self._order, height=model.height, width=model.image_width, data=self.config.data,
+            local_batch=plan.micro_batch, rank=world.rank, world_size=world.world_size, accumulate=parts,
+            transform=self.views if on_cpu else lambda images, index, epoch: pinned(images),
+        )  # fmt: skip
+        while True:
+            epoch, inside = divmod(step, plan.steps_per_epoch)
+            micro: list[TrainBatch] = []
+            for loaded in self._loader.batches(epoch, inside):
+                micro.append(self._on_device(loaded, epoch, world))
+                if len(micro) == parts:
+                    step += 1
+                    yield micro
+                    micro = []
+
+    def prepare(self, plan: Plan, device: torch.device) -> None:
+        """Open what `views` needs; before its first call."""
+        if self.config.data.augment == "dali":
+            self._make = self._dali(plan.micro_batch, device)
+
+    def _on_device(self, loaded: LoadedBatch, epoch: int, world: World) -> TrainBatch:
+        if world.device.type == "cpu":
+            return self._batch(loaded, loaded.views, loaded.index, epoch)
+        images = loaded.views.to(world.device, non_blocking=True)
+        index = loaded.index.to(world.device, non_blocking=True)
+        return self._batch(loaded, self.views(images, index, epoch), index, epoch)
+
+    def _batch(self, loaded: LoadedBatch, views: Tensor, index: Tensor, epoch: int) -> TrainBatch:
+        return TrainBatch(loaded.images, views[:VIEWS], index, epoch, views[VIEWS] if len(views) > VIEWS else None)
+
+    def views(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Views of decoded images [b, H, W, 3], with the permuted query view last where the method takes one."""
+        size = (self.config.model.height, self.config.model.image_width)
+        return self._make(
+            images, seed=self.config.seed, epoch=epoch, index=index, num_views=VIEWS, size=size,
+            order=self._order_of_strips(images, index, epoch),
+        )  # fmt: skip
+
+    def _dali(self, batch: int, device: torch.device) -> Callable[..., Tensor]:
+        try:
+            from rcmstr_fast.ops.augment_dali import DaliViews
+        except ImportError as error:
+            raise ConfigError(f"data.augment=dali must have NVIDIA DALI, which cannot be imported: {error}") from error
+        return DaliViews(batch=VIEWS * batch, threads=self.config.data.workers or env.threads(), device=device)
+
+    def _order_of_strips(self, images: Tensor, index: Tensor, epoch: int) -> Tensor | None:
+        """The order in which the query view is written once more; None where the view itself decides on the cuts."""
+        method = self.config.method
+        if not method.permute or method.division == "vertical_projection":
+            return None
+        return permuted_order(index.to(images.device), epoch, method, self.config.seed)
+
+
+def pinned(images: Tensor) -> Tensor:
+    """Images in page-locked memory, from where copies overlap with computation; those on a GPU stay there."""
+    return images if images.device.type == "cuda" else images.pin_memory()

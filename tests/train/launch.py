@@ -1,0 +1,55 @@
+"""Runs in processes of their own, forked from a server that has torch imported already, so that they start at once."""
+
+import importlib
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.utils.tensorboard", "tests.train.toy", "tests.train.real"])
+
+
+def _main(module: str, words: list[str], environment: dict[str, str], stderr: str) -> None:
+    os.dup2(os.open(stderr, os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    os.environ.update(environment)
+    sys.exit(importlib.import_module(module).main(words))
+
+
+class Started:
+    """One process."""
+
+    def __init__(self, module: str, words: list[str], environment: dict[str, str]) -> None:
+        handle, name = tempfile.mkstemp(suffix=".stderr")
+        os.close(handle)
+        self._stderr = Path(name)
+        self.process = _CONTEXT.Process(target=_main, args=(module, words, environment, name))
+        self.process.start()
+
+    def wait(self) -> tuple[int, str]:
+        """Exit status (minus the signal that ended it) and stderr."""
+        self.process.join(timeout=300)
+        text = self._stderr.read_text()
+        self._stderr.unlink()
+        return self.process.exitcode, text
+
+
+def start(module: str, *words: str) -> Started:
+    """Start `main(words)` of a module."""
+    return Started(module, list(words), {})
+
+
+def launch(module: str, *words: str, processes: int = 2) -> list[tuple[int, str]]:
+    """Run `main(words)` in several processes with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    started = [
+        Started(module, list(words), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    return [process.wait() for process in started]

@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from rcmstr_fast.config import ConfigError
+from rcmstr_fast.train import checkpoint
+from rcmstr_fast.train.distributed import World, choose_device, joined
+from rcmstr_fast.train.runfolder import RunFolder
+from tests.train.compare import last, metrics
+from tests.train.launch import launch
+from tests.train.toy import toy_run
+
+
+def assert_close_runs(one, other, tolerance, prefix="", but=()):
+    """Metrics (names with `prefix`) and tensors (`but` those with such words) of two divisions of the same batches."""
+    for a, b in zip(metrics(one), metrics(other), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if not name.startswith(prefix):
+                continue
+            assert a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance), (a["step"], name)
+    a, b = last(one), last(other)
+    for name in a:
+        if name.startswith(".method") and not any(word in name for word in but):
+            torch.testing.assert_close(a[name].float(), b[name].float(), rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_two_processes_equal_one(tmp_path):
+    done = launch("tests.train.toy", str(tmp_path / "two"), "method__bn_group_size=1")
+    assert [status for status, _ in done] == [0, 0], done
+    one = toy_run(tmp_path / "one", method__bn_group_size=1)
+    assert_close_runs(one, tmp_path / "two", 1e-5)
+    assert checkpoint.load(RunFolder(tmp_path / "two").last)["world_size"] == 2
+
+
+def test_run_of_two_processes_is_continued_by_one(tmp_path):
+    done = launch("tests.train.toy", str(tmp_path / "run"), "method__bn_group_size=1", "train__steps=7")
+    assert [status for status, _ in done] == [0, 0], done
+    toy_run(tmp_path / "run", method__bn_group_size=1)
+    assert metrics(tmp_path / "run")[-1]["step"] == 12
+
+
+def test_accumulation_equals_the_whole_batch(tmp_path):
+    whole = toy_run(tmp_path / "whole", method__bn_group_size=1)
+    parts = toy_run(tmp_path / "parts", method__bn_group_size=1, train__accumulate=4)
+    assert_close_runs(whole, parts, 1e-5)
+
+
+def test_batch_norm_statistics_are_averaged_at_checkpoints(tmp_path):
+    done = launch("tests.train.toy", str(tmp_path / "two"), "train__steps=1")
+    assert [status for status, _ in done] == [0, 0], done
+    one = last(toy_run(tmp_path / "one", train__steps=1))[".method.online_encoder.1.running_mean"]
+    two = last(tmp_path / "two")[".method.online_encoder.1.running_mean"]
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_non_finite_step_names_the_process(tmp_path):
+    done = launch("tests.train.toy", str(tmp_path / "run"), "poison=2,3,4")
+    assert all(status for status, _ in done)
+    assert all("step 3: not finite: loss, loss_info on rank 1; stopped after 3" in error for _, error in done)
+
+
+def test_error_on_one_process_ends_all(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("x")
+    done = launch("tests.train.toy", str(tmp_path / "run"))
+    assert all(status for status, _ in done) and all("is not empty and not a run" in error for _, error in done)
+
+
+def test_lost_process_ends_the_others(tmp_path):
+    done = launch("tests.train.toy", str(tmp_path / "run"), "rank=1", "kill=4")
+    assert done[1][0] == -9 and done[0][0], done
+    assert "another process of the run is gone" in done[0][1]
+
+
+def test_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    done = launch("tests.train.toy", str(tmp_path / "run"), "rank=1", "term=4", "train__steps=200")
+    assert [status for status, _ in done] == [143, 143], done
+    assert all("saved at step 5" in error for _, error in done)
+
+
+def test_single_process_collectives_are_the_identity():
+    world = World(torch.device("cpu"))
+    x = torch.arange(3.0)
+    assert torch.equal(world.gather(x), x) and torch.equal(world.mean(x), x)
+    assert world.on_rank0(lambda: 5) == 5
+
+
+def test_environment_and_device_errors(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ConfigError, match="the environment has only RANK"), joined("cpu"):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="needs a CUDA GPU"):
+        choose_device("cuda", 0)
+    assert choose_device("auto", 0) == torch.device("cpu")

@@ -1,0 +1,99 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from rcmstr_fast.config import ConfigError, OptimConfig, PretrainConfig, resolve
+from rcmstr_fast.train.optim import apply_gradients, build_optimizer, is_vector, learning_rate
+from rcmstr_fast.train.plan import make_plan
+
+
+def config(**train) -> PretrainConfig:
+    made = PretrainConfig()
+    for name, value in train.items():
+        setattr(made.train, name, value)
+    return resolve(made)
+
+
+def test_plan_counts_whole_batches():
+    plan = make_plan(config(global_batch_size=32, accumulate=2, epochs=3), 100, world_size=4)
+    assert (plan.steps_per_epoch, plan.total_steps, plan.local_batch, plan.micro_batch) == (3, 9, 8, 4)
+    assert plan.save_every == 3 and [plan.epoch(s) for s in (0, 2, 3)] == [0, 0, 1]
+    assert make_plan(config(global_batch_size=32, steps=7), 100, 1).total_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("train", "images", "processes", "words"),
+    [
+        ({"global_batch_size": 64}, 63, 1, "at most the 63 images of an epoch, got 64"),
+        ({"global_batch_size": 32}, 100, 3, "multiple of processes"),
+        ({"global_batch_size": 32, "accumulate": 3}, 100, 1, "multiple of processes"),
+        ({"global_batch_size": 8, "accumulate": 4}, 100, 2, "2 or more images"),
+        ({"global_batch_size": 8, "log_every": 0}, 100, 1, "log_every must be 1 or more"),
+        ({"global_batch_size": 8, "epochs": 0}, 100, 1, "must be positive"),
+    ],
+)
+def test_plan_refuses_what_does_not_fit(train, images, processes, words):
+    with pytest.raises(ConfigError, match=words):
+        make_plan(config(**train), images, processes)
+
+
+def test_learning_rate_warms_up_and_falls():
+    made = config(global_batch_size=10, steps=100)
+    made.optim.lr, made.optim.min_lr = 1.0, 0.1
+    plan = make_plan(made, 100, 1)
+    rates = [learning_rate(step, made.optim, plan) for step in range(101)]
+    assert plan.warmup_steps == 10
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    made.optim.schedule = "constant"
+    assert learning_rate(70, made.optim, plan) == 1.0
+
+
+def test_warm_up_is_at_most_5000_steps():
+    made = config(global_batch_size=10, steps=1_000_000)
+    assert make_plan(made, 100, 1).warmup_steps == 5000 == made.optim.warmup_steps
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+        self.token = nn.Parameter(torch.ones(1, 1, 5))
+        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+
+
+def test_adamw_decays_matrices_only_and_sgd_everything():
+    net = Net()
+    assert is_vector(net.token) and is_vector(net.linear.bias) and not is_vector(net.linear.weight)
+    groups = build_optimizer(net, OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05)).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.05), (4, 0.0)]
+    groups = build_optimizer(net, OptimConfig(name="sgd", lr=1e-3, weight_decay=1e-4)).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(5, 1e-4)]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_update_equals_torch_with_clipping(name):
+    made = OptimConfig(name=name, lr=0.1, weight_decay=0.01)
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    plain = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
+    options = {"betas": (0.9, 0.999)} if name == "adamw" else {"momentum": 0.9}
+    groups = [{"params": [theirs.weight], "weight_decay": 0.01}]
+    groups.append({"params": [theirs.bias], "weight_decay": 0.0 if name == "adamw" else 0.01})
+    reference = plain(groups, lr=0.1, foreach=False, **options)
+    optimizer = build_optimizer(ours, made)
+    for step in range(4):
+        x = torch.randn(5, 4) * (10 if step % 2 else 0.1)
+        for net in (ours, theirs):
+            net.zero_grad()
+            net(x).square().mean().backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in ours.parameters()])
+        apply_gradients(optimizer, 0.1, norm, torch.tensor(True), clip=1.0)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        reference.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,82 @@
+"""The trainer's data: the same pixels after a restart, disjoint ranks that together are the epoch."""
+
+import sys
+from itertools import islice
+
+import pytest
+import torch
+
+from rcmstr_fast import ops
+from rcmstr_fast.config import ConfigError, resolve
+from rcmstr_fast.data.lmdb_writer import write_lmdb
+from rcmstr_fast.methods.permutation import permuted_order
+from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.plan import make_plan
+from rcmstr_fast.train.stream import Stream, TrainBatch
+from tests.data.hostile import word
+from tests.train.real import real_config
+
+STEPS_AN_EPOCH = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_lmdb(folder, ((word(i) if i % 7 else b"", None) for i in range(35)))
+    return folder
+
+
+def batches(data, step: int, count: int, rank: int = 0, world_size: int = 1, **fields) -> list[TrainBatch]:
+    config = resolve(real_config("unused", data, data__workers=2, **fields))
+    stream = Stream(config)
+    world = World(torch.device("cpu"), rank, world_size)
+    found = stream.batches(step, make_plan(config, stream.epoch_size, world_size), world)
+    made = [batch for step in islice(found, count) for batch in step]
+    found.close()
+    return made
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "dali"])
+def test_a_restart_in_mid_epoch_sees_the_very_same_pixels(data, decoder):
+    if decoder == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    whole, rest = (batches(data, step, 7 - step, data__decoder=decoder) for step in (0, 3))
+    for a, b in zip(whole[3:], rest, strict=True):
+        assert a.epoch == b.epoch and torch.equal(a.index, b.index) and torch.equal(a.images, b.images)
+        assert torch.equal(a.views, b.views) and torch.equal(a.permuted, b.permuted)
+    assert {batch.epoch for batch in rest} == {0, 1}
+
+
+def test_views_of_dali_are_a_choice(data):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    whole, rest = (batches(data, step, 5 - step, data__augment="dali") for step in (0, 3))
+    for a, b in zip(whole[3:], rest, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.views, b.views) and torch.equal(a.permuted, b.permuted)
+    (fused,) = batches(data, 0, 1)
+    assert torch.equal(fused.index, whole[0].index) and not torch.equal(fused.views, whole[0].views)
+
+
+def test_views_of_dali_need_dali(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    monkeypatch.delitem(sys.modules, "rcmstr_fast.ops.augment_dali", raising=False)
+    with pytest.raises(ConfigError, match=r"data\.augment=dali must have NVIDIA DALI"):
+        batches(data, 0, 1, data__augment="dali")
+
+
+def test_two_ranks_share_the_epoch(data):
+    whole = batches(data, 0, STEPS_AN_EPOCH)
+    parts = [batches(data, 0, STEPS_AN_EPOCH, rank=rank, world_size=2) for rank in range(2)]
+    slots = [torch.cat([batch.index for batch in part]) for part in parts]
+    assert not set(slots[0].tolist()) & set(slots[1].tolist())
+    assert sorted(torch.cat(slots).tolist()) == sorted(torch.cat([batch.index for batch in whole]).tolist())
+    for step, batch in enumerate(whole):
+        assert torch.equal(batch.views, torch.cat([part[step].views for part in parts], dim=1))
+
+
+def test_the_permuted_query_view_comes_along(data):
+    config = resolve(real_config("unused", data))
+    (batch,) = batches(data, 0, 1)
+    order = permuted_order(batch.index, 0, config.method, config.seed)
+    shape = {"num_patches": config.method.num_patches, "group_size": config.method.group_size}
+    assert batch.views.shape[0] == 2
+    assert torch.equal(batch.permuted, ops.permute_strips(batch.views[0], order, **shape))
