@@ -1,0 +1,142 @@
+"""Peers of the stages of the data path, timed in turn with ours: `rcmstr bench pipeline --peers true`.
+
+A peer whose results are off is reported as FAIL and not timed.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import augment_peers
+from rcmstr_fast import env, ops
+from rcmstr_fast.data.source import LmdbSet
+from rcmstr_fast.ops.reference import augment as reference
+from rcmstr_fast.train.throughput import Rate, Sample, decode_run, interleaved, read_run, wait
+
+#: Pictures of one call of the peers that take milliseconds for each.
+_FEW = 24
+_VIEWS = 2
+
+
+def peers(sample: Sample, repetitions: int) -> list[dict[str, Any]]:
+    """Rows of stage, provider, images_per_s, per_core and, against the first provider of the stage, `ours_is`."""
+    with ExitStack() as stack:
+        return [
+            *_rows("read", interleaved(_readers(sample), repetitions)),
+            *_rows("decode", interleaved(_decoders(sample, stack), repetitions)),
+            *_augmentation(sample, repetitions),
+        ]
+
+
+def _rows(stage: str, rates: dict[str, Rate]) -> list[dict[str, Any]]:
+    ours = next(iter(rates.values()))
+    return [
+        {
+            "stage": stage, "provider": name, "status": "ok", "images_per_s": rate.images_per_s,
+            "per_core": rate.per_core, "ours_is": ours.images_per_s / rate.images_per_s,
+            "ours_is_per_core": ours.per_core / rate.per_core,
+        }
+        for name, rate in rates.items()
+    ]  # fmt: skip
+
+
+def _readers(sample: Sample) -> dict[str, Callable[[], int]]:
+    found: dict[str, Callable[[], int]] = {"ours": read_run(sample)}
+    if len(sample.source.sets) != 1 or not isinstance(sample.source.sets[0], LmdbSet):
+        return found  # the peers read one LMDB
+    import lmdb
+
+    path = sample.source.sets[0].path
+    environment = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
+
+    def a_record() -> int:
+        count = 0
+        for records in sample.batches:
+            for record in records:
+                with environment.begin() as transaction:
+                    count += transaction.get(b"image-%09d" % (record + 1)) is not None
+        return count
+
+    def a_batch() -> int:
+        count = 0
+        for records in sample.batches:
+            with environment.begin() as transaction:
+                count += len([transaction.get(b"image-%09d" % (record + 1)) for record in records])
+        return count
+
+    return found | {"lmdb package, a transaction a batch": a_batch, "lmdb package, a transaction a record": a_record}
+
+
+def _decoders(sample: Sample, stack: ExitStack) -> dict[str, Callable[[], int]]:
+    names = ["pillow"]
+    try:
+        import nvidia.dali  # noqa: F401
+
+        names += ["dali", "dali_mixed"] if torch.cuda.is_available() else ["dali"]
+    except ImportError:
+        pass
+    return {name: decode_run(sample, stack, name) for name in names}
+
+
+def _augmentation(sample: Sample, repetitions: int) -> list[dict[str, Any]]:
+    """Views of the same pictures with the same parameters; rates are pictures, each in two views and permuted."""
+    count = len(sample.batches[0])
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(count, 3, 8, 20, generator=generator)
+    smooth = torch.nn.functional.interpolate(small, sample.size, mode="bicubic").clamp(0, 1) * 255
+    images = smooth.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(sample.device)
+    index = torch.arange(count)
+    order = ops.draw_order(index, seed=0, epoch=0, num_patches=2, group_size=2).to(sample.device)
+    rows = torch.stack([reference.draw_parameters(index, seed=0, epoch=0, view=view) for view in range(_VIEWS)])
+    keys: dict[str, Any] = {"seed": 0, "epoch": 0, "num_views": _VIEWS, "size": sample.size}
+
+    def ours() -> int:
+        ops.augment_views(images, index=index, order=order, **keys)
+        wait(sample.device)
+        return count
+
+    def on_host(one: Callable[[int, int], Any]) -> Callable[[], int]:
+        few = min(_FEW, count)
+
+        def run() -> int:
+            made = [[one(view, i) for i in range(few)] for view in range(_VIEWS)]
+            np.stack([np.stack(view) for view in made])
+            return few
+
+        return run
+
+    pictures, drawn = images.cpu().numpy(), rows.numpy()
+    chain = on_host(lambda view, i: augment_peers.augment_image(pictures[i], drawn[view, i]))
+    runs = {"ours": ours, "numpy, scipy, pillow": chain}
+    failed = [] if _agrees(pictures[:4], drawn[0, :4]) else [runs.popitem()[0]]
+    try:
+        from rcmstr_fast.ops.augment_dali import DaliViews
+
+        dali = DaliViews(
+            batch=_VIEWS * count, threads=sample.config.data.workers or env.threads(), device=sample.device
+        )
+
+        def with_dali() -> int:
+            dali(images, index=index, order=order, **keys)
+            wait(sample.device)
+            return count
+
+        runs["dali, fixed order, no piecewise affine"] = with_dali
+    except ImportError:
+        pass
+    rates = _rows("augment", interleaved(runs, repetitions))
+    return rates + [{"stage": "augment", "provider": name, "status": "FAIL"} for name in failed]
+
+
+def _agrees(pictures: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether each operation of the SciPy chain is the reference's to a grey level on average."""
+    for name in reference.OPERATIONS:
+        chosen = reference.only(torch.from_numpy(rows), name)
+        expected = reference.apply_parameters(torch.from_numpy(pictures), chosen[None])[0].permute(0, 2, 3, 1).numpy()
+        made = np.stack([augment_peers.augment_image(p, r) for p, r in zip(pictures, chosen.numpy(), strict=True)])
+        if np.abs(made - expected).mean() > 1 / 127.5:
+            return False
+    return True

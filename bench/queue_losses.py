@@ -1,0 +1,241 @@
+"""Entries of the queue losses: providers, inputs, and what each must return.
+
+A provider is called with `gradient` and returns [loss] or [loss, gradient of each query]; the check compares
+with float64. Peers have only a part: cut-cross-entropy and Liger the cross-entropy of a query against the queue
+(entry `queue_cross_entropy`, target a queue row), Liger's JSD two calls for the symmetric KL.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from rcmstr_fast import ops
+from rcmstr_fast.ops import chunked, reference
+
+Provider = Callable[[bool], list[Tensor]]
+TAU_INFO, TAU_KL, ALPHA = 0.07, 0.04, 0.3
+CHUNK = 1024
+
+
+@dataclass
+class Entry:
+    """One operation at one shape.
+
+    Attributes:
+        operation: name of the operation.
+        shape: name of the shape with its sizes.
+        expected: float64 results, as a provider returns them.
+        providers: name -> provider.
+        flops: multiply-adds x 2 of the fp16 tensor work of the two-pass design, forward with gradient.
+    """
+
+    operation: str
+    shape: str
+    expected: Callable[[], list[Tensor]]
+    providers: dict[str, Provider] = field(default_factory=dict)
+    flops: float = 0.0
+
+
+def unit(rows: int, width: int, seed: int, device: str) -> Tensor:
+    """Random unit rows, fp16 on a GPU and float32 (holding the same values) on a CPU."""
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn = torch.randn(rows, width, generator=generator, device=device)
+    half = torch.nn.functional.normalize(drawn, dim=1).half()
+    return half if device == "cuda" else half.float()
+
+
+def _results(loss: Callable[..., Tensor], queries: list[Tensor], gradient: bool) -> list[Tensor]:
+    leaves = [q.detach().requires_grad_(gradient) for q in queries]
+    value = loss(*leaves)
+    if not gradient:
+        return [value]
+    value.backward()
+    return [value.detach(), *(leaf.grad for leaf in leaves)]  # type: ignore[list-item]
+
+
+def _by_chunks(loss: Callable[..., Tensor], queries: list[Tensor], keys: Tensor, gradient: bool) -> list[Tensor]:
+    """A loop of CHUNK rows over any loss of rows: the memory-bounded baseline everybody writes first."""
+    totals, count = None, keys.shape[0]
+    for start in range(0, count, CHUNK):
+        here = slice(start, start + CHUNK)
+        share = min(CHUNK, count - start) / count
+        part = _results(
+            lambda *q, here=here, share=share: share * loss(keys[here], *q), [q[here] for q in queries], gradient
+        )
+        totals = [[p] for p in part] if totals is None else [[*t, p] for t, p in zip(totals, part)]
+    assert totals is not None
+    return [torch.stack(totals[0]).sum(), *(torch.cat(t) for t in totals[1:])]
+
+
+def relational_loss(shape: str, rows: int, keys: int, width: int, device: str) -> Entry:
+    """loss_ere of one level with both queries."""
+    query, permuted, key, queue = (unit(n, width, i, device) for i, n in enumerate((rows, rows, rows, keys)))
+    queries = [query, permuted]
+
+    def call(function: Callable[..., reference.RelationalLoss], key: Tensor, q: Tensor, e: Tensor) -> Tensor:
+        return function(q, key, queue, query_permuted=e, tau_info=TAU_INFO, tau_kl=TAU_KL, alpha=ALPHA).loss
+
+    compiled = torch.compile(
+        reference.relational_loss, mode="max-autotune-no-cudagraphs" if device == "cuda" else "default"
+    )
+
+    def whole(function: Callable[..., reference.RelationalLoss]) -> Provider:
+        return lambda gradient: _results(functools.partial(call, function, key), queries, gradient)
+
+    def loop(function: Callable[..., reference.RelationalLoss]) -> Provider:
+        return lambda gradient: _by_chunks(functools.partial(call, function), queries, key, gradient)
+
+    def expected() -> list[Tensor]:
+        q, p, n, e = (t.double() for t in (query, key, queue, permuted))
+        loss, _, _, gradients = chunked.relational_loss(q, p, n, e, TAU_INFO, TAU_KL, ALPHA, True)
+        return [loss, *gradients]
+
+    providers = {
+        "eager": whole(reference.relational_loss),
+        "compile": whole(compiled),
+        "chunk_loop": loop(reference.relational_loss),
+        "chunk_loop_compile": loop(compiled),
+        "ours": whole(ops.relational_loss),
+    }
+    name = f"{shape}: M={rows} K={keys} D={width}"
+    return Entry("relational_loss", name, expected, providers, 2.0 * rows * keys * width * 8)
+
+
+def _liger_jsd(query: Tensor, key: Tensor, queue: Tensor, gradient: bool) -> list[Tensor]:
+    from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction as Jsd
+
+    def loss(q: Tensor) -> Tensor:
+        ways = (Jsd.apply(q, queue, key, queue, None, beta, -100, TAU_KL) for beta in (0.0, 1.0))
+        return sum(ways) / 2  # type: ignore[return-value]
+
+    return _results(loss, [query], gradient)
+
+
+def relation_kl(shape: str, pairs: int, keys: int, width: int, device: str) -> Entry:
+    """loss_f2s or loss_s2w: one query, pairs already gathered."""
+    query, key, queue = (unit(n, width, i, device) for i, n in enumerate((pairs, pairs, keys)))
+    compiled = torch.compile(reference.relation_kl)
+
+    def whole(function: Callable[..., Tensor]) -> Provider:
+        return lambda gradient: _results(lambda q: function(q, key, queue, tau=TAU_KL), [query], gradient)
+
+    def loop(function: Callable[..., Tensor]) -> Provider:
+        return lambda g: _by_chunks(lambda k, q: function(q, k, queue, tau=TAU_KL), [query], key, g)
+
+    def expected() -> list[Tensor]:
+        loss, gradient = chunked.relation_kl(query.double(), key.double(), queue.double(), TAU_KL, None, None, True)
+        assert gradient is not None
+        return [loss, gradient]
+
+    providers = {
+        "eager": whole(reference.relation_kl),
+        "compile": whole(compiled),
+        "chunk_loop": loop(reference.relation_kl),
+        "ours": whole(ops.relation_kl),
+    }
+    if device == "cuda" and find_spec("liger_kernel"):
+        providers["liger_jsd_twice"] = functools.partial(_liger_jsd, query, key, queue)
+    name = f"{shape}: M={pairs} K={keys} D={width}"
+    return Entry("relation_kl", name, expected, providers, 2.0 * pairs * keys * width * 5)
+
+
+def queue_cross_entropy(shape: str, rows: int, keys: int, width: int, device: str) -> Entry:
+    """Cross-entropy of a query against the queue with a queue row as target: the part that peers have."""
+    query, queue = unit(rows, width, 0, device), unit(keys, width, 1, device)
+    target = torch.randint(0, keys, (rows,), generator=torch.Generator(device).manual_seed(2), device=device)
+
+    def eager(q: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy((q @ queue.T).float() / TAU_INFO, target)
+
+    def ours(q: Tensor) -> Tensor:  # the positive beside the queue counts once more: the same work, another value
+        return ops.relational_loss(q, queue[target], queue, tau_info=TAU_INFO, tau_kl=TAU_INFO, alpha=0.0).loss
+
+    def expected() -> list[Tensor]:
+        q = query.double().requires_grad_()
+        losses = []
+        for start in range(0, rows, CHUNK):
+            here = slice(start, start + CHUNK)
+            logits = q[here] @ queue.double().T / TAU_INFO
+            losses.append(torch.nn.functional.cross_entropy(logits, target[here], reduction="sum") / rows)
+            losses[-1].backward()
+        return [torch.stack(losses).sum().detach(), q.grad]  # type: ignore[list-item]
+
+    compiled = torch.compile(eager)
+    providers: dict[str, Provider] = {
+        "eager": lambda g: _results(eager, [query], g),
+        "compile": lambda g: _results(compiled, [query], g),
+        "ours (with the positive and the KL, unchecked)": lambda g: _results(ours, [query], g),
+    }
+    if device == "cuda" and find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        for label, filter_eps in (("cut_cross_entropy", "high"), ("cut_cross_entropy exact", None)):
+            providers[label] = lambda g, eps=filter_eps: _results(  # type: ignore[misc]
+                lambda q: linear_cross_entropy(q / TAU_INFO, queue, target, filter_eps=eps), [query], g
+            )
+    if device == "cuda" and find_spec("liger_kernel"):
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Flce
+
+        providers["liger"] = lambda g: _results(lambda q: Flce.apply(q / TAU_INFO, queue, target)[0], [query], g)
+    if device == "cuda" and find_spec("inf_cl"):
+        from inf_cl.flash import FlashProb
+
+        def inf_cl(q: Tensor) -> Tensor:
+            lse = FlashProb.apply((q.float() / TAU_INFO).unsqueeze(1), queue.float().unsqueeze(1))
+            return (lse - (q * queue[target]).sum(1).float() / TAU_INFO).mean()
+
+        providers["inf_cl"] = lambda g: _results(inf_cl, [query], g)
+    name = f"{shape}: M={rows} K={keys} D={width}"
+    return Entry("queue_cross_entropy", name, expected, providers, 2.0 * rows * keys * width * 3)
+
+
+def five_terms(shape: str, batch: int, keys: int, width: int, device: str, frames: int = 26) -> Entry:
+    """All five terms of one step: three levels with both queries, frame -> subword and subword -> word."""
+    sizes = (batch * frames, batch * 4, batch)
+    levels = [[unit(n, width, 10 * i + j, device) for j in range(3)] for i, n in enumerate(sizes)]
+    queues = [unit(keys, width, 100 + i, device) for i in range(3)]
+    images = torch.arange(batch, device=device)[:, None]
+    windows = torch.tensor([(t, s) for s in range(4) for t in range(6 * s, 6 * s + 8)], device=device)
+    pairs = [
+        ((images * frames + windows[:, 0]).flatten(), (images * 4 + windows[:, 1]).flatten()),
+        (torch.arange(4 * batch, device=device), images.expand(-1, 4).flatten()),
+    ]
+    leaves = [q for level in levels for q in level[:2]]
+
+    def total(ops_of: tuple[Callable, ...], *queries: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        loss, kl = ops_of
+        cast = (lambda t: t) if dtype is None else (lambda t: t.to(dtype))
+        value = torch.zeros((), device=device)
+        for i, (level, queue) in enumerate(zip(levels, queues)):
+            q, e = queries[2 * i : 2 * i + 2]
+            value = (
+                value
+                + loss(
+                    q, cast(level[2]), cast(queue), query_permuted=e, tau_info=TAU_INFO, tau_kl=TAU_KL, alpha=ALPHA
+                ).loss
+            )
+        for i, (low, high) in enumerate(pairs):
+            keys_above, queue = cast(levels[i + 1][2]), cast(queues[i + 1])
+            value = value + kl(queries[2 * i], keys_above, queue, tau=TAU_KL, query_rows=low, key_rows=high)
+        return value
+
+    plain = (reference.relational_loss, reference.relation_kl)
+    bounded = tuple(functools.partial(f, backend="chunked") for f in (ops.relational_loss, ops.relation_kl))
+    compiled = torch.compile(functools.partial(total, plain))
+
+    def expected() -> list[Tensor]:
+        exact = [q.double() for q in leaves]
+        return _results(functools.partial(total, bounded, dtype=torch.float64), exact, True)
+
+    providers: dict[str, Provider] = {
+        "eager": lambda g: _results(functools.partial(total, plain), leaves, g),
+        "compile": lambda g: _results(compiled, leaves, g),
+        "chunked": lambda g: _results(functools.partial(total, bounded), leaves, g),
+        "ours": lambda g: _results(functools.partial(total, (ops.relational_loss, ops.relation_kl)), leaves, g),
+    }
+    work = sum(sizes) * 8 + sum(len(low) for low, _ in pairs) * 5
+    return Entry("five_terms", f"{shape}: B={batch} K={keys} D={width}", expected, providers, 2.0 * work * keys * width)

@@ -1,0 +1,104 @@
+"""Entries of the small operations: pooling, reconstruction loss, enqueue, momentum update."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.queue_losses import Entry, Provider, unit
+from rcmstr_fast import ops
+from rcmstr_fast.ops import reference
+
+
+def _backward(results: tuple[Tensor, ...], leaf: Tensor, gradient: bool) -> list[Tensor]:
+    if not gradient:
+        return [r.detach() for r in results]
+    total = torch.stack([(r.float() * (i + 1)).square().mean() for i, r in enumerate(results)]).sum()
+    (grad,) = torch.autograd.grad(total, leaf)
+    return [*(r.detach() for r in results), grad]
+
+
+def _differentiable(function: Callable[[Tensor], tuple[Tensor, ...]], leaf: Tensor) -> Provider:
+    def run(gradient: bool) -> list[Tensor]:
+        own = leaf.detach().requires_grad_(gradient)
+        return _backward(function(own), own, gradient)
+
+    return run
+
+
+def hierarchical_pool(batch: int, device: str) -> Entry:
+    """Three levels of the permuted branch: order undone, 26 frames, 256 channels."""
+    frames = torch.randn(batch, 26, 256, device=device)
+    order = ops.draw_order(torch.arange(batch, device=device), seed=0, epoch=0, num_patches=2, group_size=2)
+
+    def call(function: Callable) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        return lambda x: tuple(function(x, 4, order=order))
+
+    providers = {
+        "eager": _differentiable(call(reference.hierarchical_pool), frames),
+        "compile": _differentiable(torch.compile(call(reference.hierarchical_pool)), frames),
+        "ours": _differentiable(call(ops.hierarchical_pool), frames),
+    }
+    exact = _differentiable(call(reference.hierarchical_pool), frames.double())
+    return Entry("hierarchical_pool", f"B={batch} T=26 C=256", lambda: exact(True), providers)
+
+
+def masked_mse(batch: int, device: str) -> Entry:
+    """Reconstruction loss of 32x100 pictures, 70 % hidden."""
+    prediction, target = torch.randn(2, batch, 3, 32, 100, device=device)
+    mask = torch.rand(batch, 1, 32, 100, device=device) < 0.7
+
+    def call(function: Callable) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        return lambda x: (function(x, target, mask),)
+
+    providers = {
+        "eager": _differentiable(call(reference.masked_mse), prediction),
+        "compile": _differentiable(torch.compile(call(reference.masked_mse)), prediction),
+        "ours": _differentiable(call(ops.masked_mse), prediction),
+    }
+    exact = _differentiable(call(reference.masked_mse), prediction.double())
+    return Entry("masked_mse", f"B={batch} 32x100", lambda: exact(True), providers)
+
+
+def enqueue(batch: int, keys: int, device: str) -> Entry:
+    """The frame level's keys of one step into its queue."""
+    rows = unit(batch * 26, 128, 0, device)[-keys:]
+
+    def call(function: Callable) -> Provider:
+        queue = torch.zeros(keys, 128, device=device)
+        pointer = torch.zeros((), dtype=torch.int64, device=device)
+
+        def run(gradient: bool) -> list[Tensor]:
+            pointer.zero_().add_(keys - 5)
+            function(queue, pointer, rows)
+            return [queue]
+
+        return run
+
+    exact = torch.zeros(keys, 128, dtype=torch.float64, device=device)
+    exact[(torch.arange(rows.shape[0], device=device) - 5) % keys] = rows.double()
+    providers = {"eager": call(reference.enqueue_), "ours": call(ops.enqueue_)}
+    return Entry("enqueue_", f"n={rows.shape[0]} K={keys} D=128", lambda: [exact], providers)
+
+
+def momentum_update(parameters: int, device: str) -> Entry:
+    """200 tensors with `parameters` values in all; m = 0.999."""
+    sizes = [parameters // 400 if i % 2 else parameters // 133 for i in range(200)]
+    source = [torch.randn(n, device=device) for n in sizes]
+    start = [torch.randn(n, device=device) for n in sizes]
+
+    def call(function: Callable) -> Provider:
+        target = [t.clone() for t in start]
+
+        def run(gradient: bool) -> list[Tensor]:
+            function(target, source, 0.999)
+            return [] if gradient else [target[0]]
+
+        return run
+
+    def one_by_one(target: list[Tensor], source: list[Tensor], m: float) -> None:
+        for old, new in zip(target, source):
+            old.mul_(m).add_(new, alpha=1 - m)
+
+    providers = {"eager": call(one_by_one), "ours": call(ops.momentum_update_)}
+    return Entry("momentum_update_", f"{sum(sizes)} values, 200 tensors", lambda: [], providers)
