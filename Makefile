@@ -31,11 +31,11 @@ bench: .venv/.tested
 
 .venv/.installed: .venv/bin/python $(BUILT_FROM)
 	@echo "installing rcmstr_fast and what it needs into .venv (the first time this downloads PyTorch)"
-	$(PIP) -e '.[synth]'
+	@$(PIP) -e '.[synth]'
 	@touch $@
 
 .venv/.tested: .venv/.installed
-	$(PIP) -e '.[synth,test]'
+	@$(PIP) -e '.[synth,test]'
 	@touch $@
 
 clean:
