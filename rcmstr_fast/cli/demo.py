@@ -53,7 +53,7 @@ class Size:
     digits: bool
 
 
-LAPTOP = Size(12_000, 12_000, 1_000, 0.25, 4096, 150, 64, 0.98, 3e-4, 2_400, 400, 32, 6e-3, 64, 4, True)
+LAPTOP = Size(12_000, 12_000, 1_000, 0.25, 4096, 120, 64, 0.98, 3e-4, 8_000, 300, 32, 6e-3, 64, 4, True)
 GPU = Size(200_000, 50_000, 3_000, 1.0, 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 4_000, 256, 1e-3, 256, 25, False)
 #: Few and mild effects, for Size.digits.
 MILD = {
@@ -96,7 +96,7 @@ def run(arguments: Namespace) -> int:
             ("scratch", "same network, all trained from scratch", "scratch", "random"),
         )
     ]
-    table = comparison_table(results)
+    table = comparison_table(results) + "\n\n" + comparison_table(results, "ned")
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     print(
         f"\n{table}\n\nDecoders: {size.probe_steps} steps of {size.probe_batch} words over the frozen encoders, "
