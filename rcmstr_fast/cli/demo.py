@@ -53,7 +53,7 @@ class Size:
     digits: bool
 
 
-LAPTOP = Size(12_000, 12_000, 1_000, 0.25, 4096, 120, 64, 0.98, 3e-4, 8_000, 300, 32, 6e-3, 64, 4, True)
+LAPTOP = Size(12_000, 12_000, 1_000, 0.25, 4096, 120, 64, 0.98, 3e-4, 5_000, 300, 32, 6e-3, 64, 4, True)
 GPU = Size(200_000, 50_000, 3_000, 1.0, 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 4_000, 256, 1e-3, 256, 25, False)
 #: Few and mild effects, for Size.digits.
 MILD = {
@@ -181,13 +181,22 @@ def _pretrain(folder: Path, data: str, size: Size) -> Path:
 
 
 def _probe(folder: Path, title: str, mode: str, source: str, like: Path, words: Path, size: Size) -> object:
+    import torch
+
     from rcmstr_fast.evaluation.config import ProbeConfig
     from rcmstr_fast.evaluation.probe import probe
+
+    small = mode == "frozen" and size is LAPTOP  # so small a decoder is fastest in plain float32 on one thread
 
     config = ProbeConfig(
         run=str(folder), title=title, mode=mode, encoder=source, like=str(like) if source == "random" else "",
         train=[str(words / "labelled")], test=[f"held_out={words / 'held_out'}"], augment="none",
         steps=size.scratch_steps if mode == "scratch" else size.probe_steps, batch_size=size.probe_batch,
-        lr=size.probe_lr, decoder_hidden=size.probe_hidden,
+        lr=size.probe_lr, decoder_hidden=size.probe_hidden, precision="fp32" if small else "auto",
     )  # fmt: skip
-    return probe(config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if small else threads)
+    try:
+        return probe(config)
+    finally:
+        torch.set_num_threads(threads)
