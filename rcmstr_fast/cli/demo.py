@@ -186,12 +186,13 @@ def _probe(folder: Path, title: str, mode: str, source: str, like: Path, words: 
     from rcmstr_fast.evaluation.config import ProbeConfig
     from rcmstr_fast.evaluation.probe import probe
 
+    steps = size.scratch_steps if mode == "scratch" else size.probe_steps
     small = mode == "frozen" and size is LAPTOP  # so small a decoder is fastest in plain float32 on one thread
 
     config = ProbeConfig(
         run=str(folder), title=title, mode=mode, encoder=source, like=str(like) if source == "random" else "",
         train=[str(words / "labelled")], test=[f"held_out={words / 'held_out'}"], augment="none",
-        steps=size.scratch_steps if mode == "scratch" else size.probe_steps, batch_size=size.probe_batch,
+        steps=steps, eval_every=max(1, steps // 5), batch_size=size.probe_batch,
         lr=size.probe_lr, decoder_hidden=size.probe_hidden, precision="fp32" if small else "auto",
     )  # fmt: skip
     threads = torch.get_num_threads()
