@@ -85,11 +85,11 @@ def test_heavy_libraries_have_one_file_each():
     assert all(len(files) <= 2 for files in users.values()), users
 
 
-def test_import_is_quick_and_quiet():
+def test_import_leaves_heavy_libraries_and_the_gpu_alone():
     code = (
-        "import time, torch; t = time.perf_counter(); import rcmstr_fast.ops; d = time.perf_counter() - t;"
-        "import sys; heavy = {'lmdb', 'PIL', 'matplotlib', 'sklearn', 'tensorboard', 'triton'} & set(sys.modules);"
-        "print(d, sorted(heavy)); sys.exit(0 if torch.cuda.is_initialized() is False else 1)"
+        "import sys, torch, rcmstr_fast.ops;"
+        "print(sorted({'lmdb', 'matplotlib', 'sklearn', 'tensorboard', 'triton'} & set(sys.modules)),"
+        " torch.cuda.is_initialized())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "triton" not in done.stdout and "matplotlib" not in done.stdout, done.stdout
+    assert done.stdout.strip() == "[] False"

@@ -51,4 +51,5 @@ def test_own_data_is_pretrained_on_and_tested(small, tmp_path, capsys, count, sa
 
 def test_missing_data_is_one_line(small, tmp_path, capsys):
     assert main(["demo", "--run", str(tmp_path / "demo"), "--size", "laptop", "--data", str(tmp_path / "none")]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) >= 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("rcmstr demo: ") and "does not exist" in last
