@@ -8,7 +8,6 @@ prints FAIL and is not timed. The break-even that follows is what `ops.storage.L
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -141,16 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         found.append(row)
         detail = f"ratio {row['ratio']:5.2f}  {row['best_ms']}" if row["status"] == "ok" else f"FAIL {row['error']:.3g}"
         print(*(row[k] for k in ("stage", "channels", "mask_ratio", "dtype")), detail, flush=True)
-    folder = options.out / machine["gpu"].replace(" ", "-").lower()
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "machine": machine,
-        "command": " ".join(["python -m bench." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
-        "version": rcmstr_fast.__version__,
-        "rows": found,
-    }
-    path = folder / f"masked-pass-{rcmstr_fast.__version__}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path = timing.write_record(options.out, f"masked-pass-{rcmstr_fast.__version__}.json", machine, found)
     print(path)
     return int(any(row["status"] != "ok" for row in found))
 

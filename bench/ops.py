@@ -7,7 +7,6 @@ A provider whose results are off prints FAIL and is not timed; one that runs out
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,16 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
             for row in run_provider(entry, name, expected, device, options.repetitions):
                 rows.append(row)
                 print(line(row), flush=True)
-    folder = options.out / machine["gpu"].replace(" ", "-").lower()
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "machine": machine,
-        "command": " ".join(["python -m bench." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
-        "version": rcmstr_fast.__version__,
-        "rows": rows,
-    }
-    path = folder / f"{rcmstr_fast.__version__}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path = timing.write_record(options.out, f"{rcmstr_fast.__version__}.json", machine, rows)
     print(path)
     return int(any(row["provider"] == "ours" and row["status"] != "ok" for row in rows))
 

@@ -1,13 +1,18 @@
 """Times, peak memory and the description of the machine they were taken on."""
 
+import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+import rcmstr_fast
 
 #: GPU name contains -> dense fp16 TF/s that large products reach, used as the floor of matrix work
 PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 312.0}
@@ -76,3 +81,18 @@ def measure(run: Callable[[], Any], device: str, repetitions: int) -> dict[str, 
     torch.cuda.synchronize()
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20
     return {**quantiles([first.elapsed_time(last) for first, last in events]), "peak_mib": peak}
+
+
+def write_record(out: Path, name: str, machine: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+    """Write a benchmark's result file `out/<gpu>/name`: machine, command, version, rows."""
+    folder = out / machine["gpu"].replace(" ", "-").lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "machine": machine,
+        "command": " ".join(["python -m bench." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "version": rcmstr_fast.__version__,
+        "rows": rows,
+    }
+    path = folder / name
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path
