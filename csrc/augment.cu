@@ -43,10 +43,6 @@ struct Picture {
     }
   }
 
-  __device__ void contrast(const float* from, float* to, float factor) const {
-    for (int i = threadIdx.x; i < size(); i += THREADS) to[i] = contrasted(from[i], factor);
-  }
-
   __device__ void blur_columns(const float* from, float* to, const Prepared& p) const {
     for (int i = threadIdx.x; i < size(); i += THREADS) {
       const int y = i / line();
@@ -68,7 +64,7 @@ struct Picture {
     }
   }
 
-  __device__ void sharpen(const float* from, float* to, float alpha, float lightness) const {
+  __device__ void sharpen(const float* from, float* to, const Sharpening& sharpened) const {
     for (int i = threadIdx.x; i < size(); i += THREADS) {
       const int y = i / line(), x = i % line() / CHANNELS;
       const int up = y > 0 ? -line() : 0, down = y < height - 1 ? line() : 0;
@@ -76,7 +72,7 @@ struct Picture {
       const float* at = from + i;
       const float neighbourhood = at[up + left] + at[up] + at[up + right] + at[left] + at[0] + at[right] +
                                   at[down + left] + at[down] + at[down + right];
-      to[i] = sharpened(at[0], neighbourhood, alpha, lightness);
+      to[i] = sharpened(at[0], neighbourhood);
     }
   }
 };
@@ -96,16 +92,20 @@ __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0) prepare(row, prepared);
   __syncthreads();
   const int count = static_cast<int>(row[ROW_COUNT]);
+  Levels levels;
   for (int i = 0; i < count; ++i) {
     const int operation = static_cast<int>(row[ROW_ORDER + i]);
+    if (operation == CONTRAST) {
+      levels = contrasted(levels, row[ROW_CONTRAST]);
+      continue;
+    }
     if (is_geometric(operation)) {
       const int first = i;
       while (i + 1 < count && is_geometric(static_cast<int>(row[ROW_ORDER + i + 1]))) ++i;
       picture.warp(from, to, row, prepared, first, i);
-    } else if (operation == CONTRAST) {
-      picture.contrast(from, to, row[ROW_CONTRAST]);
     } else if (operation == SHARPEN) {
-      picture.sharpen(from, to, row[ROW_SHARPEN], row[ROW_SHARPEN + 1]);
+      picture.sharpen(from, to, Sharpening(levels, row[ROW_SHARPEN], row[ROW_SHARPEN + 1]));
+      levels = Levels();
     } else {
       picture.blur_columns(from, to, prepared);
       __syncthreads();
@@ -118,7 +118,8 @@ __global__ void __launch_bounds__(THREADS)
     to = from;
     from = written;
   }
-  for (int i = threadIdx.x; i < n; i += THREADS) store(normalised(from[i]), views + item * n + i);
+  levels = normalising(levels);
+  for (int i = threadIdx.x; i < n; i += THREADS) store(at_levels(from[i], levels), views + item * n + i);
   if (output.places == nullptr || blockIdx.y > 0) return;
   const int64_t* const places = output.places + image * output.patches;
   T* const permuted = views + int64_t(gridDim.y) * batch * n;
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(THREADS)
     const int64_t place = places[strip];
     if (place < 0 || place >= batch * output.patches) continue;
     const int moved = i + (static_cast<int>(place % output.patches) - strip) * length;
-    store(normalised(from[i]), permuted + place / output.patches * n + moved);
+    store(at_levels(from[i], levels), permuted + place / output.patches * n + moved);
   }
 }
 

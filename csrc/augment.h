@@ -15,6 +15,7 @@ enum Operation : int { CONTRAST, BLUR, CROP_ROWS, CROP_COLUMNS, SHARPEN, PIECEWI
 constexpr int CHANNELS = 3;
 constexpr int MAX_SUBSET = 5;
 constexpr int MAX_RADIUS = 5;  // of the blur: floor(3 * 1.5 + 0.5)
+constexpr int WORDS = 100;     // that a row is drawn from
 
 // Places in a row of parameters.
 constexpr int ROW_COUNT = 0, ROW_ORDER = 1, ROW_CONTRAST = 6, ROW_SIGMA = 7, ROW_ROWS = 8, ROW_COLUMNS = 10,
@@ -39,7 +40,9 @@ struct Output {
 };
 
 // The `slot`-th number of a row: each is a function of the stream alone, so that GPU threads can share the row.
-RCMSTR_HD inline float draw_parameter(const Stream& stream, Preset preset, int slot) {
+// `Source`: a Stream, or its first WORDS words.
+template <class Source>
+RCMSTR_HD inline float draw_parameter(const Source& stream, Preset preset, int slot) {
   const int count = preset.largest == 0 ? 0 : 1 + static_cast<int>(uint64_t(stream.word(0)) * preset.largest >> 32);
   if (slot == ROW_COUNT) return static_cast<float>(count);
   if (slot < ROW_CONTRAST) {  // the operation whose word is the `place`-th smallest
@@ -55,13 +58,15 @@ RCMSTR_HD inline float draw_parameter(const Stream& stream, Preset preset, int s
       if (smaller == place) return static_cast<float>(i);
     }
   }
-  if (slot == ROW_CONTRAST) return 0.5f + 0.5f * stream.uniform(8);
-  if (slot == ROW_SIGMA) return 0.5f + stream.uniform(9);
-  if (slot < ROW_COLUMNS) return 0.4f * stream.uniform(slot + 2);
-  if (slot < ROW_SHARPEN) return 0.02f * stream.uniform(slot + 2);
-  if (slot < ROW_GRID) return 0.5f * stream.uniform(slot + 2);
-  if (slot < ROW_CORNERS) return (0.02f + 0.01f * stream.uniform(16)) * stream.normal(20, slot - ROW_GRID);
-  return (0.01f + 0.01f * stream.uniform(17)) * stream.normal(84, slot - ROW_CORNERS);
+  if (slot == ROW_CONTRAST) return 0.5f + 0.5f * uniform_of(stream.word(8));
+  if (slot == ROW_SIGMA) return 0.5f + uniform_of(stream.word(9));
+  if (slot < ROW_COLUMNS) return 0.4f * uniform_of(stream.word(slot + 2));
+  if (slot < ROW_SHARPEN) return 0.02f * uniform_of(stream.word(slot + 2));
+  if (slot < ROW_GRID) return 0.5f * uniform_of(stream.word(slot + 2));
+  const bool grid = slot < ROW_CORNERS;
+  const int first = grid ? 20 + 2 * (slot - ROW_GRID) : 84 + 2 * (slot - ROW_CORNERS);
+  const float deviation = (grid ? 0.02f : 0.01f) + 0.01f * uniform_of(stream.word(grid ? 16 : 17));
+  return deviation * normal_of(stream.word(first), stream.word(first + 1));
 }
 
 RCMSTR_HD inline bool is_geometric(int operation) {
@@ -166,15 +171,36 @@ RCMSTR_HD inline void sample(const float* image, int height, int width, Position
     out[c] = bilinear(top[l + c], top[r + c], bottom[l + c], bottom[r + c], y.share, x.share);
 }
 
-RCMSTR_HD inline float contrasted(float value, float factor) { return 127.0f + factor * (value - 127.0f); }
+// Grey levels are scale * stored + offset. Contrast changes these two numbers only: blur and warps take weighted means,
+// which leave them as they are, and sharpening and writing apply them on the way.
+struct Levels {
+  float scale = 1.0f, offset = 0.0f;
+};
 
-// Sharpening from the value and the sum of its 3x3 neighbourhood, itself included.
-RCMSTR_HD inline float sharpened(float value, float neighbourhood, float alpha, float lightness) {
-  const float centre = 1.0f - alpha + alpha * (9.0f + lightness);
-  return clamped(centre * value - alpha * neighbourhood, 0.0f, 255.0f);
+RCMSTR_HD inline Levels contrasted(Levels levels, float factor) {
+  return {factor * levels.scale, 127.0f + factor * (levels.offset - 127.0f)};
 }
 
-RCMSTR_HD inline float normalised(float grey) { return (grey / 255.0f - 0.5f) / 0.5f; }
+// Sharpening of a stored value with the sum of its 3x3 neighbourhood, itself included; gives a grey level.
+struct Sharpening {
+  float centre, neighbour, offset;
+  RCMSTR_HD Sharpening(Levels levels, float alpha, float lightness) {
+    const float weight = 1.0f - alpha + alpha * (9.0f + lightness);
+    centre = weight * levels.scale;
+    neighbour = alpha * levels.scale;
+    offset = (weight - 9.0f * alpha) * levels.offset;
+  }
+  RCMSTR_HD float operator()(float value, float neighbourhood) const {
+    return clamped(centre * value - neighbour * neighbourhood + offset, 0.0f, 255.0f);
+  }
+};
+
+// What turns stored values into (grey / 255 - 0.5) / 0.5.
+RCMSTR_HD inline Levels normalising(Levels levels) {
+  return {levels.scale * (2.0f / 255.0f), levels.offset * (2.0f / 255.0f) - 1.0f};
+}
+
+RCMSTR_HD inline float at_levels(float stored, Levels levels) { return levels.scale * stored + levels.offset; }
 
 RCMSTR_HD inline void store(float value, float* out) { *out = value; }
 

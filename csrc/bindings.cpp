@@ -1,4 +1,5 @@
 // The pybind11 module rcmstr_fast._C: argument passing and nothing else.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -23,10 +24,7 @@ py::list lmdb_values(const rcmstr::LmdbReader& reader, size_t count, KeyAt key_a
   std::vector<std::optional<std::string_view>> values(count);
   {
     py::gil_scoped_release release;
-    for (size_t i = 0; i < count; ++i) {
-      values[i] = reader.find(key_at(i));
-      if (values[i]) reader.prefetch(*values[i]);
-    }
+    for (size_t i = 0; i < count; ++i) values[i] = reader.find(key_at(i));
   }
   py::list result(count);
   std::vector<char*> targets(count, nullptr);
@@ -37,7 +35,7 @@ py::list lmdb_values(const rcmstr::LmdbReader& reader, size_t count, KeyAt key_a
     }
     PyObject* made = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(values[i]->size()));
     if (!made) throw py::error_already_set();
-    result[i] = py::reinterpret_steal<py::bytes>(made);
+    PyList_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), made);
     targets[i] = PyBytes_AS_STRING(made);
   }
   {
@@ -47,6 +45,30 @@ py::list lmdb_values(const rcmstr::LmdbReader& reader, size_t count, KeyAt key_a
   }
   return result;
 }
+
+using Numbers = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+// The keys KIND-000000001, .. of 1-based record numbers, written one after the other into the same place.
+class RecordKeys {
+ public:
+  RecordKeys(const std::string& kind, const Numbers& numbers) : key_(kind + "-"), numbers_(numbers.data()) {
+    stem_ = key_.size();
+    key_.resize(stem_ + 24);
+  }
+  std::string_view operator()(size_t i) {
+    char* const digits = key_.data() + stem_;
+    int64_t number = numbers_[i];
+    if (number < 0 || number > 999'999'999)
+      return {key_.data(), stem_ + static_cast<size_t>(std::snprintf(digits, 24, "%09lld", (long long)number))};
+    for (int place = 8; place >= 0; --place, number /= 10) digits[place] = static_cast<char>('0' + number % 10);
+    return {key_.data(), stem_ + 9};
+  }
+
+ private:
+  std::string key_;
+  size_t stem_;
+  const int64_t* numbers_;
+};
 
 void bind_lmdb(py::module_& m) {
   using rcmstr::LmdbReader;
@@ -61,12 +83,15 @@ void bind_lmdb(py::module_& m) {
            },
            py::arg("keys"))
       .def("records",
-           [](const LmdbReader& reader, const std::string& kind, const std::vector<long long>& numbers) {
-             return lmdb_values(reader, numbers.size(), [&](size_t i) {
-               char number[24];
-               std::snprintf(number, sizeof number, "-%09lld", numbers[i]);
-               return kind + number;
-             });
+           [](const LmdbReader& reader, const std::string& kind, const Numbers& numbers) {
+             return lmdb_values(reader, static_cast<size_t>(numbers.size()), RecordKeys(kind, numbers));
+           },
+           py::arg("kind"), py::arg("numbers"))
+      .def("prefetch",
+           [](const LmdbReader& reader, const std::string& kind, const Numbers& numbers) {
+             RecordKeys keys(kind, numbers);
+             py::gil_scoped_release release;
+             reader.prefetch(static_cast<size_t>(numbers.size()), [&](size_t i) { return keys(i); });
            },
            py::arg("kind"), py::arg("numbers"));
 }

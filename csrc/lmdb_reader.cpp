@@ -39,7 +39,7 @@ struct Descriptor {
 struct LmdbReader::Meta {
   uint64_t page_size, root, entries, transaction;
   uint32_t version;
-  uint16_t flags;
+  uint16_t flags, depth;
 };
 
 struct LmdbReader::Page {
@@ -68,6 +68,7 @@ LmdbReader::LmdbReader(const std::string& data_file) {
   if (mapped == MAP_FAILED) throw LmdbError(std::string("cannot be mapped: ") + strerror(errno));
   mapping_ = std::unique_ptr<char, Unmap>(static_cast<char*>(mapped), Unmap{size_});
   data_ = mapping_.get();
+  madvise(mapped, size_, MADV_RANDOM);
   const Meta meta = newest_meta();
   if (meta.version != kVersion)
     throw LmdbUnsupported("LMDB format version " + std::to_string(meta.version) + ", expected 1");
@@ -75,9 +76,9 @@ LmdbReader::LmdbReader(const std::string& data_file) {
   page_size_ = meta.page_size;
   pages_ = size_ / page_size_;
   root_ = meta.root;
+  depth_ = meta.depth;
   entries_ = root_ == kNoPage ? 0 : meta.entries;
   if (root_ != kNoPage && !tree_page(root_)) throw LmdbError("truncated or damaged: its root page cannot be read");
-  madvise(mapped, size_, MADV_RANDOM);
 }
 
 std::optional<LmdbReader::Meta> LmdbReader::meta_at(uint64_t offset) const {
@@ -94,7 +95,8 @@ std::optional<LmdbReader::Meta> LmdbReader::meta_at(uint64_t offset) const {
               load<uint64_t>(main + 32),
               load<uint64_t>(meta + 128),
               load<uint32_t>(meta + 4),
-              load<uint16_t>(main + 4)};
+              load<uint16_t>(main + 4),
+              load<uint16_t>(main + 6)};
 }
 
 // The two metas are pages 0 and 1; where the first is damaged the page size is found by trying.
@@ -143,14 +145,14 @@ std::optional<uint64_t> LmdbReader::child(const Page& page, std::string_view key
   return found->low32 | (static_cast<uint64_t>(found->flags) << 32);
 }
 
-std::optional<std::string_view> LmdbReader::leaf_value(const Page& page, std::string_view key) const noexcept {
+std::optional<LmdbReader::Node> LmdbReader::leaf_node(const Page& page, std::string_view key) const noexcept {
   uint32_t low = 0, high = page.keys;
   while (low < high) {
     const uint32_t middle = (low + high) / 2;
     const std::optional<Node> found = node(page, middle);
     if (!found) return std::nullopt;
     const int order = found->key.compare(key);
-    if (order == 0) return node_value(page, *found);
+    if (order == 0) return found;
     if (order < 0)
       low = middle + 1;
     else
@@ -159,38 +161,64 @@ std::optional<std::string_view> LmdbReader::leaf_value(const Page& page, std::st
   return std::nullopt;
 }
 
+// Page number of a value that has pages of its own, if they are all there.
+std::optional<uint64_t> LmdbReader::own_pages(const Page& page, const Node& node) const noexcept {
+  if (node.flags != kBigData || node.value_offset + sizeof(uint64_t) > page_size_) return std::nullopt;
+  const uint64_t number = load<uint64_t>(page.at + node.value_offset);
+  if (number >= pages_ || number * page_size_ + kPageHeader + node.low32 > size_) return std::nullopt;
+  return number;
+}
+
 std::optional<std::string_view> LmdbReader::node_value(const Page& page, const Node& node) const noexcept {
   const uint64_t value_size = node.low32;
   if (node.flags == 0) {
     if (node.value_offset + value_size > page_size_) return std::nullopt;
     return std::string_view(page.at + node.value_offset, value_size);
   }
-  if (node.flags != kBigData || node.value_offset + sizeof(uint64_t) > page_size_) return std::nullopt;
-  const uint64_t number = load<uint64_t>(page.at + node.value_offset);
-  if (number >= pages_) return std::nullopt;
-  const uint64_t offset = number * page_size_;
-  if ((load<uint16_t>(data_ + offset + 10) & kKinds) != kOverflow || load<uint64_t>(data_ + offset) != number)
-    return std::nullopt;
-  if (offset + kPageHeader + value_size > size_) return std::nullopt;
-  return std::string_view(data_ + offset + kPageHeader, value_size);
+  const std::optional<uint64_t> number = own_pages(page, node);
+  if (!number) return std::nullopt;
+  const char* const at = data_ + *number * page_size_;
+  if ((load<uint16_t>(at + 10) & kKinds) != kOverflow || load<uint64_t>(at) != *number) return std::nullopt;
+  return std::string_view(at + kPageHeader, value_size);
 }
 
-std::optional<std::string_view> LmdbReader::find(std::string_view key) const noexcept {
+// The leaf that a key would be in, and without `read` only its number: it is not looked at.
+std::optional<uint64_t> LmdbReader::leaf_of(std::string_view key, bool read) const noexcept {
   std::optional<uint64_t> number = root_;
-  for (int depth = 0; number && depth < kMaxDepth; ++depth) {
+  for (int depth = 1; number && depth < kMaxDepth; ++depth) {
+    if (!read && depth >= depth_) return number;
     const std::optional<Page> page = tree_page(*number);
     if (!page) return std::nullopt;
-    if (page->leaf) return leaf_value(*page, key);
+    if (page->leaf) return number;
     number = child(*page, key);
   }
   return std::nullopt;
 }
 
-void LmdbReader::prefetch(std::string_view value) const noexcept {
+std::optional<std::string_view> LmdbReader::find(std::string_view key) const noexcept {
+  const std::optional<uint64_t> leaf = leaf_of(key, true);
+  const std::optional<Page> page = leaf ? tree_page(*leaf) : std::nullopt;
+  const std::optional<Node> found = page ? leaf_node(*page, key) : std::nullopt;
+  return found ? node_value(*page, *found) : std::nullopt;
+}
+
+void LmdbReader::fetch_leaf(std::string_view key) const noexcept {
+  const std::optional<uint64_t> leaf = leaf_of(key, false);
+  if (leaf && *leaf < pages_) fetch(*leaf * page_size_, page_size_);
+}
+
+void LmdbReader::fetch_value(std::string_view key) const noexcept {
+  const std::optional<uint64_t> leaf = leaf_of(key, true);
+  const std::optional<Page> page = leaf ? tree_page(*leaf) : std::nullopt;
+  const std::optional<Node> found = page ? leaf_node(*page, key) : std::nullopt;
+  const std::optional<uint64_t> number = found ? own_pages(*page, *found) : std::nullopt;
+  if (number) fetch(*number * page_size_, kPageHeader + found->low32);
+}
+
+void LmdbReader::fetch(uint64_t begin, uint64_t size) const noexcept {
   static const uint64_t system_page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const uint64_t begin = static_cast<uint64_t>(value.data() - data_), end = begin + value.size();
-  const uint64_t next_page = (begin / system_page + 1) * system_page;  // find has touched the page of the beginning
-  if (end > next_page) madvise(mapping_.get() + next_page, end - next_page, MADV_WILLNEED);
+  const uint64_t first = begin / system_page * system_page;
+  madvise(mapping_.get() + first, begin + size - first, MADV_WILLNEED);
 }
 
 }  // namespace rcmstr

@@ -29,8 +29,13 @@ class LmdbReader {
   // The value of a key, inside the mapping. Nothing where the key is absent or the way to it is damaged.
   std::optional<std::string_view> find(std::string_view key) const noexcept;
 
-  // Asks the kernel to fetch a value of several pages, so that those of a batch arrive together.
-  void prefetch(std::string_view value) const noexcept;
+  // Asks the kernel to fetch what `find` needs for these keys, all at once: the leaves, then the values that have pages
+  // of their own. Waits for leaves only.
+  template <class KeyAt>
+  void prefetch(size_t count, const KeyAt& key_at) const noexcept {
+    for (size_t i = 0; i < count; ++i) fetch_leaf(key_at(i));
+    for (size_t i = 0; i < count; ++i) fetch_value(key_at(i));
+  }
 
   // Keys in the database, as its newest meta page says.
   uint64_t entries() const noexcept { return entries_; }
@@ -49,12 +54,19 @@ class LmdbReader {
   std::optional<Page> tree_page(uint64_t number) const noexcept;
   std::optional<Node> node(const Page& page, uint32_t i) const noexcept;
   std::optional<uint64_t> child(const Page& page, std::string_view key) const noexcept;
-  std::optional<std::string_view> leaf_value(const Page& page, std::string_view key) const noexcept;
+  std::optional<Node> leaf_node(const Page& page, std::string_view key) const noexcept;
+  std::optional<uint64_t> leaf_of(std::string_view key, bool read) const noexcept;
+  std::optional<uint64_t> own_pages(const Page& page, const Node& node) const noexcept;
   std::optional<std::string_view> node_value(const Page& page, const Node& node) const noexcept;
+
+  void fetch_leaf(std::string_view key) const noexcept;
+  void fetch_value(std::string_view key) const noexcept;
+  void fetch(uint64_t begin, uint64_t size) const noexcept;
 
   std::unique_ptr<char, Unmap> mapping_;
   const char* data_ = nullptr;
   uint64_t size_ = 0, page_size_ = 0, pages_ = 0, root_ = 0, entries_ = 0;
+  int depth_ = 0;  // levels of the tree, the leaves included
 };
 
 }  // namespace rcmstr

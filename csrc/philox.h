@@ -31,6 +31,13 @@ RCMSTR_HD inline Words4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t
   return {{c0, c1, c2, c3}};
 }
 
+// A number in [0, 1), a multiple of 2^-24, from a word, and a standard normal one from two.
+RCMSTR_HD inline float uniform_of(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
+RCMSTR_HD inline float normal_of(uint32_t first, uint32_t second) {
+  const double u = ((first >> 8) + 0.5) * 0x1p-24, v = ((second >> 8) + 0.5) * 0x1p-24;
+  return static_cast<float>(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+}
+
 // The sequence of words of one (seed, stream, epoch, index), any word at any time.
 struct Stream {
   uint64_t seed;
@@ -44,13 +51,6 @@ struct Stream {
 
   RCMSTR_HD uint32_t word(uint32_t i) const {
     return philox(seed, i / 4, index_low, index_high_and_stream, epoch).w[i % 4];
-  }
-  RCMSTR_HD float uniform(uint32_t i) const { return static_cast<float>(word(i) >> 8) * 0x1p-24f; }
-  // The i-th normal uses the words first + 2i and first + 2i + 1.
-  RCMSTR_HD float normal(uint32_t first, uint32_t i) const {
-    const double u = ((word(first + 2 * i) >> 8) + 0.5) * 0x1p-24;
-    const double v = ((word(first + 2 * i + 1) >> 8) + 0.5) * 0x1p-24;
-    return static_cast<float>(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
   }
 };
 

@@ -51,6 +51,7 @@ def check(source: ImageSource, *, max_pixels: int, min_side: int, threads: int =
         return None
 
     def part(chunk: range) -> list[tuple[int, str]]:
+        source.prefetch(chunk)
         found = ((i, reason(data)) for i, data in zip(chunk, source.read(chunk)))
         return [(i, why) for i, why in found if why is not None]
 

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from rcmstr_fast.config import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -17,7 +19,9 @@ class _Reader(Protocol):
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
 
-    def records(self, kind: str, numbers: Sequence[int]) -> list[bytes | None]: ...
+    def records(self, kind: str, numbers: Sequence[int] | np.ndarray) -> list[bytes | None]: ...
+
+    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray) -> None: ...
 
 
 class _PackageReader:
@@ -37,8 +41,11 @@ class _PackageReader:
         with self._env.begin(buffers=True) as transaction:
             return [None if (value := transaction.get(key)) is None else bytes(value) for key in keys]
 
-    def records(self, kind: str, numbers: Sequence[int]) -> list[bytes | None]:
+    def records(self, kind: str, numbers: Sequence[int] | np.ndarray) -> list[bytes | None]:
         return self.get([b"%s-%09d" % (kind.encode(), number) for number in numbers])
+
+    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray) -> None:
+        """Nothing: only reading would bring the pages in."""
 
 
 #: The package refuses to open a file twice in a process, so that readers of one file share theirs; after a
@@ -110,10 +117,18 @@ class LmdbFile:
         """
         return self._reader().get(keys)
 
-    def records(self, kind: str, numbers: Sequence[int]) -> list[bytes | None]:
+    def records(self, kind: str, numbers: Sequence[int] | np.ndarray) -> list[bytes | None]:
         """Values of the keys `kind-%09d` of 1-based numbers; None as in `get`.
 
         Raises:
             ConfigError: the file is no LMDB data file.
         """
         return self._reader().records(kind, numbers)
+
+    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray) -> None:
+        """Ask the kernel to bring what `records` will read into memory; without the GIL.
+
+        Raises:
+            ConfigError: the file is no LMDB data file.
+        """
+        self._reader().prefetch(kind, numbers)

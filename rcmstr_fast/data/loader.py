@@ -41,6 +41,9 @@ class Decoder(Protocol):
 def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, workers: int) -> Decoder:
     """The decoder that `data.decoder` names; Pillow, with a line in the log, where DALI is not installed.
 
+    `auto` is DALI where there is a GPU to feed and Pillow elsewhere: on few cores Pillow takes no more processor time,
+    and its pixels do not depend on what is installed.
+
     Args:
         data: decoder, max_pixels, min_side.
         height: of the images, pixels.
@@ -51,7 +54,7 @@ def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, work
         ConfigError: dali_mixed without a GPU.
     """
     pillow = PillowDecoder(height=height, width=width, max_pixels=data.max_pixels, min_side=data.min_side)
-    if data.decoder == "pillow":
+    if data.decoder == "pillow" or (data.decoder == "auto" and not torch.cuda.is_available()):
         return pillow
     try:
         from rcmstr_fast.data.dali import DaliDecoder
@@ -157,13 +160,16 @@ class Loader:
         """
         starts = self._starts(step)
         with (
+            ThreadPoolExecutor(1, "ahead") as fetcher,
             ThreadPoolExecutor(self._workers, "decode") as decoders,
             ThreadPoolExecutor(_BATCHES_AT_ONCE, "batch") as makers,
         ):
             pending: deque[Future[LoadedBatch]] = deque()
 
             def submit(count: int) -> None:
-                pending.extend(makers.submit(self._make, epoch, start, decoders) for start in islice(starts, count))
+                for start in islice(starts, count):
+                    chosen = fetcher.submit(self._choose, epoch, start)
+                    pending.append(makers.submit(self._make, epoch, chosen, decoders))
 
             try:
                 submit(self._prefetch)
@@ -183,8 +189,14 @@ class Loader:
             for micro in range(self._accumulate):
                 yield now * self._global_batch + (micro * self._world_size + self._rank) * self._local_batch
 
-    def _make(self, epoch: int, start: int, decoders: Executor) -> LoadedBatch:
+    def _choose(self, epoch: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and records of a batch; the records are on their way into memory."""
         slots, records = self.order.slots(epoch, start, self._local_batch)
+        self.source.prefetch(records)
+        return slots, records
+
+    def _make(self, epoch: int, chosen: Future[tuple[np.ndarray, np.ndarray]], decoders: Executor) -> LoadedBatch:
+        slots, records = chosen.result()
         images, broken = self._load(records, decoders)
         if broken:
             self._replace(epoch, slots, records, images, broken, decoders)

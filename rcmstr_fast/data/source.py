@@ -36,8 +36,11 @@ class ImageSet(Protocol):
     def record_name(self, i: int) -> str:
         """Name of the i-th record, for messages."""
 
-    def read(self, indices: Sequence[int]) -> list[bytes | None]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes | None]:
         """Encoded images; None where a record is missing or cannot be read."""
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Bring what `read` needs into memory, as far as the kind of set can."""
 
     def labels(self, indices: Sequence[int]) -> list[str | None]:
         """Labels; None where there is none."""
@@ -70,9 +73,13 @@ class LmdbSet:
         """Path of the data file and key."""
         return f"{self.path}:image-{i + 1:09d}"
 
-    def read(self, indices: Sequence[int]) -> list[bytes | None]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes | None]:
         """Encoded images; None where a record is missing or cannot be read."""
-        return self._file.records("image", [i + 1 for i in indices])
+        return self._file.records("image", np.asarray(indices, np.int64) + 1)
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Ask the kernel for the pages of the encoded images."""
+        self._file.prefetch("image", indices + 1)
 
     def labels(self, indices: Sequence[int]) -> list[str | None]:
         """Labels; None where the key is absent, empty, marked as unlabelled or not UTF-8."""
@@ -101,9 +108,12 @@ class FolderSet:
         """Path of the file."""
         return os.path.join(self.path, self._files[i])
 
-    def read(self, indices: Sequence[int]) -> list[bytes | None]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes | None]:
         """Contents of the files; None where one cannot be read."""
-        return [self._contents(i) for i in indices]
+        return [self._contents(int(i)) for i in indices]
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Nothing: files are read in many threads anyway."""
 
     def _contents(self, i: int) -> bytes | None:
         try:
@@ -178,31 +188,43 @@ class ImageSource:
         Raises:
             IndexError: an index out of range.
         """
+        if len(self.sets) == 1:
+            inside = np.asarray(indices, dtype=np.int64)
+            self._check(inside)
+            return self.sets[0].read(inside)
         result: list[bytes | None] = [None] * len(indices)
         for found, places, inside in self._by_set(indices):
-            for place, value in zip(places, found.read(inside)):
+            for place, value in zip(places.tolist(), found.read(inside)):
                 result[place] = value
         return result
+
+    def prefetch(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Bring the records into memory that `read` will ask for; arguments and errors as there."""
+        for found, _, inside in self._by_set(indices):
+            found.prefetch(inside)
 
     def labels(self, indices: Sequence[int] | np.ndarray) -> list[str | None]:
         """Labels of the records, None where unlabelled; arguments and errors as in `read`."""
         result: list[str | None] = [None] * len(indices)
         for found, places, inside in self._by_set(indices):
-            for place, value in zip(places, found.labels(inside)):
+            for place, value in zip(places.tolist(), found.labels(inside.tolist())):
                 result[place] = value
         return result
 
-    def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _check(self, indices: np.ndarray) -> None:
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"records are 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}")
+
+    def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self._check(indices)
         which = np.searchsorted(self._starts, indices, side="right") - 1
         return which, indices - self._starts[which]
 
-    def _by_set(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[ImageSet, list[int], list[int]]]:
+    def _by_set(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[ImageSet, np.ndarray, np.ndarray]]:
         which, inside = self._locate(np.asarray(indices, dtype=np.int64))
         for number in np.unique(which):
             places = np.flatnonzero(which == number)
-            yield self.sets[number], places.tolist(), inside[places].tolist()
+            yield self.sets[number], places, inside[places]
 
 
 def open_sources(roots: Sequence[str | Path]) -> ImageSource:

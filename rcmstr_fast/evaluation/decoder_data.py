@@ -155,9 +155,10 @@ class WordImages:
         return self._kept[positions]
 
     def _decode(self, positions: np.ndarray) -> np.ndarray:
-        limits = DataConfig()
+        limits, records = DataConfig(), self.words.records[positions]
+        self.words.source.prefetch(records)
         images, reasons = decode_batch(
-            self.words.source.read(self.words.records[positions]),
+            self.words.source.read(records),
             *self._size,
             max_pixels=limits.max_pixels,
             min_side=limits.min_side,
@@ -259,6 +260,7 @@ class Feed:
             num_views=1,
             size=self._recogniser.size,
             preset=self._preset,
+            dtype=torch.bfloat16 if self._bf16 else torch.float32,
         )[0]
         with self.autocast():
             return self._recogniser.frames(views)

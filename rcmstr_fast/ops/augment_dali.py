@@ -67,14 +67,14 @@ class DaliViews:
 
     def __call__(
         self, images_uint8: Tensor, *, seed: int, epoch: int, index: Tensor, num_views: int, size: tuple[int, int],
-        preset: str = "pretrain", order: Tensor | None = None,
+        preset: str = "pretrain", order: Tensor | None = None, dtype: torch.dtype = torch.float32,
     ) -> Tensor:  # fmt: skip
         """Views of a batch; arguments and result as for `augment_views`. An index on a GPU is waited for."""
         rows = torch.stack([
             reference.draw_parameters(index.cpu(), seed=seed, epoch=epoch, view=view, preset=preset)
             for view in range(num_views)
         ])  # fmt: skip
-        made = self.apply(images_uint8, rows)
+        made = self.apply(images_uint8, rows).to(dtype)
         if order is None:
             return made
         permuted = permute_strips(made[0], order, num_patches=order.shape[1], group_size=len(order))

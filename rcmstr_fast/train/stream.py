@@ -12,7 +12,7 @@ from rcmstr_fast.data.loader import LoadedBatch, Loader
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.methods.permutation import permuted_order
-from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.plan import Plan
 
 #: Query view and key view.
@@ -25,10 +25,10 @@ class TrainBatch:
 
     Attributes:
         images: [b, H, W, 3] uint8, before augmentation.
-        views: [2, b, 3, H, W] float32 normalised, on the device of training.
+        views: [2, b, 3, H, W] normalised, on the device of training; bfloat16 where the run trains in it, else float32.
         index: [b] int64 slots of the epoch, on the device of training.
         epoch: 0-based.
-        permuted: [b, 3, H, W] float32, the permuted query view; None where the method makes it or needs none.
+        permuted: [b, 3, H, W] like views, the permuted query view; None where the method makes it or needs none.
     """
 
     images: Tensor
@@ -56,6 +56,7 @@ class Stream:
         self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
         self._loader: Loader | None = None
         self._make: Callable[..., Tensor] = ops.augment_views
+        self._dtype = torch.float32
 
     @property
     def epoch_size(self) -> int:
@@ -94,6 +95,7 @@ class Stream:
 
     def prepare(self, plan: Plan, device: torch.device) -> None:
         """Open what `views` needs; before its first call."""
+        self._dtype = torch.bfloat16 if use_bf16(self.config.train.precision, device) else torch.float32
         if self.config.data.augment == "dali":
             self._make = self._dali(plan.micro_batch, device)
 
@@ -110,10 +112,11 @@ class Stream:
     def views(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         """Views of decoded images [b, H, W, 3], with the permuted query view last where the method takes one."""
         size = (self.config.model.height, self.config.model.image_width)
-        return self._make(
+        views = self._make(
             images, seed=self.config.seed, epoch=epoch, index=index, num_views=VIEWS, size=size,
-            order=self._order_of_strips(images, index, epoch),
+            order=self._order_of_strips(images, index, epoch), dtype=self._dtype,
         )  # fmt: skip
+        return views.double() if self.config.train.precision == "fp64" else views
 
     def _dali(self, batch: int, device: torch.device) -> Callable[..., Tensor]:
         try:

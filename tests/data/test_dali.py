@@ -15,7 +15,7 @@ from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import BrokenImage, PillowDecoder, decode_image
 from rcmstr_fast.data.jpeg import plain_jpeg
 from rcmstr_fast.data.lmdb_writer import write_lmdb
-from rcmstr_fast.data.loader import Loader
+from rcmstr_fast.data.loader import Loader, build_decoder
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
 
@@ -149,11 +149,21 @@ def test_without_dali_pillow_takes_over_and_says_so_once(tmp_path, monkeypatch, 
     write_lmdb(tmp_path, ((jpeg(i), None) for i in range(20)))
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     monkeypatch.delitem(sys.modules, "rcmstr_fast.data.dali", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with caplog.at_level(logging.INFO):
         made = loader(open_sources([tmp_path]), decoder)
         assert len(list(made.batches(0)) + list(made.batches(1))) == 4
     said = [record for record in caplog.records if "DALI" in record.getMessage()]
     assert [record.levelno for record in said] == [level] and "in 2 threads" in said[0].getMessage()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_auto_is_dali_only_where_there_is_a_gpu(monkeypatch, caplog, gpu):
+    dali = pytest.importorskip("rcmstr_fast.data.dali", reason="DALI is not installed", exc_type=ImportError)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with caplog.at_level(logging.INFO):
+        made = build_decoder(DataConfig(decoder="auto"), **SIZE, batch=4, workers=1)
+    assert isinstance(made, dali.DaliDecoder if gpu else PillowDecoder) and not caplog.records
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -1,10 +1,15 @@
 """The compiled LMDB reader against py-lmdb's own reading, and against damaged files."""
 
+import ctypes
+import mmap
+import os
 import random
 import struct
+import time
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,6 +75,31 @@ def test_many_records_with_values_of_many_pages_and_deletions(tmp_path):
 def test_any_keys_and_values(tmp_path_factory, entries, asked):
     path = make(tmp_path_factory.mktemp("lmdb"), entries)
     same_as_lmdb(path, [*entries, *asked])
+
+
+def resident(path: str) -> int:
+    """Pages of a file that are in memory."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), pages) == 0
+        return sum(page & 1 for page in pages)
+
+
+def test_prefetching_brings_values_into_memory(tmp_path):
+    path = make(tmp_path, {b"image-%09d" % i: b"x" * (40_000 if i % 2 else 1500) for i in range(1, 101)})
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    reader = _C.LmdbReader(path)
+    before = resident(path)
+    if before > 50:
+        pytest.skip("this file system keeps its files in memory")
+    reader.prefetch("image", np.arange(1, 101))
+    ends = time.monotonic() + 20
+    while (now := resident(path)) < 50 * 10 + 20 and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert now >= 50 * 10 + 20
 
 
 def by_hand(path: Path, page_size: int, entries: dict[bytes, bytes]) -> str:
@@ -154,6 +184,7 @@ def read_all(path: Path, keys: list[bytes]) -> list[bytes | None] | None:
         reader = _C.LmdbReader(str(path))
     except _C.LmdbError:
         return None
+    assert reader.prefetch("image", range(len(keys) + 2)) is None
     return reader.get(keys)
 
 

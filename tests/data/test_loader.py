@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -140,7 +141,21 @@ def test_transform_runs_in_the_background(sound):
 
 
 def running() -> int:
-    return sum(thread.name.startswith(("batch", "decode")) for thread in threading.enumerate())
+    return sum(thread.name.startswith(("ahead", "batch", "decode")) for thread in threading.enumerate())
+
+
+def test_every_record_is_announced_before_it_is_read(sound, monkeypatch):
+    told: list[int] = []
+    read = sound.read
+
+    def reads(indices):
+        assert set(np.asarray(indices).tolist()) <= set(told)
+        return read(indices)
+
+    monkeypatch.setattr(sound, "prefetch", lambda records: told.extend(records.tolist()))
+    monkeypatch.setattr(sound, "read", reads)
+    shown = torch.cat([batch.records for batch in loader(sound).batches(0)]).tolist()
+    assert told == shown and len(shown) == 48
 
 
 def test_prefetch_is_bounded_and_closing_ends_the_threads(sound):

@@ -172,6 +172,16 @@ def test_wrong_labels_file(tree, caplog):
     assert "lists 1 files that are not there, such as gone.png" in caplog.text
 
 
+def test_prefetching_changes_nothing_that_is_read(tree):
+    for roots in ([tree / "one"], [tree / "one", tree / "many", tree / "pictures"]):
+        source = open_sources(roots)
+        source.prefetch(range(len(source)))
+        assert source.read(range(len(source))) == open_sources(roots).read(np.arange(len(source)))
+        for action in (source.prefetch, source.read):
+            with pytest.raises(IndexError, match=f"records are 0 to {len(source) - 1}"):
+                action([0, len(source)])
+
+
 def test_vanished_file_is_none(tree):
     source = open_sources([tree / "pictures"])
     (tree / "pictures" / "a.png").unlink()
@@ -199,6 +209,7 @@ def test_the_lmdb_package_gives_the_same(tree, without_compiled_reader, caplog):
     assert all(isinstance(found._file._reader(), lmdb_read._PackageReader) for found in source.sets)
     told = [record for record in caplog.records if "is read with the lmdb package" in record.getMessage()]
     assert len(told) == 3  # once a file, also for the one given twice
+    source.prefetch(range(32))
     everything = source.read(range(32)), source.labels(range(32))
     assert everything[0][:2] == [b"picture0", b"picture1"] and everything[1][3:5] == ["Wörd", "two words"]
     assert source.read([0]) == source.read([22])

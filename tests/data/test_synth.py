@@ -20,7 +20,7 @@ from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.synth import Bank, Effects, FontSet, SynthConfig, font_files, read_fonts, render_lmdb, render_word
 from rcmstr_fast.data.synth import build as build_module
 from rcmstr_fast.data.synth.backgrounds import contrasting, luminance
-from rcmstr_fast.data.synth.fonts import Font
+from rcmstr_fast.data.synth.fonts import Font, chosen_families
 from rcmstr_fast.data.synth.warp import MAX_ASPECT, draw_warp, mesh, place
 from rcmstr_fast.data.synth.words import WordSource, read_words
 
@@ -86,6 +86,24 @@ def test_families_are_chosen_evenly():
     rng = np.random.default_rng(0)
     share = np.mean([many.choose("a", rng) == 9 for _ in range(2000)])
     assert 0.45 < share < 0.55
+
+
+def test_only_named_families_are_taken(few, tmp_path):
+    found = [Font("a.ttf", 0, "Big", frozenset("a")), Font("b.ttf", 0, "Small", frozenset("a"))]
+    assert chosen_families(found, []) == found
+    assert chosen_families(found, ["Small"]) == found[1:]
+    with pytest.raises(ConfigError, match=r"families must be among those found \(DejaVu Sans\), got 'Absent'"):
+        render_lmdb(SynthConfig(out=str(tmp_path / "out"), families=["Absent"], **few))
+
+
+@pytest.mark.parametrize("texture", [0.0, 1.0])
+def test_without_colour_letters_are_dark_on_light_paper(fonts, bank, texture):
+    effects = replace(NONE, texture=texture)
+    for seed in range(8):
+        picture = render_word("street", np.random.default_rng(seed), fonts, bank, effects=effects)
+        pixels = np.asarray(picture).astype(int)
+        assert np.ptp(pixels, axis=2).max() <= 1
+        assert np.percentile(pixels, 2) < 100 and np.percentile(pixels, 80) > 180
 
 
 def test_unreadable_fonts_and_missing_folders(tmp_path, caplog):
@@ -271,7 +289,7 @@ def test_photographs_are_used_and_broken_ones_skipped(tmp_path, few, caplog):
     empty.mkdir()
     Image.new("RGB", (400, 300), (10, 200, 30)).save(photos / "green.png")
     (photos / "broken.jpg").write_bytes(b"no photograph")
-    effects = replace(NONE, photo=1.0, jpeg_min=95)
+    effects = replace(NONE, colour=1.0, photo=1.0, jpeg_min=95)
     config = SynthConfig(out=str(tmp_path / "set"), count=40, backgrounds=str(photos), effects=effects, **few)
     records = contents(render_lmdb(replace(config, processes=1)))
     corners = np.array([Image.open(BytesIO(records[b"image-%09d" % i])).getpixel((0, 0)) for i in range(1, 41)])

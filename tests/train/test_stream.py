@@ -80,3 +80,17 @@ def test_the_permuted_query_view_comes_along(data):
     shape = {"num_patches": config.method.num_patches, "group_size": config.method.group_size}
     assert batch.views.shape[0] == 2
     assert torch.equal(batch.permuted, ops.permute_strips(batch.views[0], order, **shape))
+
+
+@pytest.mark.parametrize("augment", ["fused", "dali"])
+def test_views_have_the_precision_of_the_run(data, augment):
+    if augment == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    (exact,), (rounded,) = (
+        batches(data, 0, 1, data__augment=augment, train__precision=precision) for precision in ("fp32", "bf16")
+    )
+    assert exact.views.dtype == exact.permuted.dtype == torch.float32
+    assert torch.equal(rounded.views, exact.views.bfloat16()) and torch.equal(
+        rounded.permuted, exact.permuted.bfloat16()
+    )
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in (*rounded.views, rounded.permuted))

@@ -185,7 +185,7 @@ def draw_background(
 ) -> np.ndarray:
     """A background [3, height, width] float32 in 0..255; `index` chooses which photographs are at hand."""
     height, width = size
-    chance = rng.random(4)
+    chance = rng.random(4).tolist()
     if photos and chance[0] < effects.photo:
         few = np.random.default_rng((seed, 2**62 + index // PHOTO_BLOCK)).integers(len(photos), size=PHOTOS)
         photo = _photo(photos[few[int(rng.random() * PHOTOS)]])
@@ -205,3 +205,16 @@ def draw_background(
         tint = 20 * (rng.random(3, dtype=np.float32) - 0.5) + np.float32(8 + 40 * rng.random())
         picture += cut(rng, bank.textures, height, width) * tint[:, None, None]
     return picture
+
+
+def sheet(rng: np.random.Generator, bank: Bank, size: tuple[int, int], effects: Effects) -> np.ndarray:
+    """Light grey paper [3, height, width] float32 in 0..255."""
+    paper = np.full((3, *size), 200 + 55 * rng.random(), np.float32)
+    if rng.random() < effects.texture:
+        paper += cut(rng, bank.textures, *size) * np.float32(4 + 12 * rng.random())
+    return paper
+
+
+def dark(rng: np.random.Generator) -> np.ndarray:
+    """The dark grey [3] float32 of print, in 0..255."""
+    return np.full(3, 80 * rng.random(), np.float32)

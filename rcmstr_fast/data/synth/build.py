@@ -20,7 +20,7 @@ from rcmstr_fast.data.progress import progress
 from rcmstr_fast.data.staging import staged_folder
 from rcmstr_fast.data.synth.backgrounds import find_photos
 from rcmstr_fast.data.synth.config import SynthConfig, validate
-from rcmstr_fast.data.synth.fonts import FontSet, font_files, read_fonts
+from rcmstr_fast.data.synth.fonts import FontSet, chosen_families, font_files, read_fonts
 from rcmstr_fast.data.synth.render import Renderer
 from rcmstr_fast.data.synth.words import WordSource, read_words
 
@@ -41,7 +41,7 @@ def prepare(config: SynthConfig) -> tuple[WordSource, FontSet, list[Path], dict]
     """
     validate(config)
     listed, photos = read_words(config), find_photos(config.backgrounds)
-    fonts = FontSet(read_fonts(font_files(config.fonts, config.system_fonts)))
+    fonts = FontSet(chosen_families(read_fonts(font_files(config.fonts, config.system_fonts)), config.families))
     if not fonts.fonts:
         raise ConfigError(
             "data synth: no usable font found; install some with: pip install 'rcmstr-fast[synth]', or name a folder "

@@ -10,6 +10,8 @@ class Effects:
     """How often each effect is applied; a share of the crops in [0, 1] unless another unit is named.
 
     Attributes:
+        colour: letters and backgrounds of any colour; the other crops are dark letters on light grey, as printed
+            on paper, without gradient, clutter or photograph.
         spacing: letters set wider apart or closer.
         stretch: letters made narrower or wider.
         rotation: the word turned, up to 12 degrees for short words.
@@ -34,6 +36,7 @@ class Effects:
         jpeg_max: highest JPEG quality (1 to 95).
     """
 
+    colour: float = 1.0
     spacing: float = 0.2
     stretch: float = 0.6
     rotation: float = 0.45
@@ -84,6 +87,7 @@ class SynthConfig:
         capitalised: share of the words with a capital first letter.
         fonts: folder with more fonts (ttf, otf, ttc), searched recursively; empty: none.
         system_fonts: use the fonts of installed Python packages and of the system as well.
+        families: font families to take, as the fonts name themselves ("DejaVu Sans"); empty: all found.
         backgrounds: folder with photographs for backgrounds, searched recursively; empty: none.
         height_min: lowest height of a crop in pixels.
         height_max: greatest height of a crop in pixels.
@@ -107,6 +111,7 @@ class SynthConfig:
     capitalised: float = 0.3
     fonts: str = ""
     system_fonts: bool = True
+    families: list[str] = field(default_factory=list)
     backgrounds: str = ""
     height_min: int = 32
     height_max: int = 48

@@ -16,6 +16,8 @@ from rcmstr_fast.config import ConfigError
 
 _SUFFIXES = {".ttf", ".otf", ".ttc"}
 _SYSTEM_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
+#: Hair, thin, sixth, quarter and full space: letters are set apart by one of them.
+_SPACES = "\u200a\u2009\u2006\u2005 "
 _log = logging.getLogger(__name__)
 
 
@@ -114,6 +116,20 @@ def _read_face(path: Path, number: int, face: object) -> Font:
     return Font(str(path), number, family, characters)
 
 
+def chosen_families(fonts: list[Font], families: list[str]) -> list[Font]:
+    """The fonts of the named families; all fonts where none is named.
+
+    Raises:
+        ConfigError: a family that no font belongs to.
+    """
+    found = sorted({font.family for font in fonts})
+    for family in families:
+        if family not in found:
+            known = ", ".join(found) or "no font at all"
+            raise ConfigError(f"data synth: families must be among those found ({known}), got {family!r}")
+    return [font for font in fonts if not families or font.family in families]
+
+
 class FontSet:
     """The fonts of a run: which can draw a text, and loaded fonts by size.
 
@@ -126,6 +142,7 @@ class FontSet:
         self.characters: frozenset[str] = frozenset().union(*(font.characters for font in fonts))
         self._drawable: dict[str, int] = {}
         self._families: dict[int, list[list[int]]] = {}
+        self._spaces: dict[tuple[int, int, bool], list[str]] = {}
 
     def _mask(self, text: str) -> int:
         """Bit i is set where font i has every character of the text."""
@@ -165,6 +182,14 @@ class FontSet:
         """The font at a size in pixels; `shaped` texts (not ASCII) get the complex layout where it is built in."""
         font = self.fonts[index]
         return _load(font.path, font.number, size, shaped)
+
+    def narrow_spaces(self, index: int, size: int, shaped: bool) -> list[str]:
+        """Spaces that the font has and that are narrower than 0.35 sizes, as `load` sets them."""
+        key = index, size, shaped
+        if key not in self._spaces:
+            font, known = self.load(*key), self.fonts[index].characters
+            self._spaces[key] = [s for s in _SPACES if s in known and font.getlength(s) < 0.35 * size]
+        return self._spaces[key]
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,16 @@ from unicodedata import east_asian_width
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from rcmstr_fast.data.synth.backgrounds import LUMINANCE, Bank, contrasting, cut, draw_background, luminance
+from rcmstr_fast.data.synth.backgrounds import (
+    LUMINANCE,
+    Bank,
+    contrasting,
+    cut,
+    dark,
+    draw_background,
+    luminance,
+    sheet,
+)
 from rcmstr_fast.data.synth.config import Effects, SynthConfig
 from rcmstr_fast.data.synth.fonts import FontSet
 from rcmstr_fast.data.synth.warp import draw_warp, mesh, place
@@ -16,8 +25,6 @@ from rcmstr_fast.data.synth.words import WordSource
 
 #: Empty pixels around the drawn word: room for outline, shadow and interpolation.
 _PAD = 8
-#: Hair, thin, sixth, quarter and full space: letters are set apart by one of those that the font has.
-_SPACES = "\u200a\u2009\u2006\u2005 "
 #: Greatest standard deviation of a background's luminance; busier ones are calmed down to it.
 _MAX_BUSY = 26.0
 
@@ -25,12 +32,11 @@ _MAX_BUSY = 26.0
 def _draw_text(text: str, fonts: FontSet, size: int, effects: Effects, rng: np.random.Generator) -> Image.Image:
     """The word in white on black (mode L) with `_PAD` empty pixels around its ink, or at least 0.45 sizes high."""
     chosen, letters = fonts.choose(text, rng), len(text)
-    font = fonts.load(chosen, size, shaped=not text.isascii())
-    if rng.random() < effects.spacing and all(c.isascii() or east_asian_width(c) == "W" for c in text):
-        known = fonts.fonts[chosen].characters
-        spaces = [space for space in _SPACES if space in known and font.getlength(space) < 0.35 * size]
-        if spaces:
-            text = spaces[int(rng.random() * len(spaces))].join(text)
+    shaped = not text.isascii()
+    font = fonts.load(chosen, size, shaped)
+    apart = rng.random() < effects.spacing and all(c.isascii() or east_asian_width(c) == "W" for c in text)
+    if apart and (spaces := fonts.narrow_spaces(chosen, size, shaped)):
+        text = spaces[int(rng.random() * len(spaces))].join(text)
     canvas = Image.new("L", (int(size * (2 + 1.3 * letters + 0.35 * (len(text) - letters))), int(size * 2.2)))
     ImageDraw.Draw(canvas).text((size, size * 0.5), text, fill=255, font=font)
     left, top, right, bottom = canvas.getbbox() or (size, size, 2 * size, 2 * size)
@@ -57,20 +63,25 @@ def _layers(letters: Image.Image, effects: Effects, rng: np.random.Generator) ->
     if not outlined and not shadowed:
         return letters
     pixels = np.asarray(letters)
-    bands = np.zeros((*pixels.shape, 3), np.uint8)
-    bands[..., 0] = thick = pixels
+    height, width = pixels.shape
+    bands = np.zeros((height, 3, width), np.uint8)
+    bands[:, 0] = thick = pixels
     if outlined:
         thick = _thicken(pixels, 2 if letters.height > 60 and rng.random() < 0.6 else 1)
-        bands[..., 1] = thick
+        bands[:, 1] = thick
     if shadowed:
-        far = min(1 + letters.height // 20, _PAD - 2)  # inside the margin, so that nothing comes round
+        far = min(1 + letters.height // 20, _PAD - 2)  # inside the margin, so that nothing is cut off
         dx, dy = (int((2 * rng.random() - 1) * (far + 1)) or far for _ in range(2))
-        bands[..., 2] = np.roll(thick.ravel(), dy * letters.width + dx).reshape(thick.shape)
-    return Image.fromarray(bands)
+        shifted = bands[max(dy, 0) : height + min(dy, 0), 2, max(dx, 0) : width + min(dx, 0)]
+        shifted[:] = thick[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
+    return _of_lines(bands)
 
 
-def _compose(masks: np.ndarray, ground: np.ndarray, effects: Effects, rng: np.random.Generator) -> np.ndarray:
-    """Colours chosen for contrast; shadow, outline and letters over the ground [3, h, w] float32 (changed)."""
+def _compose(
+    masks: np.ndarray, ground: np.ndarray, effects: Effects, rng: np.random.Generator, *, paper: bool
+) -> np.ndarray:
+    """Colours chosen for contrast (`paper`: dark letters); shadow, outline and letters over the ground [3, h, w]
+    float32 (changed)."""
     red, green, blue = ground[:, ::2, ::2]
     grey = (LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue).ravel()
     mean = float(grey.mean())
@@ -81,7 +92,7 @@ def _compose(masks: np.ndarray, ground: np.ndarray, effects: Effects, rng: np.ra
         ground *= _MAX_BUSY / busy
         ground += centre * (1 - _MAX_BUSY / busy)
         busy = _MAX_BUSY
-    colour = contrasting(rng, mean, min(effects.min_contrast + busy, 120.0))
+    colour = contrasting(rng, mean, min(effects.min_contrast + busy, 120.0)) if not paper else dark(rng)
     own = luminance(colour)
     if len(masks) == 3:
         strength = np.float32(0.3 + 0.6 * rng.random())
@@ -104,7 +115,7 @@ def blend(ground: np.ndarray, colour: np.ndarray, mask: np.ndarray) -> None:
 def _light(picture: np.ndarray, bank: Bank, effects: Effects, rng: np.random.Generator) -> np.ndarray:
     """Uneven light, reduced contrast, and noise on a picture [3, h, w] in 0..255 (changed)."""
     height, width = picture.shape[1:]
-    chance = rng.random(3)
+    chance = rng.random(3).tolist()
     if chance[0] < effects.lighting:
         picture *= 1 + np.float32(0.35 * rng.random()) * cut(rng, bank.light, height, width)
     if chance[1] < effects.fade:
@@ -120,7 +131,7 @@ def _light(picture: np.ndarray, bank: Bank, effects: Effects, rng: np.random.Gen
 
 def _soften(picture: Image.Image, effects: Effects, rng: np.random.Generator) -> Image.Image:
     """Motion and lack of focus, as one box blur (of variance ((2 r + 1)^2 - 1) / 12 for radius r)."""
-    chance, amount = rng.random(2), rng.random(3)
+    chance, amount = rng.random(2).tolist(), rng.random(3).tolist()
     scale = picture.height / 40
     radius = [0.0, 0.0]
     if chance[0] < effects.blur:
@@ -133,14 +144,23 @@ def _soften(picture: Image.Image, effects: Effects, rng: np.random.Generator) ->
 
 def _planes(picture: Image.Image) -> np.ndarray:
     """[bands, h, w] float32 of a picture."""
-    pixels = np.asarray(picture)
-    return np.atleast_3d(pixels).transpose(2, 0, 1).astype(np.float32, order="C")
+    bands = len(picture.getbands())
+    lines = np.frombuffer(picture.tobytes("raw", "RGB;L" if bands == 3 else "L"), np.uint8)
+    return lines.reshape(picture.height, bands, picture.width).astype(np.float32).transpose(1, 0, 2)
+
+
+def _of_lines(lines: np.ndarray) -> Image.Image:
+    """RGB picture of [h, 3, w] uint8: line by line its red, its green and its blue, as Pillow copies it fastest."""
+    height, _, width = lines.shape
+    return Image.frombuffer("RGB", (width, height), lines, "raw", "RGB;L", 0, 1)
 
 
 def _to_image(planes: np.ndarray) -> Image.Image:
     """[3, h, w] float32 to an RGB picture, clipped."""
-    pixels = np.clip(planes, 0, 255, out=planes).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    bands, height, width = planes.shape
+    lines = np.empty((height, bands, width), np.uint8)
+    lines.transpose(1, 0, 2)[:] = np.clip(planes, 0, 255, out=planes)
+    return _of_lines(lines)
 
 
 def render_word(
@@ -194,8 +214,12 @@ def render_word(
     warped = source.transform((at.width, at.height), Image.Transform.MESH, cells, Image.Resampling.BILINEAR)
     masks = _planes(warped)
     masks *= np.float32(1 / 255)
-    ground = draw_background(rng, bank, photos or [], index, seed, (at.height, at.width), effects)
-    picture = _soften(_to_image(_compose(masks, ground, effects, rng)), effects, rng)
+    paper, place_on = rng.random() >= effects.colour, (at.height, at.width)
+    if paper:
+        ground = sheet(rng, bank, place_on, effects)
+    else:
+        ground = draw_background(rng, bank, photos or [], index, seed, place_on, effects)
+    picture = _soften(_to_image(_compose(masks, ground, effects, rng, paper=paper)), effects, rng)
     if coarse:
         kind = Image.Resampling.BICUBIC if rng.random() < 0.6 else Image.Resampling.BILINEAR
         picture = picture.resize((max(8, round(at.width * height / drawn)), height), kind)

@@ -6,6 +6,7 @@ both have closed inverses, so that the mesh of the crop (each output cell names 
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,35 +28,45 @@ class Warp:
 
     def forward(self, points: np.ndarray) -> np.ndarray:
         """[n, 2] float64 in word heights to crop coordinates, in word heights."""
-        x, y = points[:, 0] * self.stretch, points[:, 1]
+        bent = points * (self.stretch, 1.0)
         if self.curvature:
             radius = 1.0 / self.curvature
-            angle = x * self.curvature
-            x, y = (radius - y) * np.sin(angle), radius - (radius - y) * np.cos(angle)
-        return _project(self.homography, x, y)
+            angle, ray = bent[:, 0] * self.curvature, radius - bent[:, 1]
+            bent[:, 0] = ray * np.sin(angle)
+            bent[:, 1] = radius - ray * np.cos(angle)
+        return _project(self.homography, bent)
 
     def inverse(self, points: np.ndarray) -> np.ndarray:
         """The inverse of `forward`."""
-        xy = _project(np.linalg.inv(self.homography), points[:, 0], points[:, 1])
-        x, y = xy[:, 0], xy[:, 1]
+        flat = _project(_adjugate(self.homography), points)
         if self.curvature:
             radius = 1.0 / self.curvature
             sign = math.copysign(1.0, radius)
-            angle = np.arctan2(sign * x, sign * (radius - y))
-            x, y = radius * angle, radius - sign * np.hypot(x, radius - y)
-        return np.stack([x / self.stretch, y], axis=1)
+            x, down = flat[:, 0].copy(), radius - flat[:, 1]
+            flat[:, 0] = radius * np.arctan2(sign * x, sign * down)
+            flat[:, 1] = radius - sign * np.hypot(x, down)
+        flat[:, 0] /= self.stretch
+        return flat
 
 
-def _project(homography: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    h = homography
-    w = h[2, 0] * x + h[2, 1] * y + h[2, 2]
-    return np.stack([(h[0, 0] * x + h[0, 1] * y + h[0, 2]) / w, (h[1, 0] * x + h[1, 1] * y + h[1, 2]) / w], axis=1)
+def _project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+    mapped = points @ homography[:, :2].T + homography[:, 2]
+    return mapped[:, :2] / mapped[:, 2:]
+
+
+def _adjugate(homography: np.ndarray) -> np.ndarray:
+    """The inverse but for a factor, which `_project` does not see."""
+    (a, b, c), (d, e, f), (g, h, i) = homography.tolist()
+    return np.array([
+        (e * i - f * h, c * h - b * i, b * f - c * e),
+        (f * g - d * i, a * i - c * g, c * d - a * f),
+        (d * h - e * g, b * g - a * h, a * e - b * d),
+    ])  # fmt: skip
 
 
 def draw_warp(rng: np.random.Generator, effects: Effects, aspect: float) -> Warp:
     """A random warp for a word `aspect` times as wide as high."""
-    chance = rng.random(4)
-    amount = rng.random(8)
+    chance, amount = rng.random(4).tolist(), rng.random(8).tolist()
     stretch = 0.7 + 0.6 * amount[0] if chance[0] < effects.stretch else 1.0
     stretch = min(stretch, 0.7 * MAX_ASPECT / aspect)  # room for margins and for what the homography adds
     width = aspect * stretch
@@ -96,8 +107,7 @@ def place(warp: Warp, aspect: float, height: int, margins: np.ndarray) -> Placem
         height: of the crop in pixels.
         margins: left, top, right, bottom, in word heights; negative cuts into the word.
     """
-    points = warp.forward(_EDGE * (aspect, 1.0))
-    x, y = points.T.tolist()
+    x, y = warp.forward(_EDGE * (aspect, 1.0)).T.tolist()
     left, top, right, bottom = margins.tolist()
     left, top = min(x) - left, min(y) - top
     scale = height / (max(y) + bottom - top)
@@ -121,10 +131,8 @@ def mesh(warp: Warp, at: Placement, centre: tuple[float, float], word_height: fl
     y = [round(at.height * r / rows) for r in range(rows + 1)]
     grid = np.array([(u, v) for v in y for u in x])
     source = warp.inverse(grid / at.scale + (at.left, at.top)) * word_height + centre
-    nodes = source.reshape(rows + 1, columns + 1, 2).tolist()
-    cells = []
-    for r in range(rows):
-        for c in range(columns):
-            quad = (*nodes[r][c], *nodes[r + 1][c], *nodes[r + 1][c + 1], *nodes[r][c + 1])
-            cells.append(((x[c], y[r], x[c + 1], y[r + 1]), quad))
-    return cells
+    nodes = source.reshape(rows + 1, columns + 1, 2)
+    corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]
+    quads = np.concatenate(corners, axis=2).reshape(-1, 8).tolist()
+    boxes = [(x0, y0, x1, y1) for y0, y1 in pairwise(y) for x0, x1 in pairwise(x)]
+    return list(zip(boxes, map(tuple, quads), strict=True))
