@@ -57,7 +57,7 @@ def compile_one(configuration: Configuration) -> dict[str, int]:
         kernel,
         signature,
         constexprs={place[n]: v for n, v in configuration.constants.items()},
-        attrs={place[n]: [["tt.divisibility", 16]] for n in configuration.aligned()},
+        attrs={at: [["tt.divisibility", 16]] for at in configuration.aligned()},
     )
     options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     built = triton.compile(source, target=GPUTarget("cuda", configuration.architecture, 32), options=options)

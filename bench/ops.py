@@ -44,6 +44,8 @@ def entries(device: str) -> Iterator[Callable[[], Entry]]:
         yield lambda: losses.five_terms("demo step", 64, 1024, 128, device)
         batch, keys = 64, 4096
     yield lambda: small_ops.hierarchical_pool(batch, device)
+    yield lambda: small_ops.project_levels(batch, device)
+    yield lambda: small_ops.draw_masks(batch, device)
     yield lambda: small_ops.masked_mse(batch, device)
     yield lambda: small_ops.enqueue(batch, keys, device)
     yield lambda: small_ops.momentum_update(47_000_000 if device == "cuda" else 3_000_000, device)

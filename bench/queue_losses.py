@@ -227,6 +227,18 @@ def five_terms(shape: str, batch: int, keys: int, width: int, device: str, frame
     bounded = tuple(functools.partial(f, backend="chunked") for f in (ops.relational_loss, ops.relation_kl))
     compiled = torch.compile(functools.partial(total, plain))
 
+    def at_once(launch: str, *queries: Tensor) -> Tensor:
+        terms = [
+            ops.LossTerm(queries[2 * i], level[2], queue, queries[2 * i + 1], ALPHA)
+            for i, (level, queue) in enumerate(zip(levels, queues))
+        ]
+        terms += [
+            ops.LossTerm(queries[2 * i], levels[i + 1][2], queues[i + 1], None, ALPHA, True, low, high)
+            for i, (low, high) in enumerate(pairs)
+        ]
+        results = ops.relational_losses(terms, tau_info=TAU_INFO, tau_kl=TAU_KL, launch=launch)
+        return torch.stack([r.loss for r in results]).sum()
+
     def expected() -> list[Tensor]:
         exact = [q.double() for q in leaves]
         return _results(functools.partial(total, bounded, dtype=torch.float64), exact, True)
@@ -235,7 +247,12 @@ def five_terms(shape: str, batch: int, keys: int, width: int, device: str, frame
         "eager": lambda g: _results(functools.partial(total, plain), leaves, g),
         "compile": lambda g: _results(compiled, leaves, g),
         "chunked": lambda g: _results(functools.partial(total, bounded), leaves, g),
-        "ours": lambda g: _results(functools.partial(total, (ops.relational_loss, ops.relation_kl)), leaves, g),
+        "ours": lambda g: _results(functools.partial(at_once, "auto"), leaves, g),
     }
+    if device == "cuda":
+        for launch in ("separate", "scheduled"):
+            providers[f"ours, {launch}"] = lambda g, way=launch: _results(  # type: ignore[misc]
+                functools.partial(at_once, way), leaves, g
+            )
     work = sum(sizes) * 8 + sum(len(low) for low, _ in pairs) * 5
     return Entry("five_terms", f"{shape}: B={batch} K={keys} D={width}", expected, providers, 2.0 * work * keys * width)

@@ -35,17 +35,15 @@ def candidates(width: int) -> list[Tile]:
     ]
 
 
-def try_tile(
-    kind: str, tile: Tile, problem: launcher._Problem, extra: tuple, shape: tuple[int, ...], expected: torch.Tensor
-) -> dict[str, Any]:
+def try_tile(kind: str, tile: Tile, problem: launcher.Problem, extra: tuple, expected: torch.Tensor) -> dict[str, Any]:
     """Check, then time, one pass with one tile."""
     original = tiles.tile
     tiles.tile = lambda *_: tile  # type: ignore[assignment]
     try:
-        error = float((problem.launch(kind, extra, shape).sum(0) - expected).norm() / expected.norm())
+        error = float((problem.launch(kind, extra).sum(0) - expected).norm() / expected.norm())
         if not error < 1e-3:
             return {"status": "FAIL", "error": error}
-        return {"status": "ok", **timing.measure(lambda: problem.launch(kind, extra, shape), "cuda", 20)}
+        return {"status": "ok", **timing.measure(lambda: problem.launch(kind, extra), "cuda", 20)}
     except Exception as error:  # a tile that does not fit is a result
         return {"status": f"{type(error).__name__}: {str(error)[:100]}"}
     finally:
@@ -63,15 +61,15 @@ def main() -> int:
         return 2
     rows, width = options.rows, options.width
     query, permuted, key, queue = (unit(n, width, i, "cuda") for i, n in enumerate((rows, rows, rows, options.keys)))
-    problem = launcher._Problem(torch.stack([query, permuted]), key, queue, rows, TAU_INFO, TAU_KL, ALPHA)
-    _, _, coefficients = problem.row_terms([query, permuted], key)
+    problem = launcher.level_problem([query, permuted], key, queue, TAU_INFO, TAU_KL, ALPHA)
+    _, _, coefficients = problem.row_terms(problem.launch("stats"))
     found = []
-    for kind, extra, shape in (("stats", (), (5, rows)), ("gradient", (coefficients,), (rows, width))):
+    for kind, extra in (("stats", ()), ("gradient", (coefficients,))):
         shipped = tiles.tile(kind, runtime.architecture(query.device), width, 2)
-        expected = problem.launch(kind, extra, shape).sum(0)
+        expected = problem.launch(kind, extra).sum(0)
         for tile in [shipped, *candidates(width)]:
             row = {"kind": kind, "tile": vars(tile), "shipped": tile == shipped}
-            found.append(row | try_tile(kind, tile, problem, extra, shape, expected))
+            found.append(row | try_tile(kind, tile, problem, extra, expected))
             print(json.dumps(found[-1]), flush=True)
     machine = timing.describe("cuda")
     path = Path(__file__).parent / "results" / machine["gpu"].replace(" ", "-").lower() / f"sweep-d{width}.json"

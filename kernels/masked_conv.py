@@ -109,7 +109,8 @@ def _masked_conv_weight_kernel(
 ):  # fmt: skip
     """partials[split, tap, o, i] = sum over a part of the tap's outputs of grad[output, o] x[input, i].
 
-    The position of the next rows is loaded one step ahead and carried, so that it is known when their loads start.
+    The position of the next rows is loaded one step ahead and carried, so that it is known when their loads start; the
+    gradient is loaded as [o, rows]: of a transposed tile sm_80 would keep a single buffer.
     """
     blocks_i = tl.cdiv(CI, BLOCK_I)
     o = (tl.program_id(0) // blocks_i) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -128,14 +129,14 @@ def _masked_conv_weight_kernel(
         later = tl.load(pairs_ptr + r + BLOCK_R + lane, mask=r + BLOCK_R + lane < end, other=0)
         live = r + lane < end
         inputs = _corners(positions, height, width, other_height, other_width, SH, SW, PH, PW, False) + offset
-        g_mask = live[:, None] & (o < CO)[None, :]
+        g_mask = live[None, :] & (o < CO)[:, None]
         x_mask = live[:, None] & (i < CI)[None, :]
-        g = tl.load(grad_ptr + positions.to(tl.int64)[:, None] * CO + o[None, :], mask=g_mask, other=0.0)
+        g = tl.load(grad_ptr + positions.to(tl.int64)[None, :] * CO + o[:, None], mask=g_mask, other=0.0)
         x = tl.load(x_ptr + inputs.to(tl.int64)[:, None] * CI + i[None, :], mask=x_mask, other=0.0)
         if UPCAST:
             g = g.to(tl.float32)
             x = x.to(tl.float32)
-        acc = tl.dot(tl.trans(g), x, acc, input_precision="ieee")
+        acc = tl.dot(g, x, acc, input_precision="ieee")
         positions = later
     at = ((tl.program_id(2) * (KH * KW) + tap).to(tl.int64) * CO + o[:, None]) * CI + i[None, :]
     tl.store(partials_ptr + at, acc, mask=(o < CO)[:, None] & (i < CI)[None, :])

@@ -40,7 +40,7 @@ ROWS = {
 }
 #: 4-byte operands: exact products without tensor cores.
 WIDE = ConvTile(32, 32, 32, 4, 2)
-WEIGHT = {80: ConvTile(128, 128, 32, 8, 3), 90: ConvTile(128, 128, 64, 8, 3)}
+WEIGHT = {80: ConvTile(128, 128, 32, 8, 4), 90: ConvTile(128, 128, 64, 8, 3)}
 
 
 def _power(size: int, largest: int) -> int:

@@ -100,20 +100,14 @@ def _store_stats(partials_ptr, offs_m, M, z_info, z_q, d_q, z_p, d_p):
 
 
 @triton.jit
-def _stats_kernel(
+def stats_part(
     queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, partials_ptr,
-    M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
+    row_tile, part, group, groups, M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
     D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Partial softmax sums of one row tile over one part of the queue (grid: row tiles, parts, G / QUERIES).
-
-    Note: reads (M / BLOCK_M) K D 2 bytes of queue through the L2 cache, writes 20 S G M bytes; 2 (QUERIES + 1) M K D
-    multiply-adds a group. Bitwise repeatable.
-    """
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    part = tl.program_id(1)
-    group = tl.program_id(2).to(tl.int64) * QUERIES
+    """Partial softmax sums of one row tile of queries `group`.. over one part of the queue."""
+    offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     key = _load_rows(keys_ptr, key_rows_ptr, offs_m, M, key_count, D, not INFO)
     query = _load_rows(queries_ptr + group * M * D, query_rows_ptr, offs_m, M, query_count, D, not INFO)
     if QUERIES == 2:
@@ -140,11 +134,31 @@ def _stats_kernel(
                 z_info2, z_q2, d_q2, d_p2, tl.dot(query2, n), b, e_key, inside, scale_info, scale_kl,
                 INFO, N_INFO, N_KL, BLOCK_M, BLOCK_N,
             )  # fmt: skip
-    groups = tl.num_programs(2) * QUERIES
     mine = partials_ptr + (part * groups + group) * 5 * M
     _store_stats(mine, offs_m, M, z_info, z_q, d_q, z_p, d_p)
     if QUERIES == 2:
         _store_stats(mine + 5 * M, offs_m, M, z_info2, z_q2, d_q2, z_p, d_p2)
+
+
+@triton.jit
+def _stats_kernel(
+    queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, partials_ptr,
+    M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
+    D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`stats_part` of every row tile, part and query (grid: row tiles, parts, G / QUERIES).
+
+    Note: reads (M / BLOCK_M) K D 2 bytes of queue through the L2 cache, writes 20 S G M bytes; 2 (QUERIES + 1) M K D
+    multiply-adds a group. Bitwise repeatable.
+    """
+    group = tl.program_id(2).to(tl.int64) * QUERIES
+    stats_part(
+        queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, partials_ptr,
+        tl.program_id(0), tl.program_id(1), group, tl.num_programs(2) * QUERIES,
+        M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
+        D, QUERIES, INFO, N_INFO, N_KL, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -174,22 +188,16 @@ def _weights(
 
 
 @triton.jit
-def _gradient_kernel(
+def gradient_part(
     queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, coefficients_ptr, partials_ptr,
-    M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
+    row_tile, part, group, column, groups, M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
     D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Partial gradients of a row tile over a part of the queue (grid: row tiles, parts, (G / QUERIES) (D / BLOCK_D)).
-
-    Note: recomputes the similarities (2 (QUERIES + 1) M K D multiply-adds, for each of the D / BLOCK_D slices) and
-    multiplies by the queue (2 QUERIES M K BLOCK_D); writes 4 S G M D bytes. Bitwise repeatable.
-    """
+    """Partial gradient of one row tile of queries `group`.. in BLOCK_D columns from `column`, over a part of the queue."""
     SLICES: tl.constexpr = D // BLOCK_D
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    part = tl.program_id(1)
-    group = (tl.program_id(2) // SLICES).to(tl.int64) * QUERIES
-    offs_d = (tl.program_id(2) % SLICES) * BLOCK_D + tl.arange(0, BLOCK_D)
+    offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_d = column + tl.arange(0, BLOCK_D)
     key = _load_rows(keys_ptr, key_rows_ptr, offs_m, M, key_count, D, not INFO)
     query = _load_rows(queries_ptr + group * M * D, query_rows_ptr, offs_m, M, query_count, D, not INFO)
     c1, c2, c3, c4 = _load_coefficients(coefficients_ptr + group * 6 * M, offs_m, M)
@@ -218,9 +226,30 @@ def _gradient_kernel(
             a = tl.dot(query2, tl.trans(n))
             w = _weights(a, b, e_key, inside, k1, k2, k3, k4, scale_info, scale_kl, INFO, N_INFO, N_KL)
             gradient2 = tl.dot(w, n_out, gradient2)
-    groups = (tl.num_programs(2) // SLICES) * QUERIES
     row = (part * groups + group) * M + offs_m
     mask = (offs_m < M)[:, None]
     tl.store(partials_ptr + row[:, None] * D + offs_d[None, :], gradient, mask=mask)
     if QUERIES == 2:
         tl.store(partials_ptr + (row + M)[:, None] * D + offs_d[None, :], gradient2, mask=mask)
+
+
+@triton.jit
+def _gradient_kernel(
+    queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, coefficients_ptr, partials_ptr,
+    M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
+    D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """`gradient_part` of all (grid: row tiles, parts, (G / QUERIES) (D / BLOCK_D)).
+
+    Note: recomputes the similarities (2 (QUERIES + 1) M K D multiply-adds, for each of the D / BLOCK_D slices) and
+    multiplies by the queue (2 QUERIES M K BLOCK_D); writes 4 S G M D bytes. Bitwise repeatable.
+    """
+    SLICES: tl.constexpr = D // BLOCK_D
+    group = (tl.program_id(2) // SLICES).to(tl.int64) * QUERIES
+    gradient_part(
+        queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, coefficients_ptr, partials_ptr,
+        tl.program_id(0), tl.program_id(1), group, (tl.program_id(2) % SLICES) * BLOCK_D,
+        (tl.num_programs(2) // SLICES) * QUERIES, M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
+        D, QUERIES, INFO, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip

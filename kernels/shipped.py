@@ -9,22 +9,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcmstr_fast.kernels import (
+    batch_norm,
+    draw_masks,
     hierarchical_pool,
     masked_conv,
     masked_mse,
     masked_norm,
     masked_pool,
     masked_tiles,
+    project_levels,
     queue,
     queue_similarity,
     row_terms,
+    scheduled_losses,
     tiles,
 )
 
 ARCHITECTURES = (80, 90)
-_SIZES = ("M", "query_count", "key_count", "K", "C", "H", "W", "count", "parts", "skipped", "part_stride", "key_stride")
-_SITES = ("height", "width", "other_height", "other_width", "sites", "splits", "per_image", "blocks")
-_CHANNELS = ("N", "CI", "CO", "weight_tap", "weight_k", "weight_n")
+_SIZES = (
+    "M",
+    "query_count",
+    "key_count",
+    "K",
+    "C",
+    "H",
+    "W",
+    "count",
+    "parts",
+    "skipped",
+    "part_stride",
+    "key_stride",
+    "hidden",
+    "frames",
+)
+_SITES = (
+    "height",
+    "width",
+    "other_height",
+    "other_width",
+    "sites",
+    "splits",
+    "per_image",
+    "blocks",
+    "groups",
+    "rows",
+    "span",
+    "rows_a",
+    "rows_b",
+    "rows_c",
+)
+_CHANNELS = ("N", "CI", "CO", "weight_tap", "weight_k", "weight_n", "D")
 _STRIDES = ("p_b", "p_c", "p_h", "p_w", "t_b", "t_c", "t_h", "t_w")
 #: argument -> Triton type; pointers to rows as the user gave them take `rows` of a configuration
 _TYPES: dict[str, str] = (
@@ -33,7 +67,17 @@ _TYPES: dict[str, str] = (
     | {name: "*fp16" for name in ("queries_ptr",)}
     | {
         name: "*i64"
-        for name in ("query_rows_ptr", "key_rows_ptr", "place_ptr", "order_ptr", "starts_ptr", "pointer_ptr")
+        for name in (
+            "query_rows_ptr",
+            "key_rows_ptr",
+            "place_ptr",
+            "order_ptr",
+            "starts_ptr",
+            "pointer_ptr",
+            "index_ptr",
+            "epoch_ptr",
+            "seed_ptr",
+        )
     }
     | {name: "*fp32" for name in ("partials_ptr", "coefficients_ptr", "infos_ptr", "kls_ptr", "sums_ptr", "factor_ptr")}
     | {
@@ -43,10 +87,17 @@ _TYPES: dict[str, str] = (
         "source_ptr": "*i1",
         "which_ptr": "*i8",
         "eps": "fp32",
+        "grid_ptr": "*u8",
+        "pixels_ptr": "*u8",
     }
     | {f"{name}_ptr": "*i32" for name in ("positions", "bits", "count", "pairs", "pair_counts", "first")}
-    | {f"{name}_ptr": "*fp32" for name in ("scale", "shift", "mean", "rstd", "numbers")}
+    | {f"{name}_ptr": "*fp32" for name in ("scale", "shift", "mean", "rstd", "numbers", "var", "inverse")}
 )
+#: Tuples of a scheduled launch: element -> Triton type; one element a term, or one a term between levels.
+_TUPLES = {f"{name}_ptrs": "*fp16" for name in ("queries", "keys", "queue")} | {
+    f"{name}_ptrs": "*fp32" for name in ("partials", "coefficients")
+}
+_SIZES_OF_TERMS = ("firsts", "all_rows", "query_counts", "key_counts", "queue_sizes", "part_sizes")
 
 
 @dataclass(frozen=True)
@@ -64,6 +115,7 @@ class Configuration:
         matrix: whether it multiplies matrices, so must use the tensor cores and pipeline its loads.
         resident: programs that must fit a multiprocessor together.
         sixteenths: sizes known to be multiples of 16.
+        fp32: pointers that are fp32 whatever `rows` is.
     """
 
     name: str
@@ -75,16 +127,30 @@ class Configuration:
     num_stages: int = 3
     matrix: bool = False
     resident: int = 1
-    sixteenths: tuple[str, ...] = ("keys_a_part",)
+    sixteenths: tuple[str, ...] = ("keys_a_part", "part_sizes")
+    fp32: tuple[str, ...] = ()
 
-    def signature(self) -> dict[str, str]:
-        """argument -> Triton type."""
-        names = [p.name for p in self.kernel.params]
-        return {n: "constexpr" if n in self.constants else _TYPES.get(n, f"*{self.rows}") for n in names}
+    def _type(self, name: str) -> str | tuple[str, ...]:
+        terms = self.constants.get("TERMS", 0)
+        if name in self.constants:
+            return "constexpr"
+        if terms and name in ("query_rows_ptrs", "key_rows_ptrs"):
+            return ("*i64",) * (terms - self.constants["LEVELS"])
+        if terms and (name in _TUPLES or name in _SIZES_OF_TERMS):
+            return (_TUPLES.get(name, "i32"),) * terms
+        return "*fp32" if name in self.fp32 else _TYPES.get(name, f"*{self.rows}")
 
-    def aligned(self) -> set[str]:
-        """Arguments known to be multiples of 16: pointers of whole tensors, and `sixteenths`."""
-        return {n for n, t in self.signature().items() if t.startswith("*") or (n in self.sixteenths and t == "i32")}
+    def signature(self) -> dict[str, str | tuple[str, ...]]:
+        """argument -> Triton type, of a tuple those of its elements."""
+        return {p.name: self._type(p.name) for p in self.kernel.params}
+
+    def aligned(self) -> list[tuple[int, ...]]:
+        """Places of the arguments known to be multiples of 16: pointers of whole tensors, and `sixteenths`."""
+        found: list[tuple[int, ...]] = []
+        for i, (name, kind) in enumerate(self.signature().items()):
+            kinds = {(i,): kind} if isinstance(kind, str) else {(i, j): one for j, one in enumerate(kind)}
+            found += [at for at, t in kinds.items() if t[0] == "*" or (name in self.sixteenths and t == "i32")]
+        return found
 
 
 def _queue_losses(architecture: int) -> Iterator[Configuration]:
@@ -106,6 +172,27 @@ def _queue_losses(architecture: int) -> Iterator[Configuration]:
                     f"{kind}_{form}_d{width}_q{queries}_sm{arch}",
                     queue_similarity._stats_kernel if kind == "stats" else queue_similarity._gradient_kernel,
                     arch, constants, "fp16", tile.num_warps, tile.num_stages, True, tile.resident,
+                )  # fmt: skip
+
+
+def _scheduled(arch: int) -> Iterator[Configuration]:
+    """All five terms of a step: three levels of two queries, two terms between levels."""
+    for kind, kernel in (
+        ("stats", scheduled_losses._scheduled_stats_kernel),
+        ("gradient", scheduled_losses._scheduled_gradient_kernel),
+    ):
+        for width in tiles.SCHEDULED_WIDTHS:
+            tile = tiles.tile(kind, arch, width, 2)
+            for form, powers in {"root": tiles.power_ratio(0.07, 0.04), "two_exp": (0, 0)}.items():
+                constants = {
+                    "D": width, "QUERIES": tile.queries, "LEVELS": 3, "TERMS": 5, "GROUPS": 2,
+                    "N_INFO": powers[0], "N_KL": powers[1], "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+                }  # fmt: skip
+                if kind == "gradient":
+                    constants["BLOCK_D"] = tile.block_d or width
+                yield Configuration(
+                    f"scheduled_{kind}_{form}_d{width}_sm{arch}", kernel, arch, constants, "fp16",
+                    tile.num_warps, tile.num_stages, True, tile.resident,
                 )  # fmt: skip
 
 
@@ -134,6 +221,29 @@ def _small(arch: int) -> Iterator[Configuration]:
             yield Configuration(f"masked_mse_{way}_{rows}_sm{arch}", kernel, arch, constants, rows)
     constants = {"D": 128, "BLOCK_D": 128, "BLOCK_ROWS": queue.BLOCK_ROWS}
     yield Configuration(f"enqueue_fp32_sm{arch}", queue._enqueue_kernel, arch, constants, "fp32")
+
+
+def _levels(arch: int) -> Iterator[Configuration]:
+    """`project_levels` of the CNN (256 -> 128 channels) and the masks of both encoders."""
+    for rows, strips in (("fp32", 0), ("bf16", 2)):
+        shape = {"T": 26, "S": 4, "STRIPS": strips, "BLOCK_M": project_levels.BLOCK_M, "BLOCK_D": 128}
+        product = {"UPCAST": False, "BLOCK_K": project_levels.BLOCK_K}
+        forms: dict[str, dict[str, Any]] = {
+            "fwd": {**shape, **product, "EPS": project_levels.EPS}, "rows": shape,
+            "bwd": {**shape, **product, "BLOCK_D": project_levels.BLOCK_D, "LEVELS": 7},
+        }  # fmt: skip
+        for form, constants in forms.items():
+            kernel = getattr(project_levels, f"_project_levels_{form}_kernel")
+            name = f"project_levels_{form}_{rows}_n{strips}_sm{arch}"
+            yield Configuration(
+                name, kernel, arch, constants, rows, sixteenths=("C", "D"), fp32=("rows_ptr", "grad_ptr")
+            )
+    for unit, cells, pixels in (("token", (8, 32), (4, 4)), ("stage3", (4, 25), (8, 4))):
+        constants = {
+            "ROWS": cells[0], "COLUMNS": cells[1], "UNIT_H": pixels[0], "UNIT_W": pixels[1], "BLOCKS": 1,
+            "BLOCK_CELLS": 4, "STREAM": 3, "CHUNK": draw_masks.CHUNK, "BLOCK": 256 if unit == "token" else 128,
+        }  # fmt: skip
+        yield Configuration(f"draw_masks_{unit}_sm{arch}", draw_masks._draw_masks_kernel, arch, constants)
 
 
 #: (in, out channels, kernel, stride, padding) of the ResNet's sparse convolutions, one a form of tile.
@@ -185,6 +295,21 @@ def _masked_norm(arch: int) -> Iterator[Configuration]:
         yield Configuration(name, kernel, arch, constants, "bf16", 4, 3, False, 1, ("C",))
 
 
+def _batch_norm(arch: int) -> Iterator[Configuration]:
+    blocks = {"BLOCK_R": batch_norm.BLOCK_R, "BLOCK_C": batch_norm.BLOCK_C}
+    whole = {**blocks, "RESIDUAL": True, "RELU": True}
+    forms = {
+        "stats": blocks,
+        "moments": {**blocks, "BLOCK_P": batch_norm.BLOCK_P},
+        "apply": whole,
+        "sums": whole,
+        "grad": whole,
+    }
+    for form, constants in forms.items():
+        kernel = getattr(batch_norm, f"_batch_norm_{form}_kernel")
+        yield Configuration(f"batch_norm_{form}_bf16_sm{arch}", kernel, arch, constants, "bf16", sixteenths=("C",))
+
+
 def _masked_pool(arch: int) -> Iterator[Configuration]:
     for form, stride, padding in (("halve", (2, 2), (0, 0)), ("odd", (2, 1), (0, 1))):
         constants = {
@@ -197,7 +322,7 @@ def _masked_pool(arch: int) -> Iterator[Configuration]:
             yield Configuration(name, kernel, arch, constants, "bf16", sixteenths=("C",))
 
 
-PARTS = (_queue_losses, _row_wise, _small, _masked_conv, _masked_norm, _masked_pool)
+PARTS = (_queue_losses, _scheduled, _row_wise, _small, _levels, _masked_conv, _masked_norm, _masked_pool, _batch_norm)
 
 
 def configurations() -> list[Configuration]:

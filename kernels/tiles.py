@@ -5,6 +5,8 @@ programs a multiprocessor where that fits): bench/results/aot/ holds the table, 
 Times on a GPU may choose others.
 """
 
+import functools
+import heapq
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -64,6 +66,55 @@ def split(row_tiles: int, key_tiles: int, slots: int, bytes_a_part: int) -> int:
     return best
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one term adds to a scheduled launch.
+
+    Attributes:
+        programs: programs that walk over the queue (row tiles x layers).
+        key_tiles: steps of a walk over the whole queue.
+        cost: of a step, in similarities.
+        bytes_a_part: partial results of one part of the queue.
+    """
+
+    programs: int
+    key_tiles: int
+    cost: float
+    bytes_a_part: int
+
+
+def _makespan(work: tuple[Work, ...], parts: list[int], slots: int) -> float:
+    """Time until the last program ends where free slots take programs in the order of the terms."""
+    ends = [0.0] * slots
+    for term, count in zip(work, parts):
+        length = term.cost * math.ceil(term.key_tiles / count)
+        for _ in range(term.programs * math.ceil(term.key_tiles / math.ceil(term.key_tiles / count))):
+            heapq.heapreplace(ends, ends[0] + length)
+    return max(ends)
+
+
+@functools.lru_cache(maxsize=64)
+def schedule(work: tuple[Work, ...], slots: int) -> tuple[int, ...]:
+    """Parts of the queue for each term so that the programs of all terms together keep `slots` programs busy.
+
+    Programs are cut to about equal length, shorter until the slots are busy 95 % of the time; at most 64 parts, at most
+    `key_tiles`, and all partial results within `WORKSPACE_BYTES`. A pure function of shapes and device.
+    """
+    total = sum(term.programs * term.key_tiles * term.cost for term in work)
+    best, fullest = (1,) * len(work), 0.0
+    for waves in range(1, 65):
+        length = total / (slots * waves)
+        parts = [min(64, term.key_tiles, max(1, math.ceil(term.key_tiles * term.cost / length))) for term in work]
+        if max(parts) > 1 and sum(term.bytes_a_part * n for term, n in zip(work, parts)) > WORKSPACE_BYTES:
+            break
+        full = total / (slots * _makespan(work, parts, slots))
+        if full > fullest + 1e-9:
+            best, fullest = tuple(parts), full
+        if fullest >= 0.95 or all(n == min(64, term.key_tiles) for term, n in zip(work, parts)):
+            break
+    return best
+
+
 #: (architecture, D, queries a program) -> tile of the stats pass.
 STATS = {
     (80, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
@@ -101,3 +152,10 @@ def tile(kind: str, architecture: int, width: int, queries: int) -> Tile:
     table = STATS if kind == "stats" else GRADIENT
     shared = 2 if queries == 2 and (architecture, width, 2) in table else 1
     return table[architecture, width, shared]
+
+
+#: D at which one launch can hold levels and pairs: above, the two bodies in one kernel spill (sm_90, ahead-of-time builds).
+SCHEDULED_WIDTHS = (64, 128)
+#: Architecture -> whether all terms of a step go through one launch a pass; False: one launch a term. Decided by
+#: `python -m bench.ops --only five_terms` ("ours" is the table's choice); False where it has not been measured.
+SCHEDULED = {80: False, 90: False}

@@ -1,12 +1,14 @@
 """The relational contrastive loss over levels and between levels (paper Eq. 4-7, SPEC section 4)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from rcmstr_fast import ops
 from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.methods.permutation import kept_frames, pairing_windows
-from rcmstr_fast.methods.queue import Queue
+from rcmstr_fast.methods.queue import WholeQueue
 
 MONITORED_ROWS = 256
 
@@ -37,8 +39,8 @@ class RelationalLoss(nn.Module):
         query: dict[str, Tensor],
         permuted: dict[str, Tensor] | None,
         key: dict[str, Tensor],
-        queues: dict[str, Queue],
-        inter_queues: dict[str, Tensor],
+        queues: dict[str, WholeQueue],
+        inter_rows: Callable[[str], Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms.
 
@@ -47,21 +49,37 @@ class RelationalLoss(nn.Module):
             permuted: the same of the permuted images, or None.
             key: level -> unit rows of the key view.
             queues: level -> queue.
-            inter_queues: level -> [K, D] that the inter-level terms compare with.
+            inter_rows: level -> [K, D] that the inter-level terms compare with.
         Returns:
             loss_rcl 0-d and the detached terms by name.
         """
         terms: dict[str, Tensor] = {}
-        total = torch.zeros((), device=next(iter(query.values())).device)
+        wanted: list[ops.LossTerm] = []
+        counts: dict[str, int] = {}
         for level in self.method.levels or ():
             extra = None if permuted is None else permuted[level]
-            total = total + self._level(level, query[level], extra, key[level], queues[level].rows, terms)
-        terms["loss_hier"] = total.detach()
+            of_level = self._level(query[level], extra, key[level], queues[level].rows)
+            wanted, counts[level] = wanted + of_level, len(of_level)
+        between = []
         for name, low, high in (("f2s", "frame", "subword"), ("s2w", "subword", "word")):
             if self.method.inter in (name, "both") and low in query and high in key:
-                loss = self._between(name, query[low], key[high], inter_queues[high])
-                terms[f"loss_{name}"] = loss.detach()
-                total = total + float(self.method.inter_weight or 0.0) * loss
+                between.append(name)
+                wanted.append(self._between(name, query[low], key[high], inter_rows(high)))
+        tau_info, tau_kl = self.method.tau_info, self.method.tau_kl
+        results = iter(ops.relational_losses(wanted, tau_info=tau_info, tau_kl=tau_kl) if wanted else ())
+        total = torch.zeros((), device=next(iter(query.values())).device)
+        for name, count in counts.items():
+            parts = [next(results) for _ in range(count)]
+            result = parts[0] if count == 1 else ops.RelationalLoss(*(0.5 * (a + b) for a, b in zip(*parts)))
+            for part in ("info", "kl"):
+                terms[f"loss_{part}_{name}"] = getattr(result, part).detach()
+            terms[f"loss_ere_{name}"] = result.loss.detach()
+            total = total + result.loss
+        terms["loss_hier"] = total.detach()
+        for name, term in zip(between, wanted[len(wanted) - len(between) :]):
+            loss = self._mean_over(next(results).loss, term.queue)
+            terms[f"loss_{name}"] = loss.detach()
+            total = total + float(self.method.inter_weight or 0.0) * loss
         terms["loss_rcl"] = total.detach()
         return total, terms
 
@@ -70,30 +88,20 @@ class RelationalLoss(nn.Module):
         alpha = self.method.alpha if self.method.kl else 0.0
         return alpha / queue.shape[0] if self.method.kl_reduction == "mean" else alpha
 
-    def _re(self, query: Tensor, key: Tensor, queue: Tensor, permuted: Tensor | None = None) -> ops.RelationalLoss:
-        """loss_re (Eq. 3), or the mean over query and permuted query (Eq. 4)."""
-        method = self.method
-        return ops.relational_loss(
-            query, key, queue, query_permuted=permuted,
-            tau_info=method.tau_info, tau_kl=method.tau_kl, alpha=self._alpha(queue),
-        )  # fmt: skip
+    def _mean_over(self, loss: Tensor, queue: Tensor) -> Tensor:
+        """A KL between levels as the preset takes it: summed over the queue, or divided by K."""
+        mean = self.method.inter_loss == "kl" and self.method.kl_reduction == "mean"
+        return loss / queue.shape[0] if mean else loss
 
-    def _level(
-        self, level: str, query: Tensor, permuted: Tensor | None, key: Tensor, queue: Tensor, terms: dict[str, Tensor]
-    ) -> Tensor:
-        """loss_ere of one level."""
-        if permuted is not None and len(permuted) != len(query):  # drop_boundary: fewer permuted frames than frames
-            whole = self._re(query, key, queue)
-            part = self._re(permuted, key.unflatten(0, (-1, self.frames))[:, self.kept].flatten(0, 1), queue)
-            result = ops.RelationalLoss(*(0.5 * (a + b) for a, b in zip(whole, part)))
-        else:
-            result = self._re(query, key, queue, permuted)
-        terms[f"loss_info_{level}"] = result.info.detach()
-        terms[f"loss_kl_{level}"] = result.kl.detach()
-        terms[f"loss_ere_{level}"] = result.loss.detach()
-        return result.loss
+    def _level(self, query: Tensor, permuted: Tensor | None, key: Tensor, queue: Tensor) -> list[ops.LossTerm]:
+        """loss_ere of one level: one term, or two whose mean it is (drop_boundary: fewer permuted frames than frames)."""
+        alpha = self._alpha(queue)
+        if permuted is None or len(permuted) == len(query):
+            return [ops.LossTerm(query, key, queue, permuted, alpha)]
+        kept = key.unflatten(0, (-1, self.frames))[:, self.kept].flatten(0, 1)
+        return [ops.LossTerm(query, key, queue, None, alpha), ops.LossTerm(permuted, kept, queue, None, alpha)]
 
-    def _between(self, name: str, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
+    def _between(self, name: str, query: Tensor, key: Tensor, queue: Tensor) -> ops.LossTerm:
         """loss_f2s or loss_s2w (Eq. 6): every pair (low row, high row) of every image."""
         pairs = getattr(self, f"{name}_pairs")
         low, high = (self.frames, self.method.num_subwords) if name == "f2s" else (self.method.num_subwords, 1)
@@ -101,13 +109,9 @@ class RelationalLoss(nn.Module):
         query_rows = (images * low + pairs[:, 0]).flatten()
         key_rows = (images * high + pairs[:, 1]).flatten()
         if self.method.inter_loss == "kl":
-            loss = ops.relation_kl(query, key, queue, tau=self.method.tau_kl, query_rows=query_rows, key_rows=key_rows)
-            return loss / queue.shape[0] if self.method.kl_reduction == "mean" else loss
+            return ops.LossTerm(query, key, queue, kl_only=True, query_rows=query_rows, key_rows=key_rows)
         alpha = 0.0 if self.method.inter_loss == "info" else self._alpha(queue)
-        return ops.relational_loss(
-            query[query_rows], key[key_rows], queue,
-            tau_info=self.method.tau_info, tau_kl=self.method.tau_kl, alpha=alpha,
-        ).loss  # fmt: skip
+        return ops.LossTerm(query[query_rows], key[key_rows], queue, None, alpha)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Public operations: arguments are checked, a backend is chosen, the plain meaning is in `ops.reference`."""
 
 from rcmstr_fast.ops.augment import augment_views, each_operation
+from rcmstr_fast.ops.batch_norm import GroupedNorm, grouped_batch_norm
 from rcmstr_fast.ops.hierarchical_pool import HierarchicalFeatures, hierarchical_pool
 from rcmstr_fast.ops.masked_conv import masked_conv2d, masked_max_pool2d
 from rcmstr_fast.ops.masked_mse import masked_mse
@@ -8,14 +9,18 @@ from rcmstr_fast.ops.masked_norm import masked_batch_norm
 from rcmstr_fast.ops.masks import Masks, draw_masks
 from rcmstr_fast.ops.momentum import momentum_update_
 from rcmstr_fast.ops.permutation import draw_order, permute_strips, restore_frames
+from rcmstr_fast.ops.project_levels import project_levels
 from rcmstr_fast.ops.queue import enqueue_
 from rcmstr_fast.ops.relation_kl import relation_kl
 from rcmstr_fast.ops.relational_loss import RelationalLoss, relational_loss
+from rcmstr_fast.ops.relational_losses import LossTerm, relational_losses
 from rcmstr_fast.ops.sites import Sites, active_sites
 from rcmstr_fast.ops.storage import masked_storage, unpack_sites
 
 __all__ = [
+    "GroupedNorm",
     "HierarchicalFeatures",
+    "LossTerm",
     "Masks",
     "RelationalLoss",
     "Sites",
@@ -25,6 +30,7 @@ __all__ = [
     "draw_order",
     "each_operation",
     "enqueue_",
+    "grouped_batch_norm",
     "hierarchical_pool",
     "masked_batch_norm",
     "masked_conv2d",
@@ -33,8 +39,10 @@ __all__ = [
     "masked_storage",
     "momentum_update_",
     "permute_strips",
+    "project_levels",
     "relation_kl",
     "relational_loss",
+    "relational_losses",
     "restore_frames",
     "unpack_sites",
 ]

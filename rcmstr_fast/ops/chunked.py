@@ -7,6 +7,9 @@ b = key @ queue.T / tau_kl and d = b - a the symmetric KL is (E_P[d] - E_Q[d]) /
 for float64 queries). Bitwise repeatable for a fixed number of threads.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -128,3 +131,23 @@ def relation_kl(
         if gradient is not None and weight is not None:
             gradient.index_add_(0, query_rows[here], weight.mul_(1 / (pairs * tau)) @ queue)
     return kls.mean(), gradient
+
+
+def relational_losses(
+    terms: Sequence[Any], tau_info: float, tau_kl: float, with_gradient: bool, launch: str
+) -> tuple[Tensor, Tensor]:
+    """Values [terms, 3] and gradients [R, D] of `ops.relational_losses`, a term at a time; `launch` is of no use here."""
+    values, gradients = [], []
+    for term in terms:
+        if term.kl_only:
+            rows = term.query_rows, term.key_rows
+            kl, gradient = relation_kl(term.query, term.key, term.queue, tau_kl, *rows, with_gradient)
+            values.append(torch.stack([kl, torch.zeros_like(kl), kl]))
+            gradients += [] if gradient is None else [gradient]
+        else:
+            given = term.query, term.key, term.queue, term.query_permuted, tau_info, tau_kl, term.alpha
+            *value, found = relational_loss(*given, with_gradient)
+            values.append(torch.stack(value))
+            gradients += found
+    first = values[0].new_empty(0, terms[0].query.shape[1])
+    return torch.stack(values), torch.cat(gradients) if gradients else first

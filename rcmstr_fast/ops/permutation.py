@@ -81,7 +81,7 @@ def draw_order(
     index: Tensor,
     *,
     seed: int,
-    epoch: int,
+    epoch: int | Tensor,
     num_patches: int,
     group_size: int,
     shared: bool = False,
@@ -92,7 +92,7 @@ def draw_order(
     Args:
         index: [B] int64; slots of the images. The first of a group keys its permutation.
         seed: 64-bit key of the run.
-        epoch: 0 and up.
+        epoch: 0 and up; int, or 0-d int64 tensor on the device of `index`.
         num_patches: N, strips an image.
         group_size: M, images a group. An incomplete last group stays as it is.
         shared: one permutation, keyed by the first index of the batch, for all groups.

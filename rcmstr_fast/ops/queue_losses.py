@@ -22,11 +22,16 @@ from rcmstr_fast.ops.reference import RelationalLoss
 _MODULES = {"chunked": "rcmstr_fast.ops.chunked", "triton": "rcmstr_fast.kernels.relational_loss"}
 
 
-def _implementation(backend: str) -> ModuleType:
-    return import_module(_MODULES[backend])  # at the first call: triton is heavy, and absent on many machines
+def implementation_of(name: str, backend: str) -> ModuleType:
+    """The module that runs operation `name` on "chunked" or "triton"."""
+    module = (
+        "rcmstr_fast.kernels.loss_terms" if (name, backend) == ("relational_losses", "triton") else _MODULES[backend]
+    )
+    return import_module(module)  # at the first call: triton is heavy, and absent on many machines
 
 
-def _result_dtype(query: Tensor) -> torch.dtype:
+def result_dtype(query: Tensor) -> torch.dtype:
+    """float32, float64 for float64 queries."""
     return torch.promote_types(query.dtype, torch.float32)
 
 
@@ -47,7 +52,7 @@ def _relational_loss(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`loss, info, kl` and the gradients of the loss in query and query_permuted ([0] where there is none)."""
-    run = _implementation(backend).relational_loss
+    run = implementation_of("relational_loss", backend).relational_loss
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         loss, info, kl, gradients = run(query, key, queue, query_permuted, tau_info, tau_kl, alpha, with_gradient)
     gradients += [query.new_empty(0, dtype=loss.dtype) for _ in range(2 - len(gradients))]
@@ -56,7 +61,7 @@ def _relational_loss(
 
 @_relational_loss.register_fake
 def _(query, key, queue, query_permuted, tau_info, tau_kl, alpha, with_gradient, backend):  # type: ignore[no-untyped-def]
-    dtype = _result_dtype(query)
+    dtype = result_dtype(query)
     loss, info, kl = (query.new_empty((), dtype=dtype) for _ in range(3))
     present = (with_gradient, with_gradient and query_permuted is not None)
     first, second = (query.new_empty(query.shape if there else (0,), dtype=dtype) for there in present)
@@ -91,7 +96,7 @@ def _relation_kl(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The KL and its gradient in query ([0] where there is none)."""
-    run = _implementation(backend).relation_kl
+    run = implementation_of("relation_kl", backend).relation_kl
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         kl, gradient = run(query, key, queue, tau, query_rows, key_rows, with_gradient)
     return kl, query.new_empty(0, dtype=kl.dtype) if gradient is None else gradient
@@ -99,7 +104,7 @@ def _relation_kl(
 
 @_relation_kl.register_fake
 def _(query, key, queue, tau, query_rows, key_rows, with_gradient, backend):  # type: ignore[no-untyped-def]
-    dtype = _result_dtype(query)
+    dtype = result_dtype(query)
     return query.new_empty((), dtype=dtype), query.new_empty(query.shape if with_gradient else (0,), dtype=dtype)
 
 
@@ -148,7 +153,8 @@ def _relation_kl_on(
     return _relation_kl(query, key.detach(), queue.detach(), tau, query_rows, key_rows, wanted, implementation)[0]
 
 
-def _triton_reasons(query: Tensor, key: Tensor, queue: Tensor, **options: Any) -> list[str]:
+def triton_reasons(query: Tensor, key: Tensor, queue: Tensor, **options: Any) -> list[str]:
+    """Why the kernels cannot run a term."""
     operands = {"query": query, "key": key, "queue": queue, "query_permuted": options.get("query_permuted")}
     reasons = triton_backend.operand_reasons(operands)
     if query.shape[1] not in tiles.WIDTHS:
@@ -167,7 +173,7 @@ def register_queue_loss(op: Operation) -> None:
         op,
         "triton",
         functools.partial(run, implementation="triton"),
-        unsupported_reasons=_triton_reasons,
+        unsupported_reasons=triton_reasons,
         available=triton_backend.reasons,
         avoid=triton_backend.avoid_on_cpu,
     )

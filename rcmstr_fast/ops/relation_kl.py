@@ -12,6 +12,34 @@ register_queue_loss(_relation_kl)
 _NAME = "relation_kl"
 
 
+def check_relation_kl(
+    op: str, query: Tensor, key: Tensor, queue: Tensor, tau: float, query_rows: Tensor | None, key_rows: Tensor | None
+) -> None:
+    """Raise what `relation_kl` raises, in the name of `op`."""
+    checks.check_tensor(op, "query", query, ("M", "D"))
+    width = query.shape[1]
+    checks.check_tensor(op, "key", key, ("N", width), like="query")
+    checks.check_tensor(op, "queue", queue, ("K", width), like="query")
+    checks.check_not_empty(op, "queue", queue, "K")
+    for name, rows in (("query_rows", query_rows), ("key_rows", key_rows)):
+        if rows is not None:
+            checks.check_tensor(op, name, rows, ("R",), "int64")
+    query_pairs, key_pairs = (r if r is not None else t for r, t in ((query_rows, query), (key_rows, key)))
+    if query_pairs.shape[0] != key_pairs.shape[0] or query_pairs.shape[0] == 0:
+        raise ValueError(
+            f"{op}: query rows and key rows must pair up, at least one, "
+            f"got {query_pairs.shape[0]} and {key_pairs.shape[0]}"
+        )
+    checks.check_devices(op, query=query, key=key, queue=queue, query_rows=query_rows, key_rows=key_rows)
+    checks.check_positive(op, tau=tau)
+    if env.debug():
+        checks.check_unit_rows(op, query=query, key=key)
+        checks.check_finite(op, "queue", queue)
+        for name, rows, table in (("query_rows", query_rows, query), ("key_rows", key_rows, key)):
+            if rows is not None:
+                checks.check_range(op, name, rows, table.shape[0])
+
+
 def relation_kl(
     query: Tensor,
     key: Tensor,
@@ -41,26 +69,5 @@ def relation_kl(
         TypeError: an argument has another dtype or is not a tensor.
         ValueError: shapes or devices disagree, there is no pair, K is 0, tau is not above 0.
     """
-    checks.check_tensor(_NAME, "query", query, ("M", "D"))
-    width = query.shape[1]
-    checks.check_tensor(_NAME, "key", key, ("N", width), like="query")
-    checks.check_tensor(_NAME, "queue", queue, ("K", width), like="query")
-    checks.check_not_empty(_NAME, "queue", queue, "K")
-    for name, rows in (("query_rows", query_rows), ("key_rows", key_rows)):
-        if rows is not None:
-            checks.check_tensor(_NAME, name, rows, ("R",), "int64")
-    query_pairs, key_pairs = (r if r is not None else t for r, t in ((query_rows, query), (key_rows, key)))
-    if query_pairs.shape[0] != key_pairs.shape[0] or query_pairs.shape[0] == 0:
-        raise ValueError(
-            f"{_NAME}: query rows and key rows must pair up, at least one, "
-            f"got {query_pairs.shape[0]} and {key_pairs.shape[0]}"
-        )
-    checks.check_devices(_NAME, query=query, key=key, queue=queue, query_rows=query_rows, key_rows=key_rows)
-    checks.check_positive(_NAME, tau=tau)
-    if env.debug():
-        checks.check_unit_rows(_NAME, query=query, key=key)
-        checks.check_finite(_NAME, "queue", queue)
-        for name, rows, table in (("query_rows", query_rows, query), ("key_rows", key_rows, key)):
-            if rows is not None:
-                checks.check_range(_NAME, name, rows, table.shape[0])
+    check_relation_kl(_NAME, query, key, queue, tau, query_rows, key_rows)
     return _relation_kl(query, key, queue, tau=tau, query_rows=query_rows, key_rows=key_rows, backend=backend)

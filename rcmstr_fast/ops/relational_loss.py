@@ -13,6 +13,24 @@ register_queue_loss(_relational_loss)
 _NAME = "relational_loss"
 
 
+def check_relational_loss(
+    op: str, query: Tensor, key: Tensor, queue: Tensor, query_permuted: Tensor | None, tau_info: float, tau_kl: float
+) -> None:
+    """Raise what `relational_loss` raises, in the name of `op`."""
+    checks.check_tensor(op, "query", query, ("M", "D"))
+    checks.check_not_empty(op, "query", query, "M")
+    checks.check_tensor(op, "key", key, query.shape, like="query")
+    checks.check_tensor(op, "queue", queue, ("K", query.shape[1]), like="query")
+    checks.check_not_empty(op, "queue", queue, "K")
+    if query_permuted is not None:
+        checks.check_tensor(op, "query_permuted", query_permuted, query.shape, like="query")
+    checks.check_devices(op, query=query, key=key, queue=queue, query_permuted=query_permuted)
+    checks.check_positive(op, tau_info=tau_info, tau_kl=tau_kl)
+    if env.debug():
+        checks.check_unit_rows(op, query=query, key=key, query_permuted=query_permuted)
+        checks.check_finite(op, "queue", queue)
+
+
 def relational_loss(
     query: Tensor,
     key: Tensor,
@@ -48,18 +66,7 @@ def relational_loss(
         TypeError: an argument is not a floating-point tensor.
         ValueError: ranks, D, M or devices differ, M or K is 0, a temperature is not above 0.
     """
-    checks.check_tensor(_NAME, "query", query, ("M", "D"))
-    checks.check_not_empty(_NAME, "query", query, "M")
-    checks.check_tensor(_NAME, "key", key, query.shape, like="query")
-    checks.check_tensor(_NAME, "queue", queue, ("K", query.shape[1]), like="query")
-    checks.check_not_empty(_NAME, "queue", queue, "K")
-    if query_permuted is not None:
-        checks.check_tensor(_NAME, "query_permuted", query_permuted, query.shape, like="query")
-    checks.check_devices(_NAME, query=query, key=key, queue=queue, query_permuted=query_permuted)
-    checks.check_positive(_NAME, tau_info=tau_info, tau_kl=tau_kl)
-    if env.debug():
-        checks.check_unit_rows(_NAME, query=query, key=key, query_permuted=query_permuted)
-        checks.check_finite(_NAME, "queue", queue)
+    check_relational_loss(_NAME, query, key, queue, query_permuted, tau_info, tau_kl)
     return _relational_loss(
         query,
         key,

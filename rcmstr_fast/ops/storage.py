@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, listed, packed, site_rows
+from rcmstr_fast.ops import checks, listed, packed, site_rows, triton_backend
 from rcmstr_fast.ops.dispatch import BackendError
 from rcmstr_fast.ops.reference import Sites
 
@@ -14,13 +14,15 @@ _NAME = "masked_storage"
 
 #: Device -> sites of a stage's map -> largest share of active sites at which skipping the hidden ones was measured faster
 #: than dense x mask, forward + backward with batch norm, at every width (python -m bench.masked_pass); the largest entry
-#: that is not above the stage's sites decides. A device without entries has not been measured and stays dense.
+#: that is not above the stage's sites decides. A device without entries has not been measured and stays dense;
+#: RCMSTR_FAST_MASKED_STAGES replaces the table. On CUDA the share is what the host expects (`Masks.visible`), never counted.
 LARGEST_PACKED_SHARE: dict[str, dict[int, float]] = {"cpu": {1: 0.8, 150: 0.7, 400: 0.55, 1600: 0.45}, "cuda": {}}
 
 
 def largest_packed_share(device: str, sites: int) -> float:
     """The break-even share of active sites for a map of so many sites; 0 where dense always wins."""
-    table = LARGEST_PACKED_SHARE.get(device, {})
+    ordered = env.masked_stages()
+    table = LARGEST_PACKED_SHARE.get(device, {}) if ordered is None else ordered
     return max(((entry, share) for entry, share in table.items() if entry <= sites), default=(0, 0.0))[1]
 
 
@@ -36,7 +38,19 @@ def refusals(sites: Sequence[Sites]) -> list[str]:
     return found
 
 
-def masked_storage(sites: Sequence[Sites], *, backend: str | None = None) -> list[Sites]:
+def _listed(sites: Sequence[Sites], visible: float | None) -> list[Sites]:
+    """Stages on CUDA: listed where the expected share of active sites is below the break-even, else as they are."""
+    if visible is None or triton_backend.reasons() or torch.compiler.is_compiling():
+        return list(sites)
+    return [
+        listed.ListedSites.make(stage)
+        if visible <= largest_packed_share("cuda", stage.active.shape[2] * stage.active.shape[3])
+        else stage
+        for stage in sites
+    ]
+
+
+def masked_storage(sites: Sequence[Sites], *, visible: float | None = None, backend: str | None = None) -> list[Sites]:
     """Choose how each stage of a masked pass keeps its maps.
 
     With the sites returned here the masked layers accept and return either [B, C, h, w] maps or, at stages where
@@ -45,6 +59,7 @@ def masked_storage(sites: Sequence[Sites], *, backend: str | None = None) -> lis
 
     Args:
         sites: of each stage, fine to coarse (`active_sites`).
+        visible: share of active sites as the host expects it (`Masks.visible`); decides on CUDA, where None means dense.
         backend: "cpp": every stage packed; "triton": dense maps whose site lists are made once a stage; another: none;
             None: RCMSTR_FAST_BACKEND, else as the table `LARGEST_PACKED_SHARE` says.
     Returns:
@@ -53,6 +68,8 @@ def masked_storage(sites: Sequence[Sites], *, backend: str | None = None) -> lis
         BackendError: backend="cpp" cannot run here.
     """
     order = backend or env.backend()
+    if order is None and sites and sites[0].active.device.type == "cuda":
+        return _listed(sites, visible)
     reasons = refusals(sites)
     if order == "cpp" and reasons:
         raise BackendError(f"{_NAME}: backend cpp cannot: {', '.join(reasons)}")
@@ -95,12 +112,12 @@ def unpack_sites(x: Tensor, sites: Sites) -> Tensor:
 def describe() -> list[str]:
     """The table in words, for `rcmstr doctor`."""
     lines = []
-    for device, table in LARGEST_PACKED_SHARE.items():
+    ordered = env.masked_stages()
+    for device, measured in LARGEST_PACKED_SHARE.items():
+        table = measured if ordered is None else ordered
         steps = ", ".join(f"{share:.0%} from {sites} sites" for sites, share in table.items())
-        chosen = (
-            f"packed rows up to an active share of {steps}; dense x mask above"
-            if table
-            else "dense x mask (unmeasured)"
-        )
-        lines.append(f"masked pass on {device}: {chosen}")
+        sparse = "lists of active sites" if device == "cuda" else "packed rows"
+        why = " (ordered by RCMSTR_FAST_MASKED_STAGES)" if ordered is not None else "" if table else " (unmeasured)"
+        chosen = f"{sparse} up to an active share of {steps}; dense x mask above" if table else "dense x mask"
+        lines.append(f"masked pass on {device}: {chosen}{why}")
     return lines

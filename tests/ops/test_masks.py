@@ -1,13 +1,17 @@
 """draw_masks: exact counts, blocks, units, purity."""
 
+import importlib
+
 import pytest
 import torch
 from scipy.stats import chi2
 
 from rcmstr_fast import ops
-from tests.ops.cases import cases
+from tests.ops.cases import Case, cases
 
 all_cases = cases("draw_masks")
+#: Statistics over thousands of images: other backends give the same bits (`test_every_backend_gives_the_same_bits`).
+one_case = pytest.mark.parametrize("case", [Case("reference", "cpu")], ids=repr)
 VIT = {"size": (32, 128), "unit": "token", "mask_ratio": 0.7, "num_blocks": 1}
 
 
@@ -16,7 +20,7 @@ def draw(case, count, epoch=0, seed=1, **changes):
     return case(ops.draw_masks, index, seed=seed, epoch=epoch, **(VIT | changes))
 
 
-@all_cases
+@one_case
 def test_179_of_256_exactly_and_188_6_with_the_block(case):
     assert (draw(case, 500, num_blocks=0).grid.sum(dim=(1, 2)) == 179).all()
     hidden = draw(case, 4000).grid.sum(dim=(1, 2)).double()
@@ -40,7 +44,7 @@ def test_units(case, unit, size, grid):
     assert torch.equal(cells.amin(dim=(2, 4)), masks.grid) and torch.equal(cells.amax(dim=(2, 4)), masks.grid)
 
 
-@all_cases
+@one_case
 def test_blocks_are_16_pixels_wide_full_height_and_uniform(case):
     grid = draw(case, 2900, mask_ratio=0.0).grid
     assert (grid.all(dim=1) == grid.any(dim=1)).all() and (grid.sum(dim=(1, 2)) == 8 * 4).all()
@@ -51,13 +55,13 @@ def test_blocks_are_16_pixels_wide_full_height_and_uniform(case):
     assert ((counts - 100) ** 2 / 100).sum() < chi2.ppf(0.999, 28)
 
 
-@all_cases
+@one_case
 def test_several_blocks_are_independent(case):
     columns = draw(case, 2000, mask_ratio=0.0, num_blocks=3).grid.any(dim=1).sum(dim=1)
     assert columns.min() < 12 and columns.max() == 12 and columns.min() >= 4
 
 
-@all_cases
+@one_case
 def test_every_cell_is_equally_likely(case):
     count = 4000
     share = draw(case, count, num_blocks=0).grid.double().mean(dim=0)
@@ -81,6 +85,26 @@ def test_pure_function_of_seed_epoch_and_index(case):
     assert len(masks.flatten(1).unique(dim=0)) == 30
 
 
+@all_cases
+@pytest.mark.parametrize(
+    ("seed", "epoch", "changes"),
+    [
+        (1, 0, {}),
+        (0, 1, {"num_blocks": 3}),
+        (2**64 - 1, 2**32 - 1, {"unit": "lattice", "size": (32, 100)}),
+        (2**63, 16, {"unit": "stage3", "size": (32, 100), "mask_ratio": 0.31}),
+        (2**31 + 5, 7, {"unit": "column", "size": (32, 100), "num_blocks": 2}),
+        (5, 3, {"unit": "column", "size": (3, 16), "mask_ratio": 0.9}),
+    ],
+)
+def test_every_backend_gives_the_same_bits(case, seed, epoch, changes):
+    index = torch.tensor([0, 1, 77, 2**31, 2**32 + 3, 2**48 - 1])
+    expected = ops.draw_masks(index, seed=seed, epoch=epoch, backend="reference", **(VIT | changes))
+    for at in (epoch, torch.tensor(epoch, device=case.device)):
+        masks = case(ops.draw_masks, index.to(case.device), seed=seed, epoch=at, **(VIT | changes))
+        assert torch.equal(masks.grid.cpu(), expected.grid) and torch.equal(masks.pixels.cpu(), expected.pixels)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -100,3 +124,30 @@ def test_bad_arguments(changes, error, message):
     with pytest.raises(error) as caught:
         ops.draw_masks(**({"index": torch.arange(3), "seed": 0, "epoch": 0} | VIT | changes))
     assert str(caught.value) == f"draw_masks: {message}"
+
+
+@all_cases
+@pytest.mark.parametrize("changes", [{"num_blocks": 0}, {}, {"unit": "stage3", "size": (32, 100), "num_blocks": 2}])
+def test_the_host_knows_the_share_of_visible_cells(case, changes):
+    known = draw(case, 3, **changes).visible
+    if case.backend != "reference":
+        assert known == ops.draw_masks(torch.arange(3), seed=1, epoch=0, backend="reference", **(VIT | changes)).visible
+        return
+    found = 1 - draw(case, 4000, **changes).grid.double().mean().item()
+    assert found == pytest.approx(known, abs=0.012 if changes.get("num_blocks") == 2 else 0.004)
+
+
+@all_cases
+def test_opcheck_and_compile(case):
+    how = dict(seed=2**64 - 1, epoch=3, **VIT)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(index):
+        return case(ops.draw_masks, index, **how).pixels.sum()
+
+    index = torch.arange(2, device=case.device)
+    assert step(index) == case(ops.draw_masks, index, **how).pixels.sum()
+    if case.backend == "triton":
+        module = importlib.import_module("rcmstr_fast.ops.masks")
+        epoch = torch.tensor(3, device=case.device)
+        torch.library.opcheck(module._draw, (index, epoch, str(2**64 - 1), [1, 8], [32, 4], 3, 1, 4))

@@ -22,7 +22,7 @@ def restore_frames(frames: Tensor, order: Tensor, *, num_patches: int, group_siz
 
 
 def draw_order(
-    index: Tensor, *, seed: int, epoch: int, num_patches: int, group_size: int, shared: bool = False
+    index: Tensor, *, seed: int, epoch: int | Tensor, num_patches: int, group_size: int, shared: bool = False
 ) -> Tensor:
     """The public operation in plain PyTorch; see `rcmstr_fast.ops.draw_order`."""
     strips = num_patches * group_size
