@@ -112,6 +112,7 @@ def build_recogniser(config: ProbeConfig, charset: Charset) -> Recogniser:
         return Recogniser(
             model, rectifier, encoder, decoder, charset,
             hidden=config.decoder_hidden, frozen=config.mode == "frozen", bn=config.bn,
+            normalise=config.normalise,
         )  # fmt: skip
 
 

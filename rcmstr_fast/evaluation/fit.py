@@ -168,7 +168,7 @@ class Fit:
         self.recogniser.load_changes(state["recogniser"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.meter.load_state_dict(state["meter"], self.world.device)
+        self.meter.load_state_dict(state["meter"], self.world)
         torch.set_rng_state(state["rng"])
         if self.world.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"], self.world.device)

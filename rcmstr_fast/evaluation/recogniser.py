@@ -33,6 +33,7 @@ class Recogniser(nn.Module):
         frozen: rectifier and encoder keep their weights and give frames without gradient.
         bn: while a frozen encoder's decoder trains: `running` statistics, or `batch` statistics that also
             re-estimate the running ones.
+        normalise: frames go to the decoder with each channel at mean 0 and deviation 1.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Recogniser(nn.Module):
         hidden: int = 256,
         frozen: bool = False,
         bn: Literal["running", "batch"] = "running",
+        normalise: bool = False,
     ) -> None:
         """Put a freshly initialised decoder behind a rectifier and an encoder."""
         super().__init__()
@@ -57,6 +59,8 @@ class Recogniser(nn.Module):
         self.charset = charset
         self.frozen = frozen
         self.bn = bn
+        self.normalise = normalise
+        self.scale = nn.BatchNorm1d(encoder.out_channels, affine=False) if normalise else nn.Identity()
         made = DECODERS[decoder_name]
         units = {} if decoder_name == "transformer" else {"hidden": hidden}
         self.decoder = made(encoder.out_channels, made.num_special + len(charset), **units)
@@ -88,15 +92,18 @@ class Recogniser(nn.Module):
         lengths = torch.tensor([len(row) for row in ids])
         targets = nn.utils.rnn.pad_sequence(ids, batch_first=True)
         device = frames.device
-        return self.decoder.loss(frames, targets.to(device), lengths.to(device))
+        return self.decoder.loss(self._scaled(frames), targets.to(device), lengths.to(device))
 
     @torch.no_grad()
     def read(self, frames: Tensor) -> tuple[list[str], list[float]]:
         """Frames `[B, T, C]` to B texts and their confidences in [0, 1]."""
-        ids, confidence = self.decoder.greedy(frames)
+        ids, confidence = self.decoder.greedy(self._scaled(frames))
         first = self.decoder.num_special
         texts = [self.charset.decode([i for i in row if i >= first], first) for row in ids.tolist()]
         return texts, confidence.tolist()
+
+    def _scaled(self, frames: Tensor) -> Tensor:
+        return self.scale(frames.flatten(0, 1)).view_as(frames)
 
     def read_images(self, images: np.ndarray) -> tuple[list[str], list[float]]:
         """Pictures [B, H, W, 3] uint8 at the input size to B texts and confidences, in evaluation mode."""
@@ -110,9 +117,10 @@ class Recogniser(nn.Module):
             return self.read(self.frames(views[0]))
 
     def changes(self) -> dict[str, Tensor]:
-        """The part of the state that training changes: the decoder alone where the encoder is left as it is."""
+        """The part of the state that training changes: all but the encoder where that is left as it is."""
         kept = self.frozen and self.bn == "running"
-        return {name: x for name, x in self.state_dict().items() if not kept or name.startswith("decoder.")}
+        changing = ("decoder.", "scale.") if kept else ""
+        return {name: x for name, x in self.state_dict().items() if name.startswith(changing)}
 
     def load_changes(self, state: dict[str, Tensor]) -> None:
         """Put back what `changes` gave.
@@ -132,6 +140,7 @@ class Recogniser(nn.Module):
             "model": asdict(self.model),
             "decoder": self.decoder_name,
             "hidden": self.hidden,
+            "normalise": self.normalise,
             "charset": self.charset.to_list(),
             "normalisation": {"mean": 0.5, "std": 0.5, "size": self.size},
             "facts": facts,
@@ -167,7 +176,7 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
         built = resolve_model(ModelConfig(**(header["model"] | {"tps_checkpoint": checkpoint})))
         recogniser = Recogniser(
             built, build_rectifier(built), build_encoder(built), header["decoder"], Charset(header["charset"]),
-            hidden=header["hidden"],
+            hidden=header["hidden"], normalise=header.get("normalise", False),
         )  # fmt: skip
         recogniser.load_state_dict(tensors)
     except ConfigError:

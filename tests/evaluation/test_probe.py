@@ -46,9 +46,13 @@ def export(path, seed=5):
     return method.online_encoder
 
 
-@pytest.mark.parametrize("decoder, steps", [("ctc", 6), ("attention", 4), ("transformer", 2)])
-def test_run_folder_and_recogniser(tmp_path, decoder, steps):
-    config = tiny_config(tmp_path, decoder=decoder, steps=steps, eval_every=2, protocols=["dtrb36", "exact"])
+@pytest.mark.parametrize(
+    "decoder, steps, normalise", [("ctc", 6, True), ("attention", 4, False), ("transformer", 2, False)]
+)
+def test_run_folder_and_recogniser(tmp_path, decoder, steps, normalise):
+    config = tiny_config(
+        tmp_path, decoder=decoder, steps=steps, eval_every=2, protocols=["dtrb36", "exact"], normalise=normalise
+    )
     result = probe(config)
     run = tmp_path / "run"
     assert [(s.set, s.protocol, s.score.count, s.total) for s in result.sets] == [
@@ -134,6 +138,21 @@ def test_kept_frames_change_nothing(tmp_path):
         assert a == pytest.approx(b, rel=1e-4)
     assert "kept in memory" in (tmp_path / "kept/log.txt").read_text()
     assert "more than cache_gib=0.0" in (tmp_path / "computed/log.txt").read_text()
+
+
+def test_the_decoder_sees_normalised_frames(tmp_path):
+    recogniser = build_recogniser(tiny_config(tmp_path, normalise=True), Charset.load("36")).train()
+    frames = 5 + 3 * torch.randn(4, 6, recogniser.encoder.out_channels)
+    seen = []
+    recogniser.decoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    recogniser.loss(frames, ["12", "3", "4", "56"])
+    assert seen[0].shape == frames.shape
+    assert seen[0].mean((0, 1)).abs().max() < 1e-5 and (seen[0].std((0, 1), correction=0) - 1).abs().max() < 1e-3
+    for _ in range(99):
+        recogniser.loss(frames, ["12", "3", "4", "56"])
+    recogniser.eval()
+    recogniser.read(frames)
+    assert (seen[-1].std((0, 1)) - 1).abs().max() < 0.1 and seen[-1].mean((0, 1)).abs().max() < 0.01
 
 
 def test_finished_run_is_only_read(tmp_path, monkeypatch):
