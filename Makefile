@@ -1,16 +1,21 @@
 # The commands a person types; each sets itself up in .venv first.
-#   make demo [DATA=folder-or-lmdb] [RUN=runs/demo]    make test    make lint    make bench
+#   make demo [DATA=folder-or-lmdb] [RUN=runs/demo]    make test    make lint    make bench    make report
+# Only this one uses the Python at hand (which has torch), no .venv and no network:
+#   make gpu [PIECE="ceilings parts"] [OUT=folder] [GPU_ARGS="--test words.zip"]; make gpu GPU_ARGS=--list shows the pieces
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 RUN ?= runs/demo
 DATA ?=
 PIP_ARGS ?=
+PIECE ?=
+OUT ?=
+GPU_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 BUILT_FROM := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench report gpu clean
 demo: .venv/.installed
 	$(BIN)/rcmstr demo --run $(RUN) $(if $(DATA),--data $(DATA))
 
@@ -23,7 +28,16 @@ lint: .venv/.tested
 	$(BIN)/mypy
 
 bench: .venv/.tested
+	$(BIN)/rcmstr bench step --config recipes/tiny_cnn_rcmstr.yaml
+	$(BIN)/python -m bench.masked_pass
 	$(BIN)/python -m bench.ops
+	$(BIN)/python -m bench.report
+
+report: .venv/.tested
+	$(BIN)/python -m bench.report
+
+gpu:
+	$(PYTHON) -m bench.gpu $(PIECE) $(if $(OUT),--out $(OUT)) $(GPU_ARGS)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 found; install one or call make PYTHON=/path/to/python3" >&2; exit 2; }

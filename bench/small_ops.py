@@ -1,4 +1,4 @@
-"""Entries of the small operations: pooling, reconstruction loss, enqueue, momentum update."""
+"""Entries of the small operations: pooling, projection of the levels, masks, reconstruction loss, enqueue, momentum."""
 
 from collections.abc import Callable
 
@@ -41,6 +41,42 @@ def hierarchical_pool(batch: int, device: str) -> Entry:
     }
     exact = _differentiable(call(reference.hierarchical_pool), frames.double())
     return Entry("hierarchical_pool", f"B={batch} T=26 C=256", lambda: exact(True), providers)
+
+
+def project_levels(batch: int, device: str) -> Entry:
+    """Unit rows of three levels of the permuted branch: order undone, pooled, 256 -> 128 channels, normalised."""
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    frames = torch.randn(batch, 26, 256, device=device).to(dtype)
+    names = ("frame", "subword", "word")
+    weights = {n: torch.randn(128, 256, device=device).to(dtype) / 16 for n in names}
+    biases = {n: torch.randn(128, device=device).to(dtype) for n in names}
+    order = ops.draw_order(torch.arange(batch, device=device), seed=0, epoch=0, num_patches=2, group_size=2)
+
+    def call(function: Callable, cast: torch.dtype = dtype) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        w, b = ({n: t.to(cast) for n, t in given.items()} for given in (weights, biases))
+        # half of the columns: the squares of a whole unit row add up to 1, without a gradient
+        return lambda x: tuple(rows[:, :64] for rows in function(x, w, b, 4, order=order).values())
+
+    providers = {
+        "eager": _differentiable(call(reference.project_levels), frames),
+        "compile": _differentiable(torch.compile(call(reference.project_levels)), frames),
+        "ours": _differentiable(call(ops.project_levels), frames),
+    }
+    exact = _differentiable(call(reference.project_levels, torch.float64), frames.double())
+    return Entry("project_levels", f"B={batch} T=26 C=256 D=128", lambda: exact(True), providers)
+
+
+def draw_masks(batch: int, device: str) -> Entry:
+    """Masks of a batch for the CNN: 4x25 cells, 70 % hidden, one block."""
+    index = torch.arange(batch, device=device)
+    how = dict(seed=0, epoch=3, size=(32, 100), unit="stage3", mask_ratio=0.7, num_blocks=1)
+
+    def call(function: Callable) -> Provider:
+        return lambda gradient: [m.float() for m in function(index, **how)[:2]]
+
+    exact = reference.draw_masks(index, **how)  # type: ignore[arg-type]
+    providers = {"eager": call(reference.draw_masks), "ours": call(ops.draw_masks)}
+    return Entry("draw_masks", f"B={batch} 4x25", lambda: [m.double() for m in exact[:2]], providers)
 
 
 def masked_mse(batch: int, device: str) -> Entry:

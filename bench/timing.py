@@ -83,13 +83,19 @@ def measure(run: Callable[[], Any], device: str, repetitions: int) -> dict[str, 
     return {**quantiles([first.elapsed_time(last) for first, last in events]), "peak_mib": peak}
 
 
+def _program() -> str:
+    """How this program was started: `python -m MODULE`, or the name of a script."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+
+
 def write_record(out: Path, name: str, machine: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
     """Write a benchmark's result file `out/<gpu>/name`: machine, command, version, rows."""
     folder = out / machine["gpu"].replace(" ", "-").lower()
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": machine,
-        "command": " ".join(["python -m bench." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "version": rcmstr_fast.__version__,
         "rows": rows,
     }

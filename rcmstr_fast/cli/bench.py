@@ -1,4 +1,4 @@
-"""`rcmstr bench pipeline|ops`: what the data path and the training step of a recipe deliver here, and who is slower."""
+"""`rcmstr bench pipeline|step|ops`: what the data path and the training step of a recipe deliver here."""
 
 import importlib
 import json
@@ -34,6 +34,24 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_dataclass(pipeline, PretrainConfig)
     commands.add_subcommand("pipeline", pipeline, help="data path, training step, and which of them is the slower")
 
+    step = make(description="Time whole training steps against plain PyTorch and their floor; see docs/performance.md.")
+    step.add_argument(
+        "--providers", type=str, default="ours,eager",
+        help="of ours, eager, compile, compile_max (torch.compile max-autotune); all but ours need a checkout",
+    )  # fmt: skip
+    step.add_argument(
+        "--batches", type=str, default="", help="images a step, a list such as 128,512; empty: the recipe's"
+    )
+    step.add_argument("--repetitions", type=int, default=10, help="timed steps of each")
+    step.add_argument("--parts", type=bool, default=False, help="also time every part of the step (needs a checkout)")
+    step.add_argument(
+        "--compare", type=str, default="", help="JSON of an earlier run; exit status 1 where it was faster"
+    )
+    step.add_argument("--margin", type=float, default=0.05, help="how much slower is still the same, as a share")
+    step.add_argument("--out", type=str, default="bench/results", help="folder of the JSON; empty: none")
+    add_dataclass(step, PretrainConfig)
+    commands.add_subcommand("step", step, help="whole training steps against plain PyTorch, images/s, memory")
+
     single = make(description="Time the operations against their peers (needs a checkout).")
     single.add_argument("--only", type=str, default="", help="only entries whose operation and shape contain this text")
     single.add_argument("--repetitions", type=int, default=10, help="timed calls of each")
@@ -43,7 +61,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(namespace: Namespace) -> int:
     """Run the chosen sub-command; the exit status."""
-    return {"pipeline": _pipeline, "ops": _ops}[namespace.subcommand](namespace[namespace.subcommand])
+    return {"pipeline": _pipeline, "step": _step, "ops": _ops}[namespace.subcommand](namespace[namespace.subcommand])
 
 
 def _ops(arguments: Namespace) -> int:
@@ -72,21 +90,71 @@ def _pipeline(arguments: Namespace) -> int:
     record = {"environment": environment(), "config": asdict(config), "seconds": arguments.seconds}
     record |= {"report": asdict(report), "verdict": report.verdict, "peers": rows}
     if arguments.out:
-        _write(Path(arguments.out), record)
+        _write(Path(arguments.out), "pipeline", record)
     return 0
+
+
+def _step(arguments: Namespace) -> int:
+    from rcmstr_fast.train import step_speed
+    from rcmstr_fast.train.distributed import joined
+    from rcmstr_fast.train.environment import environment
+
+    if arguments.repetitions < 1 or arguments.margin < 0:
+        raise ConfigError(
+            f"repetitions must be 1 or more and margin 0 or more, got {arguments.repetitions} and {arguments.margin}"
+        )
+    config = resolve(to_dataclass(PretrainConfig, arguments))
+    names = [name.strip() for name in arguments.providers.split(",")]
+    others = [name for name in names if name != "ours"]
+    bench = _checkout("step") if others or arguments.parts else None
+    old = _rows_of(arguments.compare)
+    with joined(config.train.device) as world:
+        rows: list[dict[str, Any]] = []
+        for batch in _numbers(arguments.batches) or [config.train.global_batch_size]:
+            chosen = step_speed.with_batch(config, batch)
+            found = step_speed.measure(chosen, world, bench.factories(others) if bench else {}, arguments.repetitions)
+            if bench and arguments.parts:
+                found += bench.part_rows(chosen, others, world, arguments.repetitions)
+            rows += found
+            for row in found if world.rank == 0 else ():
+                print(step_speed.line(row), flush=True)
+        if world.rank > 0:
+            return 0
+    if arguments.out:
+        record = {"environment": environment(), "config": asdict(config), "rows": rows}
+        _write(Path(arguments.out), "step", record)
+    slower = step_speed.compare(old, rows, arguments.margin) if old else []
+    print("\n".join(f"slower than {arguments.compare}: {line}" for line in slower))
+    return int(bool(slower) or any(row["status"] == "FAIL" for row in rows))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",") if word.strip()]
+    except ValueError as error:
+        raise ConfigError(f"batches must be whole numbers with commas between, got {text!r}") from error
+
+
+def _rows_of(path: str) -> list[dict[str, Any]]:
+    if not path:
+        return []
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"compare must name a JSON of `rcmstr bench step`, got {path} ({error})") from error
 
 
 def _checkout(name: str) -> ModuleType:
     """A module of the checkout's `bench` folder, which is no part of the installed package."""
     root = Path(rcmstr_fast.__file__).resolve().parents[1]
-    if not (root / "bench" / f"{name}.py").is_file():
-        raise ConfigError(f"expected a checkout of the repository with bench/{name}.py, got an installed package")
+    if not any((root / "bench" / file).is_file() for file in (f"{name}.py", f"{name}/__init__.py")):
+        raise ConfigError(f"expected a checkout of the repository with bench/{name}, got an installed package")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
         return importlib.import_module(f"bench.{name}")
     except ImportError as error:
-        raise ConfigError(f"bench/{name}.py cannot be used: {error}; pip install 'rcmstr-fast[test]'") from error
+        raise ConfigError(f"bench/{name} cannot be used: {error}; pip install 'rcmstr-fast[test]'") from error
 
 
 def _rendered(stack: ExitStack) -> Path:
@@ -116,10 +184,10 @@ def _row(row: dict[str, Any]) -> str:
     )
 
 
-def _write(folder: Path, record: dict[str, Any]) -> None:
+def _write(folder: Path, name: str, record: dict[str, Any]) -> None:
     gpus = record["environment"]["gpus"]
     machine = (gpus[0]["name"] if gpus else "cpu").replace(" ", "-").lower()
-    path = folder / machine / f"pipeline-{rcmstr_fast.__version__}.json"
+    path = folder / machine / f"{name}-{rcmstr_fast.__version__}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path)

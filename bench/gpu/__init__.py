@@ -1,0 +1,1 @@
+"""Everything that needs a GPU, in resumable pieces: `python -m bench.gpu`."""
