@@ -40,7 +40,8 @@ class DataConfig:
         roots: one or a list of: LMDB folder, folder that holds LMDBs, or folder of images; searched recursively.
         weights: relative share of each root in an epoch, one a root; empty: by their number of images.
         epoch_size: images an epoch; 0: the number of images found (with weights: of the roots together).
-        decoder: dali, dali_mixed (JPEG decoded on the GPU) or pillow; auto: dali where it is installed.
+        decoder: dali, dali_mixed (JPEG decoded on the GPU) or pillow; auto: dali where there is a GPU and it is
+            installed, else pillow.
         augment: fused (one launch makes all views) or dali (DALI's operators in a fixed order, without the
             piecewise affine map).
         workers: decoding threads; 0: all CPUs of the process.
@@ -117,6 +118,8 @@ class MethodConfig:
         tau_kl: temperature of loss_kl.
         kl_reduction: sum over the queue (the paper's equation) or mean (preset rclstr_code: divided by K too).
         queue_size: rows of each level's queue (K).
+        queue: replicated (every process holds all rows) or sharded (K / processes each, gathered for each comparison;
+            the same losses).
         round_frame_queue: round the frame queue down to a multiple of T*B (preset rclstr_code).
         enqueue_per_image: frame keys enqueued an image; 0: all.
         momentum: momentum m of the key encoder.
@@ -150,6 +153,7 @@ class MethodConfig:
     tau_kl: float = 0.04
     kl_reduction: Literal["sum", "mean"] | None = None
     queue_size: int = 65536
+    queue: Literal["replicated", "sharded"] = "replicated"
     round_frame_queue: bool | None = None
     enqueue_per_image: int = 0
     momentum: float = 0.999
@@ -201,26 +205,36 @@ class TrainConfig:
         accumulate: micro-batches a step.
         epochs: passes over the data; null: by preset and encoder.
         steps: steps of the whole run; 0: as many as `epochs` have.
-        precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it).
+        precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it); fp64 is for comparing runs:
+            slow, but what rounding does to a run is not amplified into view.
         device: auto, cpu or cuda.
         log_every: steps between log lines.
         save_every: steps between checkpoints; 0: at the end of each epoch.
+        save_minutes: wall-clock minutes after which a checkpoint is written in between; 0: never.
         picture_every: steps between contact sheets (views.png); 0: at the start and at the end only.
         max_nonfinite: consecutive steps with a non-finite loss or gradient before the run stops.
         deterministic: ask torch for deterministic algorithms.
+        cuda_graph: record the whole step once and replay it as one CUDA graph; auto: on a GPU with a single process.
+        compile: torch.compile the networks' dense forward passes; auto: where it was measured faster.
+        checkpoint_activations: keep only the inputs of each residual stage or transformer block and compute the rest
+            again in backward: less memory, more time, the same gradients.
     """
 
     global_batch_size: int | None = None
     accumulate: int = 1
     epochs: int | None = None
     steps: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 10
     save_every: int = 0
+    save_minutes: float = 10.0
     picture_every: int = 0
     max_nonfinite: int = 3
     deterministic: bool = False
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    checkpoint_activations: bool = False
 
 
 @dataclass
@@ -336,6 +350,8 @@ def _check(config: PretrainConfig) -> None:
         (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4 from 16",
          model.image_width),
         (train.accumulate >= 1, "train.accumulate must be 1 or more", train.accumulate),
+        (train.save_every >= 0, "train.save_every must be 0 or more", train.save_every),
+        (train.save_minutes >= 0, "train.save_minutes must be 0 or more", train.save_minutes),
         ((train.global_batch_size or 0) >= 2, "train.global_batch_size must be 2 or more (batch norm needs two images)",
          train.global_batch_size),
         (model.tps != "frozen" or model.tps_checkpoint, "model.tps_checkpoint must name a file for model.tps=frozen",

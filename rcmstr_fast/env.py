@@ -8,6 +8,8 @@ VARIABLES = {
     "RCMSTR_FAST_CUDA": "build time: auto (default), 0 or 1; 1 fails where nvcc is missing",
     "RCMSTR_FAST_CUDA_ARCHITECTURES": "build time: CMake list, default 80-real;90-real;90-virtual",
     "RCMSTR_FAST_THREADS": "threads of the compiled host functions and the loader (default: the CPU count)",
+    "RCMSTR_FAST_MASKED_STAGES": "masked pass: dense, sparse, or the largest sparse share by sites as in 1:0.8,150:0.7",
+    "RCMSTR_FAST_LOSS_LAUNCH": "loss terms of a step on a GPU: scheduled (one launch a pass) or separate",
     "RCMSTR_FAST_DEBUG": "1: check values as well as shapes (unit length of rows, orders, finite queues); synchronises",
 }
 
@@ -25,6 +27,29 @@ def threads() -> int:
     if not value.isdigit() or int(value) < 1:
         raise ValueError(f"RCMSTR_FAST_THREADS must be a whole number of 1 or more, got {value!r}")
     return int(value)
+
+
+def masked_stages() -> dict[int, float] | None:
+    """What RCMSTR_FAST_MASKED_STAGES orders: sites -> largest share of active sites, or None for the measured table."""
+    value = os.environ.get("RCMSTR_FAST_MASKED_STAGES")
+    if not value:
+        return None
+    if value in ("dense", "sparse"):
+        return {} if value == "dense" else {1: 1.0}
+    try:
+        return {int(sites): float(share) for sites, share in (entry.split(":") for entry in value.split(","))}
+    except ValueError:
+        raise ValueError(
+            f"RCMSTR_FAST_MASKED_STAGES must be dense, sparse or entries sites:share, got {value!r}"
+        ) from None
+
+
+def loss_launch() -> str | None:
+    """What RCMSTR_FAST_LOSS_LAUNCH orders, or None."""
+    value = os.environ.get("RCMSTR_FAST_LOSS_LAUNCH") or None
+    if value not in (None, "scheduled", "separate"):
+        raise ValueError(f"RCMSTR_FAST_LOSS_LAUNCH must be scheduled or separate, got {value!r}")
+    return value
 
 
 def debug() -> bool:

@@ -34,7 +34,7 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[T
     return c0, c1, c2, c3
 
 
-def words(index: Tensor, count: int, *, seed: int, stream: int, epoch: int) -> Tensor:
+def words(index: Tensor, count: int, *, seed: int, stream: int, epoch: int | Tensor) -> Tensor:
     """Random 32-bit words.
 
     Args:
@@ -42,7 +42,7 @@ def words(index: Tensor, count: int, *, seed: int, stream: int, epoch: int) -> T
         count: words a sample.
         seed: 64-bit key.
         stream: below 65,536; one of the streams above.
-        epoch: below 2^32.
+        epoch: below 2^32; a 0-d int64 tensor on the device of `index` where the choice must follow it on the device.
     Returns:
         [B, count] int64, each in [0, 2^32).
     """
@@ -50,7 +50,8 @@ def words(index: Tensor, count: int, *, seed: int, stream: int, epoch: int) -> T
     c0 = draws.expand(index.numel(), -1)
     c1 = (index & _LOW)[:, None].expand_as(c0)
     c2 = (((index >> 32) & 0xFFFF) | (stream << 16))[:, None].expand_as(c0)
-    out = philox(seed, (c0, c1, c2, torch.full_like(c0, epoch)))
+    c3 = epoch.expand_as(c0) if isinstance(epoch, Tensor) else torch.full_like(c0, epoch)
+    out = philox(seed, (c0, c1, c2, c3))
     return torch.stack(out, dim=2).flatten(1)[:, :count]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods.step import Collectives, StepBatch
+from rcmstr_fast.methods.step import Collectives, StepBatch, full_precision
 
 
 class MaskedImageModelling(nn.Module):
@@ -47,14 +47,14 @@ class MaskedImageModelling(nn.Module):
         """
         features, active = encoder.forward_masked(images, masks, self.config.method.mask_rule)
         prediction = self.head(features, active)
-        loss = ops.masked_mse(prediction.float(), self.target(images, masks), masks.pixels)
-        hidden = masks.pixels.sum().float()
+        loss = ops.masked_mse(full_precision(prediction), self.target(images, masks), masks.pixels)
+        hidden = masks.pixels.sum().to(loss.dtype)
         share = hidden / collectives.mean(hidden).clamp(min=1)
         return loss * share, prediction, features
 
     def target(self, images: Tensor, masks: ops.Masks) -> Tensor:
-        """Pixels in [0, 1], or (norm_pix) normalised over each mask unit: [B, 3, H, W] float32."""
-        pixels = images.detach().float() * 0.5 + 0.5
+        """Pixels in [0, 1], or (norm_pix) normalised over each mask unit: [B, 3, H, W] float32 (float64 for float64 images)."""
+        pixels = full_precision(images.detach()) * 0.5 + 0.5
         if not self.config.method.norm_pix:
             return pixels
         unit = (pixels.shape[2] // masks.grid.shape[1], pixels.shape[3] // masks.grid.shape[2])

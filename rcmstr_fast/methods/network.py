@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import ModelConfig
-from rcmstr_fast.models.batch_norm import set_bn_groups
+from rcmstr_fast.methods.step import full_precision
+from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of, set_bn_groups
 
 
 class Network(nn.Module):
@@ -28,14 +29,50 @@ class Network(nn.Module):
         self.predictors = nn.ModuleDict({level: models.build_predictor(model) for level in levels})
         set_bn_groups(self, bn_group_size)
 
-    def frames(self, images: Tensor) -> Tensor:
-        """Rectified images `[B, 3, H, W]` to projected frames `[B, T, P]`."""
-        return self.projector(self.encoder(images))
+    def compile_parts(self) -> None:
+        """Let torch.compile have the dense passes of encoder and projector; LSTMs stay as they are (cuDNN's own)."""
+        self.encoder.compile(dynamic=False)
+        if not any(isinstance(layer, nn.LSTM) for layer in self.projector.modules()):
+            self.projector.compile(dynamic=False)
+
+    def rectify(self, images: Tensor, passes: int = 1) -> Tensor:
+        """Images `[B, 3, H, W]` to rectified images; `passes` as in `encode`."""
+        return _in_passes(self.rectifier, images, passes)
+
+    def encode(self, images: Tensor, passes: int = 1) -> Tensor:
+        """Rectified images `[B, 3, H, W]` to frames `[B, T, C]` of the encoder.
+
+        Args:
+            images: `passes` equal parts, one after the other.
+            passes: batch norm works as if each part were passed on its own.
+        """
+        return _in_passes(self.encoder, images, passes)
+
+    def project(self, frames: Tensor, passes: int = 1) -> Tensor:
+        """Frames of the encoder to projected frames `[B, T, P]`; `passes` as in `encode`."""
+        return _in_passes(self.projector, frames, passes)
+
+    def frames(self, images: Tensor, passes: int = 1) -> Tensor:
+        """Rectified images `[B, 3, H, W]` to projected frames `[B, T, P]`; `passes` as in `encode`."""
+        return self.project(self.encode(images, passes), passes)
+
+    def unit_rows(self, frames: Tensor, num_subwords: int, order: Tensor | None = None) -> dict[str, Tensor]:
+        """Projected frames `[B, T, P]` to unit rows: level -> `[B * rows, D]` float32; `order` undoes a permutation."""
+        linear = {level: p.linear for level, p in self.predictors.items() if isinstance(p, models.LinearPredictor)}
+        if len(linear) < len(self.predictors):
+            return self.features(ops.hierarchical_pool(frames, num_subwords, order=order))
+        weights, biases = ({level: getattr(p, n) for level, p in linear.items()} for n in ("weight", "bias"))
+        return ops.project_levels(frames, weights, biases, num_subwords, order=order)
 
     def features(self, pooled: ops.HierarchicalFeatures) -> dict[str, Tensor]:
         """Pooled features to unit rows: level -> `[B * rows, D]` float32."""
         rows = {level: predictor(getattr(pooled, level)) for level, predictor in self.predictors.items()}
-        return {level: F.normalize(x.float(), dim=-1).flatten(0, 1) for level, x in rows.items()}
+        return {level: F.normalize(full_precision(x), dim=-1).flatten(0, 1) for level, x in rows.items()}
+
+
+def _in_passes(part: nn.Module, x: Tensor, passes: int) -> Tensor:
+    with batch_norm_state(norms_of(part), passes=passes):
+        return part(x)
 
 
 class MomentumNetwork(nn.Module):
@@ -69,8 +106,7 @@ class MomentumNetwork(nn.Module):
         """
         if grouping is not None:
             images = images[grouping]
-        pooled = ops.hierarchical_pool(self.network.frames(self.network.rectifier(images)), num_subwords)
-        keys = self.network.features(pooled)
+        keys = self.network.unit_rows(self.network.frames(self.network.rectify(images)), num_subwords)
         if grouping is None:
             return keys
         back = torch.argsort(grouping)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, MethodConfig
+from rcmstr_fast.methods.network import Network
 
 
 def pooling_windows(frames: int, num_subwords: int) -> list[tuple[int, int]]:
@@ -34,19 +35,29 @@ def kept_frames(frames: int, num_patches: int) -> list[int]:
     return [t for t in range(frames) if t not in cut]
 
 
-def _pool_kept(frames: Tensor, num_subwords: int, kept: list[int]) -> ops.HierarchicalFeatures:
-    """Hierarchical pooling over the kept frames alone; the frame level has `len(kept)` rows an image."""
+def _pool_kept(frames: Tensor, num_subwords: int, num_patches: int) -> ops.HierarchicalFeatures:
+    """Hierarchical pooling over the kept frames alone; the frame level has fewer rows an image."""
     count = frames.shape[1]
-    weights = frames.new_zeros(num_subwords, count)
-    for s, (start, end) in enumerate(pooling_windows(count, num_subwords)):
-        inside = [t for t in kept if start <= t < end]
-        if not inside:
+    kept = kept_frames(count, num_patches)
+    windows = pooling_windows(count, num_subwords)
+    for s, (start, end) in enumerate(windows):
+        if not any(start <= t < end for t in kept):
             raise ConfigError(
                 f"method.division=drop_boundary leaves no frame of {count} in subword {s}; use fewer num_patches"
             )
-        weights[s, inside] = 1.0 / len(inside)
-    rows = frames[:, kept]
-    return ops.HierarchicalFeatures(rows, weights @ frames, rows.mean(dim=1, keepdim=True))
+    rows = torch.cat([frames[:, a:b] for a, b in _runs(kept, 0, count)], dim=1)
+    subwords = []
+    for start, end in windows:  # slices: a list of numbers as an index would make the device wait for the host
+        subwords.append(torch.cat([frames[:, a:b] for a, b in _runs(kept, start, end)], dim=1).mean(dim=1))
+    return ops.HierarchicalFeatures(rows, torch.stack(subwords, dim=1), rows.mean(dim=1, keepdim=True))
+
+
+def _runs(kept: list[int], start: int, end: int) -> list[tuple[int, int]]:
+    """The kept frames in [start, end) as runs `[a, b)` without a gap."""
+    inside = [t for t in kept if start <= t < end]
+    firsts = [t for t in inside if t - 1 not in inside]
+    lasts = [t for t in inside if t + 1 not in inside]
+    return [(a, b + 1) for a, b in zip(firsts, lasts, strict=True)]
 
 
 def find_cuts(images: Tensor, num_patches: int) -> Tensor:
@@ -59,7 +70,7 @@ def find_cuts(images: Tensor, num_patches: int) -> Tensor:
         [B, N + 1] float32 cut positions in pixels, first 0, last W.
     """
     batch, width = images.shape[0], images.shape[-1]
-    ink = images.mean(dim=1).std(dim=1)
+    ink = images.float().mean(dim=1).std(dim=1)
     reach = width // num_patches // 4
     cuts = [ink.new_zeros(batch)]
     for n in range(1, num_patches):
@@ -94,7 +105,7 @@ def _stretch(cuts: Tensor, length: int, inverse: bool) -> Tensor:
     return (low + (centre - start) / (end - start) * (high - low)) * length - 0.5
 
 
-def permuted_order(index: Tensor, epoch: int, method: MethodConfig, seed: int) -> Tensor:
+def permuted_order(index: Tensor, epoch: int | Tensor, method: MethodConfig, seed: int) -> Tensor:
     """The order [B, N] in which a batch of slots `index` [B] int64 is permuted; as of `ops.draw_order`."""
     return ops.draw_order(
         index, seed=seed, epoch=epoch, num_patches=method.num_patches, group_size=method.group_size,
@@ -115,8 +126,9 @@ class PermutedQuery:
     """
 
     def __init__(
-        self, images: Tensor, index: Tensor, epoch: int, method: MethodConfig, seed: int, permuted: Tensor | None = None
-    ) -> None:
+        self, images: Tensor, index: Tensor, epoch: int | Tensor, method: MethodConfig, seed: int,
+        permuted: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.method = method
         self._shape = {"num_patches": method.num_patches, "group_size": method.group_size}
         self.order = permuted_order(index, epoch, method, seed)
@@ -127,13 +139,18 @@ class PermutedQuery:
             permuted = None
         self.images = permuted if permuted is not None else ops.permute_strips(images, self.order, **self._shape)
 
+    def unit_rows(self, network: Network, frames: Tensor) -> dict[str, Tensor]:
+        """Projected frames `[B, T, P]` of the permuted images to unit rows a level, in the images' own order."""
+        if self.method.division == "direct":
+            return network.unit_rows(frames, self.method.num_subwords, order=self.order)
+        return network.features(self.pool(frames))
+
     def pool(self, frames: Tensor) -> ops.HierarchicalFeatures:
         """Projected frames `[B, T, P]` of the permuted images to features in the images' own order."""
         if self.method.division == "direct":
             return ops.hierarchical_pool(frames, self.method.num_subwords, order=self.order)
         frames = ops.restore_frames(frames, self.order, **self._shape)
         if self._cuts is None:
-            kept = kept_frames(frames.shape[1], self.method.num_patches)
-            return _pool_kept(frames, self.method.num_subwords, kept)
+            return _pool_kept(frames, self.method.num_subwords, self.method.num_patches)
         back = _stretch(self._cuts, frames.shape[1], inverse=True)
         return ops.hierarchical_pool(_resample(frames.transpose(1, 2), back).transpose(1, 2), self.method.num_subwords)

@@ -1,5 +1,6 @@
 """RCMSTR: RCLSTR with masked image modelling through the same encoder (paper Eq. 9)."""
 
+import torch
 from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig
@@ -19,16 +20,20 @@ class RCMSTR(ContrastiveMethod):
         super().__init__(config, collectives)
         self.mim = MaskedImageModelling(config, self.online.encoder)
 
-    def _query_frames(
-        self, images: Tensor, batch: StepBatch, pictures: bool
+    def _online_frames(
+        self, images: Tensor, passes: int, batch: StepBatch, pictures: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        query = images[: len(batch.index)]
         masks = self.mim.masks(batch)
-        loss, prediction, features = self.mim(self.online.encoder, images, masks, self.collectives)
+        loss, prediction, features = self.mim(self.online.encoder, query, masks, self.collectives)
         if self.config.method.coupled:
-            frames = self.online.projector(self.online.encoder.masked_frames(features))
+            frames = [self.online.encoder.masked_frames(features)]
+            if passes > 1:
+                frames.append(self.online.encode(images[len(batch.index) :], passes - 1))
+            projected = self.online.project(torch.cat(frames), passes)
         else:
-            frames = self.online.frames(images)
-        return frames, loss, self._pictures(images, masks.pixels, prediction) if pictures else {}
+            projected = self.online.frames(images, passes)
+        return projected, loss, self._pictures(query, masks.pixels, prediction) if pictures else {}
 
     def _pictures(self, images: Tensor, hidden: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         """Masked views and reconstructions (hidden pixels predicted, visible ones as they are)."""

@@ -11,16 +11,16 @@ class StepBatch:
     """One micro-batch of this process.
 
     Attributes:
-        views: [2, B, 3, H, W] float32, normalised; query view and key view.
+        views: [2, B, 3, H, W] float32, or bfloat16 under autocast to it; normalised; query view and key view.
         index: [B] int64; slot of each sample in the epoch, the key of its random choices.
-        epoch: the epoch.
-        permuted: [B, 3, H, W]; the query view with its strips permuted by `permuted_order`, where it has been made
+        epoch: the epoch; int, or 0-d int64 tensor on the device (a recorded step reads it there).
+        permuted: [B, 3, H, W] like views; the query view with its strips permuted by `permuted_order`, where it has been made
             together with the views; None: the method permutes it.
     """
 
     views: Tensor
     index: Tensor
-    epoch: int
+    epoch: int | Tensor
     permuted: Tensor | None = None
 
 
@@ -69,3 +69,8 @@ class Local:
     def mean(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64."""
+    return x.float() if x.element_size() < 4 else x

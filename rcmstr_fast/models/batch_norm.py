@@ -1,10 +1,14 @@
 """Batch normalisation over groups of images, which keeps query and key from exchanging statistics."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rcmstr_fast.ops import grouped_batch_norm
 from rcmstr_fast.ops.masked_norm import group_sizes
 
 
@@ -17,6 +21,9 @@ class GroupedBatchNorm(_BatchNorm):
     Attributes:
         group_size: images a group; 0: the whole batch. Where it does not divide the batch, the rest is a group of
             its own, but a rest of one image joins the group before it.
+        passes: equal parts of the batch that are normalised, and move the running statistics, as if each had been
+            passed on its own, the first one first.
+        tracking: whether training moves the running statistics.
     """
 
     def __init__(self, channels: int, dims: int, *, affine: bool = True, group_size: int = 0) -> None:
@@ -35,12 +42,16 @@ class GroupedBatchNorm(_BatchNorm):
         super().__init__(channels, affine=affine)
         self.dims = dims
         self.group_size = group_size
+        self.passes = 1
+        self.tracking = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise.
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalise, add the residual, apply ReLU.
 
         Args:
             x: `[B, C, H, W]` (dims=2) or `[B, .., C]` (dims=1), floating point.
+            residual: like x.
+            relu: apply ReLU.
         Returns:
             Same shape.
         Raises:
@@ -50,10 +61,12 @@ class GroupedBatchNorm(_BatchNorm):
         if x.dim() < 2 or (self.dims == 2 and x.dim() != 4) or x.shape[channel] != self.num_features:
             shape = f"[B, {self.num_features}, H, W]" if self.dims == 2 else f"[B, .., {self.num_features}]"
             raise ValueError(f"GroupedBatchNorm: input must be {shape}, got {list(x.shape)}")
-        if not self.training:
-            y = F.batch_norm(self._rows(x), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-            return y.view(x.shape) if self.dims == 1 else y
-        return self._train(x)
+        if self.training:
+            return self._train(x, residual, relu)
+        y = F.batch_norm(self._rows(x), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        y = y.view(x.shape) if self.dims == 1 else y
+        y = y if residual is None else y + residual
+        return F.relu(y) if relu else y
 
     def extra_repr(self) -> str:
         """Fields shown by print(model)."""
@@ -62,33 +75,55 @@ class GroupedBatchNorm(_BatchNorm):
     def _rows(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.num_features) if self.dims == 1 else x
 
-    def _train(self, x: Tensor) -> Tensor:
-        self.num_batches_tracked.add_(1)
-        parts = x.split(group_sizes(x.shape[0], self.group_size))
-        if len(parts) == 1:
-            return self._normalise(x, self.running_mean, self.running_var, self.momentum)
-        # With momentum 1 each group leaves exactly its own mean and unbiased variance in a fresh buffer.
-        stats = self.running_mean.new_zeros(len(parts), 2, self.num_features)
-        y = torch.cat([self._normalise(part, *stats[i], 1.0) for i, part in enumerate(parts)])
-        mean, var = stats.mean(0)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
-        return y
-
-    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, momentum: float) -> Tensor:
-        if x.numel() == self.num_features:
+    def _train(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        sizes = group_sizes(x.shape[0] // self.passes, self.group_size)
+        if min(sizes) * (x.numel() // max(1, x.shape[0])) == self.num_features:
             raise ValueError(
                 "GroupedBatchNorm: training needs more than one value a channel (a batch of two images or more), "
                 f"got {list(x.shape)}"
             )
-        y = F.batch_norm(self._rows(x), mean, var, self.weight, self.bias, True, momentum, self.eps)
-        return y.view(x.shape) if self.dims == 1 else y
+        weight, bias = self.weight, self.bias
+        if not self.affine:
+            weight, bias = torch.ones_like(self.running_var), torch.zeros_like(self.running_mean)
+        rows = x.flatten(1, -2) if self.dims == 1 and x.dim() == 4 else x  # four dimensions are a map to the operation
+        made = grouped_batch_norm(
+            rows, weight, bias, passes=self.passes, group_size=self.group_size, eps=self.eps,
+            residual=residual, relu=relu,
+        )  # fmt: skip
+        if self.tracking:
+            self._follow(made.mean, made.var)
+        return made.out.view(x.shape) if rows is not x else made.out
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics by the mean and variance `[groups, C]` of each group, pass by pass."""
+        self.num_batches_tracked.add_(self.passes)
+        for running, seen in ((self.running_mean, mean), (self.running_var, var)):
+            for of_pass in seen.to(running.dtype).unflatten(0, (self.passes, -1)).mean(1):
+                running.lerp_(of_pass, self.momentum)
+
+
+def norms_of(module: nn.Module) -> list[GroupedBatchNorm]:
+    """Every GroupedBatchNorm inside `module`."""
+    return [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm)]
+
+
+@contextmanager
+def batch_norm_state(norms: list[GroupedBatchNorm], *, passes: int, tracking: bool = True) -> Iterator[None]:
+    """Set `passes` and `tracking` of the layers while entered."""
+    before = [(layer.passes, layer.tracking) for layer in norms]
+    for layer in norms:
+        layer.passes, layer.tracking = passes, tracking
+    try:
+        yield
+    finally:
+        for layer, (held_passes, held_tracking) in zip(norms, before, strict=True):
+            layer.passes, layer.tracking = held_passes, held_tracking
 
 
 def set_bn_groups(module: nn.Module, size: int) -> None:
     """Set `group_size` of every GroupedBatchNorm inside `module`; 0: the whole batch."""
     if size < 0:
         raise ValueError(f"set_bn_groups: size must be 0 (whole batch) or more, got {size}")
-    for layer in module.modules():
-        if isinstance(layer, GroupedBatchNorm):
-            layer.group_size = size
+    for layer in norms_of(module):
+        layer.group_size = size

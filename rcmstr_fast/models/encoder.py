@@ -11,9 +11,11 @@ class Encoder(nn.Module):
 
     Attributes:
         out_channels: C of the frames.
+        checkpointing: keep only the inputs of each stage or block and compute the rest again in backward.
     """
 
     out_channels: int
+    checkpointing: bool = False
 
     def mask_unit(self, method: MethodConfig) -> str:
         """The unit in which `ops.draw_masks` hides this encoder's input."""

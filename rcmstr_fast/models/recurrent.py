@@ -35,10 +35,14 @@ class BidirectionalLSTM(nn.Module):
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    def _packed(self) -> bool:
+        return len({p.untyped_storage().data_ptr() for p in self.rnn.parameters()}) == 1
+
     def forward(self, frames: Tensor) -> Tensor:
         """frames `[B, T, C]` to `[B, T, C']`."""
-        # Copies (the momentum branch) lose cuDNN's packed weights; packing again costs nothing where it is packed.
-        self.rnn.flatten_parameters()
+        # Copies lose cuDNN's packed weights. Packing moves every weight, so it must not happen at each call.
+        if not torch.compiler.is_compiling() and not self._packed():
+            self.rnn.flatten_parameters()
         return self.linear(self.rnn(frames)[0])
 
 

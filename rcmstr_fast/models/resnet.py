@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.models.encoder import Encoder, check_images
+from rcmstr_fast.models.recompute import run_part
 from rcmstr_fast.ops import (
     Masks,
     Sites,
@@ -53,10 +54,7 @@ class ConvBN(nn.Module):
             return masked_batch_norm(
                 x, bn.weight, bn.bias, sites, eps=bn.eps, residual=residual, relu=self.relu, group_size=groups
             )
-        x = bn(conv(x))
-        if residual is not None:
-            x = x + residual
-        return F.relu(x) if self.relu else x
+        return bn(conv(x), residual, self.relu)
 
     def output_size(self, height: int, width: int) -> Pair:
         """Size of the output map for an input map of height x width."""
@@ -155,7 +153,10 @@ class ResNet29(Encoder):
     def forward_masked(self, images: Tensor, masks: Masks, rule: str) -> tuple[Tensor, Tensor]:
         """The sparse pass (see `Encoder`): features `[B, T, C]`, zero where inactive, and active `[B, T]`."""
         check_images(images, HEIGHT)
-        sites = masked_storage(active_sites(masks.grid, self.stage_sizes(*images.shape[2:]), rule))
+        sizes, visible = self.stage_sizes(*images.shape[2:]), masks.visible
+        if visible is not None and rule == "any":  # a site is active where either of two is: about this share
+            visible = 1 - (1 - visible) ** 2
+        sites = masked_storage(active_sites(masks.grid, sizes, rule), visible=visible)
         return _frames(unpack_sites(self._run(images, sites), sites[-1])), sites[-1].active[:, 0, 0]
 
     def masked_frames(self, features: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ class ResNet29(Encoder):
     def _run(self, images: Tensor, sites: Sequence[Sites | None]) -> Tensor:
         x = images
         for stage, at in zip(self.stages, sites, strict=True):
-            x = stage(x, at)
+            x = run_part(stage, x, at, recompute=self.checkpointing)
         return x
 
 

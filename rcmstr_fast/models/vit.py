@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.encoder import Encoder, check_images
+from rcmstr_fast.models.recompute import run_part
 from rcmstr_fast.ops import Masks
 
 PATCH = 4
@@ -130,7 +131,7 @@ class VisionTransformer(Encoder):
     def _encode(self, tokens: Tensor) -> Tensor:
         x = tokens + self.pos_embed
         for block in self.blocks:
-            x = block(x)
+            x = run_part(block, x, recompute=self.checkpointing)
         return self.norm(x)
 
 

@@ -12,7 +12,9 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -20,7 +22,7 @@ import torch
 from rcmstr_fast.config import ConfigError, RunError
 
 KIND = "rcmstr_fast pretraining checkpoint"
-FORMAT = 1
+FORMAT = 2
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
@@ -99,6 +101,48 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
             os.replace(path, path.with_name("previous.pt"))
         os.replace(fresh, path)
         sync_folder(path.parent)
+
+
+class Writer:
+    """While entered, writes in a background thread, one piece of work at a time; left only when all is written."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Wait for the work before, then begin `write`; raises the failure of the work before."""
+        self.wait()
+        if self._pool is None:
+            write()
+        else:
+            self._pending = self._pool.submit(write)
+
+    def check(self) -> None:
+        """Raise the failure of work that has ended, without waiting."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until nothing is under way; raises its failure."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "Writer":
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)
+        try:
+            self.wait()
+        except RunError as failure:
+            if error is None:
+                raise
+            _log.error("%s", failure)
 
 
 def damage(path: Path) -> str | None:

@@ -1,9 +1,4 @@
-"""The processes of a run: torchrun's environment, the collectives, gradients averaged after backward.
-
-Gradients are averaged by one reduction of all of them after the last micro-batch instead of by
-DistributedDataParallel: the method's forward stays free to call collectives, to be called several times a
-step and to use only part of its parameters.
-"""
+"""The processes of a run: torchrun's environment and the collectives. Gradients: `rcmstr_fast.train.gradients`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +15,9 @@ from rcmstr_fast.config import ConfigError, RunError
 
 T = TypeVar("T")
 
+# Its name in torch 2.13; the former one warns there and is the only one before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass
 class World:
@@ -29,53 +27,33 @@ class World:
         device: where this process computes.
         rank: number of this process.
         world_size: number of processes.
+        gradient_group: a process group for the gradients alone, so that reductions that overlap with backward cannot
+            interleave with the method's collectives; None: the default group.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    gradient_group: dist.ProcessGroup | None = None
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate the tensors of all ranks along the first axis, in rank order, without gradient."""
         tensor = tensor.detach()
         if self.world_size == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        with _peers():
-            dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        gathered = tensor.new_empty(self.world_size * tensor.shape[0], *tensor.shape[1:])
+        with peers():
+            _all_gather(gathered, tensor.contiguous())
+        return gathered
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over ranks, without gradient."""
         if self.world_size == 1:
             return tensor.detach()
         total = tensor.detach().clone()
-        with _peers():
+        with peers():
             dist.all_reduce(total)
         return total / self.world_size
-
-    def average_gradients(self, parameters: list[Tensor], beside: Tensor) -> Tensor:
-        """Average the gradients over ranks in place.
-
-        Args:
-            parameters: those with a gradient, the same on every rank.
-            beside: [n] float32; more values to average in the same reduction.
-        Returns:
-            The mean of `beside`.
-        """
-        if self.world_size == 1:
-            return beside
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.mean(torch.cat([*(g.flatten() for g in gradients), beside]))
-        *means, beside = flat.split([*(g.numel() for g in gradients), beside.numel()])
-        torch._foreach_copy_(gradients, [m.view_as(g) for m, g in zip(means, gradients, strict=True)])
-        return beside
-
-    def average_(self, tensors: list[Tensor]) -> None:
-        """Replace each float tensor by its mean over ranks."""
-        if self.world_size > 1 and tensors:
-            means = self.mean(torch.cat([x.flatten() for x in tensors])).split([x.numel() for x in tensors])
-            torch._foreach_copy_(tensors, [m.view_as(x) for m, x in zip(means, tensors, strict=True)])
 
     def on_rank0(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0; every rank gets its (picklable) result or its ConfigError or RunError."""
@@ -87,7 +65,7 @@ class World:
                 box[0] = action()
             except (ConfigError, RunError) as error:
                 box[1] = error
-        with _peers():
+        with peers():
             dist.broadcast_object_list(box, src=0, device=self.device)
         if box[1] is not None:
             raise box[1]
@@ -113,10 +91,11 @@ def joined(device: str) -> Iterator[World]:
         yield World(place)
         return
     backend = "nccl" if place.type == "cuda" else "gloo"
-    with _peers():
+    with peers():
         dist.init_process_group(backend)
-    yield World(place, int(os.environ["RANK"]), size)
-    with _peers():  # not after an error: the others may be gone
+        gradients = dist.new_group(backend=backend)
+    yield World(place, int(os.environ["RANK"]), size, gradients)
+    with peers():  # not after an error: the others may be gone
         dist.barrier()
         dist.destroy_process_group()
 
@@ -146,7 +125,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def peers() -> Iterator[None]:
     """Turn the failure of a collective into one line."""
     try:
         yield

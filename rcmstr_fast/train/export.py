@@ -18,7 +18,9 @@ from rcmstr_fast.train.environment import commit
 KIND = "rcmstr_fast encoder"
 
 
-def export_encoder(method: nn.Module, path: Path, config: PretrainConfig, step: int) -> None:
+def export_encoder(
+    method: nn.Module, path: Path, config: PretrainConfig, step: int, tensors: dict[str, Tensor] | None = None
+) -> None:
     """Write encoder and rectifier.
 
     Args:
@@ -26,12 +28,14 @@ def export_encoder(method: nn.Module, path: Path, config: PretrainConfig, step: 
         path: the file; replaced whole or not at all.
         config: resolved.
         step: steps trained.
+        tensors: what to write, by the names `encoder.*` and `rectifier.*`; None: what they are now.
     Raises:
         RunError: the disk is full or cannot be written.
     """
     encoder, rectifier = method.online_encoder, method.rectifier
-    tensors = {f"encoder.{name}": x for name, x in encoder.state_dict().items()}
-    tensors |= {f"rectifier.{name}": x for name, x in rectifier.state_dict().items()}
+    if tensors is None:
+        tensors = {f"encoder.{name}": x for name, x in encoder.state_dict().items()}
+        tensors |= {f"rectifier.{name}": x for name, x in rectifier.state_dict().items()}
     model = config.model
     vit = model.encoder.startswith("vit")
     header = {

@@ -37,11 +37,11 @@ class Guard:
         if self._statistics:
             torch._foreach_copy_(self._saved, self._statistics)
 
-    def end_step(self, step: int, finite: Tensor, terms: dict[str, Tensor]) -> None:
-        """Count the step and undo what a bad one did to the running statistics.
+    def end_step(self, step: Tensor, finite: Tensor, terms: dict[str, Tensor]) -> None:
+        """Count the step and undo what a bad one did to the running statistics; all in place.
 
         Args:
-            step: number of the step.
+            step: 0-d int64, number of the step.
             finite: 0-d bool, the same on every process.
             terms: loss terms of this process, 0-d, the culprits to name.
         """
@@ -49,13 +49,14 @@ class Guard:
             torch.where(finite, now, before, out=now)
         self._names = list(terms)
         bad_terms = ~torch.isfinite(torch.stack([x.detach().float() for x in terms.values()]))
+        if self._bad_terms is None:
+            self._bad_terms = bad_terms.clone()
         starts = ~finite & (self._streak == 0)
-        self._first = torch.where(starts, step, self._first)
-        old = bad_terms if self._bad_terms is None else self._bad_terms
-        self._bad_terms = torch.where(starts, bad_terms, old)
+        self._first.copy_(torch.where(starts, step, self._first))
+        self._bad_terms.copy_(torch.where(starts, bad_terms, self._bad_terms))
         self.total += ~finite
-        self._streak = torch.where(finite, 0, self._streak + 1)
-        self._longest = torch.maximum(self._longest, self._streak)
+        self._streak.copy_(torch.where(finite, 0, self._streak + 1))
+        self._longest.copy_(torch.maximum(self._longest, self._streak))
 
     def state(self) -> Tensor:
         """The counts, [4] int64, for the checkpoint."""
@@ -63,7 +64,8 @@ class Guard:
 
     def load_state(self, state: Tensor) -> None:
         """Continue counting."""
-        self.total, self._streak, self._longest, self._first = state.to(self.world.device).unbind()
+        for count, saved in zip((self.total, self._streak, self._longest, self._first), state, strict=True):
+            count.copy_(saved)
 
     def check(self) -> None:
         """Look at the count (waits for the device).

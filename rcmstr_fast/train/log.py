@@ -35,24 +35,30 @@ class Meter:
         self.names = list(values)
         row = torch.stack([*(x.detach() for x in values.values()), torch.ones_like(finite, dtype=torch.float32)])
         row = torch.where(finite, row.double(), 0.0)
-        self.sums = row if self.sums is None else self.sums + row
+        if self.sums is None:
+            self.sums = torch.zeros_like(row)
+        self.sums += row  # in place: a recorded step adds to the same memory each time
 
     def read(self, world: World) -> dict[str, float | None]:
         """Means over window and ranks (None where no step was finite), then start a new window."""
         if self.sums is None:
             return {}
         *sums, count = world.mean(self.sums).tolist()
-        self.sums = None
+        self.sums.zero_()
         return {name: total / count if count else None for name, total in zip(self.names, sums, strict=True)}
 
     def state_dict(self, world: World) -> dict[str, Any]:
-        """The open window, averaged over ranks."""
-        return {"names": self.names, "sums": None if self.sums is None else world.mean(self.sums).cpu()}
+        """The open window of every rank."""
+        rows = None if self.sums is None else world.gather(self.sums[None]).to("cpu", copy=True)
+        return {"names": self.names, "sums": rows}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Continue a window."""
-        self.names = state["names"]
-        self.sums = None if state["sums"] is None else state["sums"].to(device)
+    def load_state_dict(self, state: dict[str, Any], world: World) -> None:
+        """Continue a window: this rank's own, or the mean over ranks where their number has changed."""
+        self.names, rows = state["names"], state["sums"]
+        if rows is None:
+            self.sums = None
+        else:
+            self.sums = (rows[world.rank] if len(rows) == world.world_size else rows.mean(0)).to(world.device)
 
 
 def cut_metrics(path: Path, step: int) -> None:

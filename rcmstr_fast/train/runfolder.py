@@ -18,10 +18,12 @@ from rcmstr_fast.train.environment import environment
 
 _log = logging.getLogger(__name__)
 
-#: Fields that may change when a run is continued: its length, what it writes when, and how data are read ahead.
+#: Fields that may change when a run is continued: its length, what it writes when, how data are read ahead, how a
+#: batch and the queues are divided, and what changes a step's speed only.
 MAY_CHANGE = frozenset(
-    ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.picture_every",
-     "train.max_nonfinite", "data.workers", "data.prefetch")
+    ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.save_minutes",
+     "train.picture_every", "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
+     "train.checkpoint_activations", "method.queue", "data.workers", "data.prefetch")
 )  # fmt: skip
 
 

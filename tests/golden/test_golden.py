@@ -6,9 +6,8 @@ import pytest
 
 from tests.golden.curves import CASES, curve, path
 
-#: Rounding differs between machines and backends, and Adam makes a full step even of a gradient that is mere rounding:
-#: from the second update on float32 curves part (float64 is 3e-3 away at step 2). A real change shows in the first two.
-EARLY, LATE = 2e-5, 3e-2
+#: Other orders of summation move float64 curves by at most 2e-7 (found by changing the first weights by 1e-15).
+BAND = 1e-5
 
 
 @pytest.mark.parametrize(("name", "encoder"), CASES)
@@ -17,5 +16,5 @@ def test_fifty_steps(name, encoder):
     got = curve(name, encoder)
     assert len(got) == len(expected) == 50
     for step, (a, b) in enumerate(zip(got, expected)):
-        assert abs(a - b) <= (EARLY if step < 2 else LATE) * abs(b), f"step {step}: {a} instead of {b}"
+        assert abs(a - b) <= BAND * abs(b), f"step {step}: {a} instead of {b}"
     assert got[-1] != got[0]

@@ -64,6 +64,8 @@ def test_vertical_projection_cuts_where_there_is_no_ink():
     images[0, :, :, 45] = 0.5
     images[1, :, :, 58] = 0.5
     assert permutation.find_cuts(images, 2)[:, 1].tolist() == [45.0, 58.0]
+    rounded = images.bfloat16()
+    assert torch.equal(permutation.find_cuts(rounded, 2), permutation.find_cuts(rounded.float(), 2))
 
 
 def test_vertical_projection_returns_features_to_their_place():

@@ -3,9 +3,11 @@
 import importlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -53,3 +55,31 @@ def launch(module: str, *words: str, processes: int = 2) -> list[tuple[int, str]
         for rank in range(processes)
     ]
     return [process.wait() for process in started]
+
+
+def kill_at_random_moments(module: str, run: Path, *words: str, within: float, times: int = 10) -> set[str]:
+    """Start a run again and again and kill it `within` seconds; the steps at which it began.
+
+    Every second time it has saved at least once before, so that it gets on also where the machine is busy. Where the
+    machine is so fast that the run comes to its end, no more is killed.
+    """
+    drawn, log, reached = random.Random(0), run / "log.txt", set()
+
+    def told(what: str) -> int:
+        return log.read_text().count(what) if log.exists() else 0
+
+    for number in range(times):
+        awaited = "saved " if number % 2 else "begins at step"
+        before = told(awaited)
+        started = start(module, str(run), *words)
+        while told(awaited) == before:
+            if not started.process.is_alive():
+                status, text = started.wait()
+                assert status == 0, text
+                return reached
+            time.sleep(0.005)
+        time.sleep(drawn.uniform(0.0, within))
+        started.process.kill()
+        started.wait()
+        reached.add(log.read_text().rsplit("begins at step ", 1)[1].split()[0])
+    return reached

@@ -1,6 +1,9 @@
 """RCMSTR itself in the trainer: `python -m tests.train.real RUN LMDB field=value ...` is a tiny run."""
 
 import io
+import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from PIL import Image, ImageDraw
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.train.loop import pretrain
+from rcmstr_fast.train.stream import Stream
 from tests.train.toy import toy_config
 
 
@@ -41,10 +45,44 @@ def real_config(run, data, **fields) -> PretrainConfig:
     return toy_config(run, **(tiny | fields))
 
 
+class WatchedStream(Stream):
+    """Notes what each step shows to this process in `shown.jsonl` beside the run; `kill`: dies before that step."""
+
+    def __init__(self, config, kill=-1):
+        super().__init__(config)
+        self.kill = kill
+
+    def batches(self, step, plan, world):
+        for micro in super().batches(step, plan, world):
+            if step == self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            for part, batch in enumerate(micro):
+                first = (part * world.world_size + world.rank) * plan.micro_batch
+                for i, slot in enumerate(batch.index.tolist()):
+                    views = batch.views[:, i] if batch.permuted is None else [*batch.views[:, i], batch.permuted[i]]
+                    pixels = sum(float(view.double().sum()) for view in views)
+                    note = {"step": step, "place": first + i, "slot": slot, "pixels": pixels}
+                    with open(f"{self.config.run}.shown.jsonl", "a") as file:
+                        file.write(json.dumps(note) + "\n")
+            step += 1
+            yield micro
+
+
+def shown(run) -> dict[tuple[int, int], tuple[int, float]]:
+    """(step, place in the global batch) -> slot and sum of its views; what a killed run showed again must agree."""
+    seen: dict[tuple[int, int], tuple[int, float]] = {}
+    for line in Path(f"{run}.shown.jsonl").read_text().splitlines():
+        note = json.loads(line)
+        place, what = (note["step"], note["place"]), (note["slot"], note["pixels"])
+        assert seen.setdefault(place, what) == what, place
+    return seen
+
+
 def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
-    words = (word.split("=", 1) for word in argv[2:])
-    pretrain(real_config(argv[0], argv[1], **{name: yaml.safe_load(value) for name, value in words}))
+    fields = {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in argv[2:])}
+    kill = fields.pop("kill", -1)
+    pretrain(real_config(argv[0], argv[1], **fields), open_stream=lambda config: WatchedStream(config, kill))
     return 0
 
 

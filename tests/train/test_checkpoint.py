@@ -2,6 +2,7 @@ import errno
 import os
 import pickle
 import resource
+import threading
 
 import pytest
 import torch
@@ -97,3 +98,35 @@ def test_full_disk_ends_a_run_with_status_2_and_it_continues_later(tmp_path, mon
     assert "No space left on device" in folder.text.read_text()
     toy_run(tmp_path / "run")
     assert checkpoint.load(folder.last)["step"] == 12
+
+
+def failing():
+    raise RunError("cannot save x: No space left on device")
+
+
+def test_writer_does_not_hold_up_and_keeps_the_order():
+    gate, done = threading.Event(), []
+    with checkpoint.Writer() as writer:
+        writer.start(lambda: done.append(gate.wait(60)))
+        writer.check()
+        assert not done
+        gate.set()
+        writer.start(lambda: done.append("second"))
+    assert done == [True, "second"]
+
+
+def test_writer_reports_a_failure_at_the_next_look_start_or_end(caplog):
+    for again in (checkpoint.Writer.check, lambda writer: writer.start(lambda: None)):
+        with checkpoint.Writer() as writer:
+            writer.start(failing)
+            while not writer._pending.done():
+                pass
+            with pytest.raises(RunError, match="No space left"):
+                again(writer)
+            writer.check()
+    with pytest.raises(RunError, match="No space left"), checkpoint.Writer() as writer:
+        writer.start(failing)
+    with pytest.raises(ValueError, match="first"), checkpoint.Writer() as writer:
+        writer.start(failing)
+        raise ValueError("first")
+    assert "No space left" in caplog.text

@@ -28,10 +28,10 @@ def test_meter_averages_finite_steps_and_starts_anew():
 def test_meter_continues_an_open_window():
     meter, other = Meter(), Meter()
     meter.add({"loss": torch.tensor(1.0)}, YES)
-    other.load_state_dict(meter.state_dict(WORLD), WORLD.device)
+    other.load_state_dict(meter.state_dict(WORLD), WORLD)
     other.add({"loss": torch.tensor(2.0)}, YES)
     assert other.read(WORLD) == {"loss": 1.5}
-    other.load_state_dict(Meter().state_dict(WORLD), WORLD.device)
+    other.load_state_dict(Meter().state_dict(WORLD), WORLD)
     assert other.read(WORLD) == {}
 
 

@@ -1,5 +1,4 @@
 import os
-import random
 import signal
 import time
 
@@ -9,7 +8,7 @@ from rcmstr_fast.config import ConfigError, RunError
 from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.runfolder import RunFolder
 from tests.train.compare import assert_same_run, metrics
-from tests.train.launch import start
+from tests.train.launch import kill_at_random_moments, start
 from tests.train.toy import toy_run
 
 TOY = "tests.train.toy"
@@ -67,20 +66,8 @@ def test_killed_between_steps_continues_bit_exact(tmp_path, whole):
 def test_killed_at_ten_random_moments_continues_bit_exact(tmp_path):
     fields = {"train__steps": 60, "train__save_every": 1}
     toy_run(tmp_path / "whole", **fields)
-    drawn, reached = random.Random(0), set()
-    log = RunFolder(tmp_path / "run").text
     words = [f"{name}={value}" for name, value in fields.items()]
-    for _ in range(10):
-        begun = log.read_text().count("begins at step") if log.exists() else 0
-        process = start(TOY, str(tmp_path / "run"), "sleep=0.02", *words)
-        while not log.exists() or log.read_text().count("begins at step") == begun:
-            assert process.process.is_alive(), process.wait()
-            time.sleep(0.005)
-        time.sleep(drawn.uniform(0.0, 0.2))
-        process.process.kill()
-        process.wait()
-        reached.add(log.read_text().rsplit("begins at step ", 1)[1].split()[0])
-    assert len(reached) > 3
+    assert len(kill_at_random_moments(TOY, tmp_path / "run", "sleep=0.02", *words, within=0.2)) > 3
     assert start(TOY, str(tmp_path / "run"), *words).wait()[0] == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -131,3 +118,15 @@ def test_signals_end_a_process_in_good_order(tmp_path, number):
     assert f"stopped by {signal.Signals(number).name}, saved at step" in stderr
     state = checkpoint.load(RunFolder(tmp_path / "run").last)
     assert f"saved at step {state['step']};" in stderr
+
+
+def test_saves_by_the_clock_change_nothing(tmp_path, whole):
+    run = toy_run(tmp_path / "run", train__save_minutes=1e-9)
+    assert RunFolder(run).text.read_text().count("saved ") == 12
+    assert_same_run(run, whole)
+    assert best(run) == best(whole)
+
+
+def best(run) -> tuple:
+    state = checkpoint.load(RunFolder(run).best)
+    return state["step"], state["loss"]

@@ -1,6 +1,7 @@
 """A toy method and data for the trainer's tests; `python -m tests.train.toy RUN field=value ...` is a whole run."""
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> int:
             os.kill(os.getpid(), deadly[step])
 
     try:
-        toy_run(argv[0], poison=poison, on_step=on_step, **{k: int(v) for k, v in options.items()})
+        toy_run(argv[0], poison=poison, on_step=on_step, **{k: json.loads(v) for k, v in options.items()})
     except (ConfigError, RunError) as error:
         print(error, file=sys.stderr)
         return getattr(error, "status", 2)

@@ -1,0 +1,134 @@
+"""Steps recorded once and replayed: the whole step is one CUDA graph.
+
+A recorded step reads and writes the same memory every time, so the batch is copied into buffers of its own before each
+replay. The first steps of a kind (shapes of the batch, with or without monitors) run directly, which is also what
+warms up libraries and tuners; then the kind is recorded. Other shapes make everything be recorded anew.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rcmstr_fast.methods import StepBatch
+from rcmstr_fast.train.step import Shown
+
+#: Steps of a kind that run directly before it is recorded.
+WARM_UP = 2
+
+Run = Callable[[], Shown]
+
+
+class Recorder(Protocol):
+    """Where recorded steps live."""
+
+    def direct(self, run: Run) -> Shown:
+        """Run now, in the place where steps are recorded."""
+        ...
+
+    def record(self, run: Run) -> tuple[Shown, Callable[[], None]]:
+        """Record `run` without any effect; its result, which each call of the second value computes anew."""
+        ...
+
+    def forget(self) -> None:
+        """Nothing recorded so far will be replayed again."""
+        ...
+
+
+class GraphRecorder:
+    """Records CUDA graphs on a stream of its own; all share one pool of memory.
+
+    Sharing is safe because replays follow each other on one stream and no graph reads what another one has made
+    but parameters, optimiser and the like, which live outside the pool.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def direct(self, run: Run) -> Shown:
+        """Run on the stream of the recordings, between the work before and after it on the current one."""
+        outside = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(outside)
+        with torch.cuda.stream(self.stream):
+            result = run()
+        outside.wait_stream(self.stream)
+        return result
+
+    def record(self, run: Run) -> tuple[Shown, Callable[[], None]]:
+        """Record on the same stream; threads that load data meanwhile may use the device."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+            result = run()
+        return result, graph.replay
+
+    def forget(self) -> None:
+        """Take a fresh pool; the old one goes with its last graph."""
+        self._pool = torch.cuda.graph_pool_handle()
+
+
+class CapturedStep:
+    """A step that is replayed from its third call on.
+
+    Args:
+        step: takes micro-batches and whether to compute monitors; a function of tensors (see `train.step`).
+        recorder: records it.
+    """
+
+    def __init__(self, step: Callable[[list[StepBatch], bool], Shown], recorder: Recorder) -> None:
+        self._step, self._recorder = step, recorder
+        self._inputs: list[StepBatch] = []
+        self._kind: list[tuple] = []
+        self._taken: dict[bool, int] = {}
+        self._recorded: dict[bool, tuple[Shown, Callable[[], None]]] = {}
+
+    def __call__(self, micro: list[StepBatch], monitor: bool) -> Shown:
+        """Take the step; the tensors of the result are overwritten by the next one."""
+        self._fill(micro)
+        if monitor in self._recorded:
+            result, replay = self._recorded[monitor]
+            replay()
+            return result
+        run = lambda: self._step(self._inputs, monitor)  # noqa: E731
+        self._taken[monitor] = self._taken.get(monitor, 0) + 1
+        if self._taken[monitor] <= WARM_UP:
+            return self._recorder.direct(run)
+        self._recorded[monitor] = self._recorder.record(run)
+        return self(micro, monitor)
+
+    def forget(self) -> None:
+        """Record anew: tensors that a step works on have been replaced."""
+        self._kind, self._inputs, self._taken, self._recorded = [], [], {}, {}
+        self._recorder.forget()
+
+    def _fill(self, micro: list[StepBatch]) -> None:
+        """Copy the batch into the buffers that recorded steps read."""
+        kind = [_kind(batch) for batch in micro]
+        if kind != self._kind:
+            self.forget()
+            self._kind = kind
+            self._inputs = [
+                StepBatch(torch.empty_like(b.views), torch.empty_like(b.index), b.epoch, _like(b.permuted))
+                for b in micro
+            ]
+        for held, batch in zip(self._inputs, micro, strict=True):
+            for place, x in zip(_tensors(held), _tensors(batch), strict=True):
+                if place is not None and x is not None:
+                    place.copy_(x)
+
+
+def _tensors(batch: StepBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    return batch.views, batch.index, batch.permuted
+
+
+def _like(x: Tensor | None) -> Tensor | None:
+    return None if x is None else torch.empty_like(x)
+
+
+def _kind(batch: StepBatch) -> tuple:
+    """What a recording depends on."""
+    return tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in _tensors(batch))

@@ -1,0 +1,101 @@
+"""One optimiser step as a function of tensors: what may be recorded once and replayed.
+
+Everything that changes from step to step is a tensor on the device (the batch, the step's number, epoch and learning
+rate), and everything a step leaves behind is written in place: parameters, momentum network, queues, optimiser, guard,
+meter. The host decides nothing inside a step and waits for nothing.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rcmstr_fast.config import PretrainConfig
+from rcmstr_fast.methods import StepBatch
+from rcmstr_fast.train.distributed import World, use_bf16
+from rcmstr_fast.train.gradients import GradientAverage
+from rcmstr_fast.train.guard import Guard
+from rcmstr_fast.train.log import Meter
+from rcmstr_fast.train.optim import apply_gradients
+
+#: Monitors and pictures of a step.
+Shown = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+class Step:
+    """Forward and backward of every micro-batch, the update, the enqueue.
+
+    Args:
+        config: resolved.
+        world: this process.
+        method: on the device, in training mode.
+        optimizer: of `build_optimizer`.
+        guard: counts non-finite steps.
+        meter: collects the terms.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, world: World, method: nn.Module, optimizer: torch.optim.Optimizer, guard: Guard,
+        meter: Meter,
+    ) -> None:  # fmt: skip
+        self.world, self.method, self.optimizer, self.guard, self.meter = world, method, optimizer, guard, meter
+        self.parameters: list[Tensor] = [p for p in method.parameters() if p.requires_grad]
+        self.gradients = GradientAverage(self.parameters, world)
+        self.bf16 = use_bf16(config.train.precision, world.device)
+        self.clip = config.optim.clip
+        self.number, self.epoch = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(2))
+        self.rate = torch.zeros((), device=world.device)
+        self.requests, self.requested = (torch.zeros(2, device=world.device) for _ in range(2))
+
+    def set(self, number: int, epoch: int, rate: float, requests: tuple[bool, bool] = (False, False)) -> None:
+        """Say which step comes next, without waiting for the device.
+
+        Args:
+            number: of the step, from 1.
+            epoch: 0-based.
+            rate: learning rate.
+            requests: what this process asks of all (stop, save); the sums over steps and the means over processes
+                appear in `requested`.
+        """
+        self.number.fill_(number)
+        self.epoch.fill_(epoch)
+        self.rate.fill_(rate)
+        if self.world.world_size > 1:
+            for place, asked in zip(self.requests, requests, strict=True):
+                place.fill_(float(asked))
+
+    def __call__(self, micro: list[StepBatch], monitor: bool, pictures: bool = False) -> Shown:
+        """Take the step.
+
+        Args:
+            micro: the micro-batches of this process.
+            monitor: also compute the monitors.
+            pictures: also return the pictures of the first micro-batch.
+        """
+        terms: dict[str, Tensor] = {}
+        monitors: dict[str, Tensor] = {}
+        sheet: dict[str, Tensor] = {}
+        self.guard.begin_step()
+        self.method.begin_step()
+        self.optimizer.zero_grad()
+        for number, batch in enumerate(micro):
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                output = self.method(batch, monitor=monitor, pictures=pictures and number == 0)
+            if number == len(micro) - 1:
+                self.gradients.begin_last()
+            (output.loss / len(micro)).backward()
+            for sums, new in ((terms, {"loss": output.loss, **output.terms}), (monitors, output.monitors)):
+                for name, value in new.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach().float() / len(micro)
+            sheet |= output.pictures
+        self._update(terms)
+        return monitors, sheet
+
+    def _update(self, terms: dict[str, Tensor]) -> None:
+        """Average the gradients and change the weights, unless something is not finite."""
+        loss, *requests = self.gradients.finish(torch.cat([terms["loss"][None], self.requests]))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        apply_gradients(self.optimizer, self.rate, norm, finite, self.clip)
+        self.method.end_step()
+        self.guard.end_step(self.number, finite, terms)
+        self.meter.add({**terms, "grad_norm": norm}, finite)
+        self.requested += torch.stack(requests)

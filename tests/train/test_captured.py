@@ -1,0 +1,216 @@
+"""Recorded steps equal direct ones, bit for bit, and nothing in a step waits for the device."""
+
+import pytest
+import torch
+
+from rcmstr_fast.config import ConfigError, TrainConfig
+from rcmstr_fast.methods import build_method
+from rcmstr_fast.train import captured as module
+from rcmstr_fast.train.captured import CapturedStep
+from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.loop import Trainer
+from rcmstr_fast.train.plan import make_plan
+from rcmstr_fast.train.runfolder import RunFolder
+from rcmstr_fast.train.signals import StopSignals
+from rcmstr_fast.train.stream import TrainBatch
+from rcmstr_fast.train.switches import decide
+from tests.methods.tiny import random_batch, tiny_config
+from tests.train.compare import tensors
+from tests.train.tape import HostWaits, NoWaiting, TapeRecorder
+
+CPU = World(torch.device("cpu"))
+STEPS_AN_EPOCH = 3
+
+
+@pytest.fixture(autouse=True)
+def plain_operations(monkeypatch):
+    """Packed rows count their sites on the host, which exists on a CPU only; the plain layers are what a GPU runs."""
+    monkeypatch.setenv("RCMSTR_FAST_BACKEND", "reference")
+
+
+def make_trainer(folder, encoder="resnet29", world=CPU, accumulate=1, optim=None, **method):
+    config = tiny_config(encoder, **method)
+    config.run = str(folder)
+    config.train.accumulate, config.train.precision, config.train.steps = accumulate, "fp32", 100
+    config.optim.lr, config.optim.warmup_steps = 1e-3, 4
+    for name, value in (optim or {}).items():
+        setattr(config.optim, name, value)
+    plan = make_plan(config, STEPS_AN_EPOCH * config.train.global_batch_size, 1)
+    return Trainer(config, plan, world, RunFolder(folder), build_method(config, world), None)
+
+
+def batches(trainer, step, batch=None):
+    """The micro-batches of a step; epochs change every few steps."""
+    parts = trainer.config.train.accumulate
+    made = []
+    for part in range(parts):
+        noise = random_batch(trainer.config, batch or trainer.plan.micro_batch, seed=step * parts + part)
+        views, index = noise.views.to(trainer.world.device), noise.index.to(trainer.world.device)
+        made.append(TrainBatch(torch.empty(0), views, index, step // STEPS_AN_EPOCH))
+    return made
+
+
+def all_state(trainer):
+    """Every tensor that a step changes but for gradients."""
+    guard, meter = trainer.guard, trainer.meter
+    counts = [guard.total, guard._streak, guard._longest, guard._first, guard._bad_terms, *guard._saved, meter.sums]
+    optimizer = [x for state in trainer.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+    held = [*trainer.method.parameters(), *trainer.method.buffers(), trainer.take.requested, *optimizer, *counts]
+    return [x for x in held if x is not None]
+
+
+def tape(trainer):
+    """Let the trainer record its steps on a tape."""
+    recorder = TapeRecorder(lambda: all_state(trainer))
+    trainer.captured = CapturedStep(trainer.take, recorder)
+    return recorder
+
+
+def take(trainer, steps, monitor_every=2):
+    """Steps as the loop takes them; monitors of each."""
+    shown = []
+    for step in range(trainer.step, trainer.step + steps):
+        monitors = trainer._train_step(batches(trainer, step), StopSignals(), step % monitor_every == 0, False)
+        trainer.step = step + 1
+        shown.append({name: float(value) for name, value in monitors.items()})
+    return shown
+
+
+def assert_equal_state(one, other):
+    names = {"method": lambda t: t.method.state_dict(), "optimizer": lambda t: t.optimizer.state_dict()}
+    for part, state in names.items():
+        a, b = tensors(state(one)), tensors(state(other))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), f"{part} {name}"
+    assert torch.equal(one.guard.state(), other.guard.state())
+    assert one.meter.read(CPU) == other.meter.read(CPU)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        ("resnet29", {"name": "rcmstr", "bn_group_size": 2}),
+        ("resnet29", {"name": "rclstr", "preset": "rclstr_code", "optim": {"clip": 0.5}}),
+        ("vit_tiny", {"name": "rcmstr", "accumulate": 2, "batch": 8, "enqueue_per_image": 3}),
+        ("vit_tiny", {"name": "seqmoco"}),
+    ],
+    ids=str,
+)
+def test_replayed_steps_equal_direct_ones(tmp_path, encoder, options):
+    direct, replayed = (make_trainer(tmp_path / name, encoder, **options) for name in ("direct", "replayed"))
+    recorder = tape(replayed)
+    assert take(direct, 8) == take(replayed, 8)
+    assert recorder.calls.count("record") == 2 and recorder.calls.count("replay") == 4
+    assert_equal_state(direct, replayed)
+
+
+def test_a_restored_run_records_anew_and_goes_on_exactly(tmp_path):
+    whole = make_trainer(tmp_path / "whole", name="rclstr")
+    first = make_trainer(tmp_path / "run", name="rclstr")
+    tape(first)
+    take(whole, 9)
+    take(first, 4)
+    with first.state.writing():
+        first.state.save(4)
+    second = make_trainer(tmp_path / "run", name="rclstr")
+    recorder = tape(second)
+    second.step = second.state.restore()
+    take(second, 5)
+    assert recorder.calls[-1] == "replay"
+    assert_equal_state(whole, second)
+
+
+def test_another_shape_is_recorded_anew(tmp_path):
+    direct, replayed = (make_trainer(tmp_path / name, name="seqmoco") for name in ("direct", "replayed"))
+    recorder = tape(replayed)
+    for trainer in (direct, replayed):
+        for step, size in enumerate((4, 4, 4, 4, 6, 6, 6, 6, 4)):
+            trainer._train_step(batches(trainer, step, size), StopSignals(), False, False)
+            trainer.step = step + 1
+    assert recorder.calls == [
+        *["forget", "direct", "direct", "record", "replay", "replay"] * 2, "forget", "direct"
+    ]  # fmt: skip
+    assert_equal_state(direct, replayed)
+
+
+def test_a_bad_step_changes_nothing_when_replayed(tmp_path):
+    trainer = make_trainer(tmp_path, name="rclstr")
+    tape(trainer)
+    take(trainer, 5, monitor_every=100)
+    before = {name: x.clone() for name, x in trainer.method.online.state_dict().items()}
+    bad = batches(trainer, 5)
+    bad[0].views[0, 1] = float("nan")
+    trainer._train_step(bad, StopSignals(), False, False)
+    for name, x in trainer.method.online.state_dict().items():
+        assert torch.equal(x, before[name]) or name.endswith("num_batches_tracked"), name
+    assert int(trainer.guard.total) == 1 and int(trainer.guard._first) == 6
+
+
+SWITCHES = [
+    ("rclstr", {"division": "drop_boundary"}),
+    ("rclstr", {"division": "vertical_projection"}),
+    ("rclstr", {"inter_loss": "re", "inter_pairing": "pool"}),
+    ("rcmstr", {"coupled": True, "norm_pix": True, "mask_rule": "any"}),
+    ("rcmstr", {"enqueue_per_image": 3, "bn_group_size": 2, "optim": {"name": "sgd", "clip": 1.0}}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SWITCHES, ids=str)
+def test_no_step_waits_for_the_device(tmp_path, name, options):
+    trainer = make_trainer(tmp_path, name=name, **options)
+    trainer.method.online.rectifier.train()
+    with NoWaiting():
+        for step in range(2):
+            trainer._train_step(batches(trainer, step), StopSignals(), True, False)
+
+
+def test_the_check_sees_a_wait():
+    x = torch.arange(3)
+    for read in (lambda: x.sum().item(), lambda: x.tolist(), lambda: bool(x[0] == 0), x.nonzero, lambda: x[x > 1]):
+        with NoWaiting(), pytest.raises(HostWaits):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("fields", "world", "says"),
+    [
+        ({"cuda_graph": "on"}, CPU, "cuda_graph=on needs a CUDA GPU, this run is on cpu"),
+        ({"cuda_graph": "on"}, World(torch.device("cuda"), 0, 2), "single process.*got 2"),
+        ({"compile": "on", "checkpoint_activations": True}, CPU, "cannot be combined"),
+    ],
+)
+def test_switches_that_cannot_be_are_refused(fields, world, says):
+    with pytest.raises(ConfigError, match=says):
+        decide(TrainConfig(**fields), world)
+
+
+def test_auto_records_on_one_gpu_only():
+    auto = TrainConfig()
+    assert not decide(auto, CPU).cuda_graph and decide(auto, World(torch.device("cuda"))).cuda_graph
+    assert not decide(auto, World(torch.device("cuda"), 0, 2)).cuda_graph
+    assert not decide(TrainConfig(cuda_graph="off"), World(torch.device("cuda"))).cuda_graph
+    assert decide(TrainConfig(compile="on"), CPU).compile and not decide(auto, CPU).compile
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("encoder", ["resnet29", "vit_tiny"])
+def test_graphs_follow_direct_steps_on_a_gpu(tmp_path, monkeypatch, encoder):
+    monkeypatch.delenv("RCMSTR_FAST_BACKEND")
+    world = World(torch.device("cuda", 0))
+    direct, replayed = (make_trainer(tmp_path / n, encoder, world, name="rcmstr") for n in ("direct", "replayed"))
+    direct.captured = None
+    assert replayed.captured is not None and module.WARM_UP < 8
+    torch.cuda.synchronize()
+    for trainer in (direct, replayed):
+        for step in range(8):
+            ready = batches(trainer, step)
+            torch.cuda.set_sync_debug_mode("default" if step == module.WARM_UP else "error")
+            try:
+                trainer._train_step(ready, StopSignals(), False, False)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            trainer.step = step + 1
+    a, b = (t.meter.read(world)["loss"] for t in (direct, replayed))
+    assert a == pytest.approx(b, rel=1e-3)
