@@ -44,6 +44,8 @@ class ProbeConfig:
         precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it).
         device: auto, cpu or cuda.
         workers: decoding threads; 0: all CPUs of the process.
+        decoder_threads: CPU threads of the training steps (a small decoder over kept frames is fastest on one);
+            0: as many as everything else has.
         cache_gib: memory limit in GiB for decoded words, and again for the frames of a frozen encoder.
     """
 
@@ -76,6 +78,7 @@ class ProbeConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = 0
+    decoder_threads: int = 0
     cache_gib: float = 4.0
 
     def __post_init__(self) -> None:
@@ -90,7 +93,7 @@ class FinetuneConfig(ProbeConfig):  # noqa: D101 (the fields and their meaning a
 
 
 #: Fields that may differ when a run is continued: they change where and how fast, not what, is computed.
-FREE_FIELDS = ("run", "title", "device", "workers", "cache_gib", "log_every")
+FREE_FIELDS = ("run", "title", "device", "workers", "decoder_threads", "cache_gib", "log_every")
 
 
 def check(config: ProbeConfig) -> None:
@@ -123,6 +126,7 @@ def check(config: ProbeConfig) -> None:
         (config.eval_every >= 0, "eval_every must be 0 or more", config.eval_every),
         (config.log_every >= 1, "log_every must be 1 or more", config.log_every),
         (config.workers >= 0, "workers must be 0 or more", config.workers),
+        (config.decoder_threads >= 0, "decoder_threads must be 0 or more", config.decoder_threads),
         (config.cache_gib >= 0, "cache_gib must be 0 or more", config.cache_gib),
     ]  # fmt: skip
     for holds, expected, got in rules:

@@ -28,6 +28,8 @@ from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
 
 _VALIDATIONS = 20
+#: Share of the steps in which the learning rate rises, as PARSeq has it.
+_RISE = 0.075
 _LINE_SECONDS = 10
 
 _log = logging.getLogger(__name__)
@@ -141,8 +143,8 @@ class Fit:
         self.parameters = [p for p in recogniser.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, fused=True)
         self.scheduler = OneCycleLR(
-            self.optimizer, config.lr, total_steps=schedule.total_steps, cycle_momentum=False, div_factor=20,
-            final_div_factor=1000,
+            self.optimizer, config.lr, total_steps=schedule.total_steps, pct_start=_RISE, cycle_momentum=False,
+            div_factor=20, final_div_factor=1000,
         )  # fmt: skip
         self.meter = Meter()
         self.step = 0

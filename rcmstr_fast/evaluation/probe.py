@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def _run(
             used = estimate_statistics(recogniser, train, config.batch_size)
             _log.info("untrained encoder: batch-norm statistics estimated on %d training words", used)
         _keep_frames(config, recogniser, train, val, schedule)
-        fit.run(train, val, protocols[0], log)
+        with _threads(config.decoder_threads):
+            fit.run(train, val, protocols[0], log)
         fit.load_best()
         info = _info(config, recogniser, data, schedule, fit, digest)
         sets, readings = [], []
@@ -103,6 +105,17 @@ def _run(
         write_results(folder.path, result, readings)
         _log.info("results\n%s", table(result), extra={"file_only": True})
     return result
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads while entered; 0: as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _keep_frames(config: ProbeConfig, recogniser: Recogniser, train: Feed, val: Feed, schedule: Schedule) -> None:
