@@ -40,6 +40,8 @@ SHORT = [name for name in PIECES if name not in ELSEWHERE and not name.startswit
 
 @pytest.mark.parametrize("name", SHORT)
 def test_dry_run(dry, name):
+    if name == "build":
+        pytest.importorskip("pybind11", reason="pybind11 is not installed")
     assert command.inside(PIECES[name], dry) == 0
     record = json.loads(done(PIECES[name], dry).read_text())
     assert record["rows"] and record["machine"]["sources"] == setting.digest() and record["version"]
