@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from random import Random
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
@@ -20,19 +21,19 @@ _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 #: Crops i with the same i // PHOTO_BLOCK share PHOTOS photographs, so that few are decoded and few are held.
 PHOTO_BLOCK, PHOTOS = 1024, 24
 #: Weights of red, green and blue.
-LUMINANCE = (0.299, 0.587, 0.114)
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 _log = logging.getLogger(__name__)
 
 
-def cut(rng: np.random.Generator, bank: Sequence[np.ndarray] | np.ndarray, height: int, width: int) -> np.ndarray:
-    """A random window [.., height, width] of a random entry [.., H, W] of a bank, mirrored or not; tiled if small."""
+def cut(rng: Random, bank: Sequence[np.ndarray] | np.ndarray, height: int, width: int) -> np.ndarray:
+    """A random window [height, C, width] of a random entry [H, C, W] of a bank, mirrored or not; tiled if small."""
     entry = bank[int(rng.random() * len(bank))]
-    below, right = height - entry.shape[-2], width - entry.shape[-1]
+    below, right = height - entry.shape[0], width - entry.shape[2]
     if below > 0 or right > 0:
-        entry = np.pad(entry, [(0, 0)] * (entry.ndim - 2) + [(0, max(below, 0)), (0, max(right, 0))], "symmetric")
-    y = int(rng.random() * (entry.shape[-2] - height + 1))
-    x = int(rng.random() * (entry.shape[-1] - width + 1))
-    window = entry[..., y : y + height, x : x + width]
+        entry = np.pad(entry, [(0, max(below, 0)), (0, 0), (0, max(right, 0))], "symmetric")
+    y = int(rng.random() * (entry.shape[0] - height + 1))
+    x = int(rng.random() * (entry.shape[2] - width + 1))
+    window = entry[y : y + height, :, x : x + width]
     return window[..., ::-1] if rng.random() < 0.5 else window
 
 
@@ -69,13 +70,14 @@ def _pattern(rng: np.random.Generator, kind: int) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator) -> np.ndarray:
-    """Blurred coloured shapes on each other [3, H, W] uint8."""
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT), _paint(rng))
+    """Blurred coloured shapes on each other [H, 3, W] uint8."""
+    colours = Random(int(rng.integers(2**63)))
+    picture = Image.new("RGB", (_WIDTH, _HEIGHT), _paint(colours))
     draw = ImageDraw.Draw(picture)
     for _ in range(220):
         x, y = rng.uniform(-20, _WIDTH), rng.uniform(-20, _HEIGHT)
         w, h = rng.uniform(5, 110), rng.uniform(4, 60)
-        colour = _paint(rng)
+        colour = _paint(colours)
         shape = rng.integers(3)
         if shape == 0:
             draw.rectangle((x, y, x + w, y + h), fill=colour)
@@ -84,28 +86,32 @@ def _clutter(rng: np.random.Generator) -> np.ndarray:
         else:
             end = (x + rng.uniform(-150, 150), y + rng.uniform(-90, 90))
             draw.line((x, y, *end), fill=colour, width=int(rng.integers(1, 9)))
-    return _planes(picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.8, 6)))))
+    return to_lines(picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.8, 6)))))
 
 
-def _paint(rng: np.random.Generator) -> tuple[int, ...]:
+def _paint(rng: Random) -> tuple[int, ...]:
     """A muted colour, as surfaces have."""
     return tuple(int(c) for c in 128 + 0.75 * (_colour(rng, 0.5) - 128))
 
 
-def _planes(picture: Image.Image) -> np.ndarray:
-    """[3, h, w] uint8 of an RGB picture."""
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+def to_lines(picture: Image.Image) -> np.ndarray:
+    """[h, 3, w] uint8 of an RGB picture, line by line its red, its green and its blue; read only.
+
+    Everything is computed in this layout: Pillow copies it fastest, and a map [h, 1, w] applies to the three at once.
+    """
+    lines = np.frombuffer(picture.tobytes("raw", "RGB;L"), np.uint8)
+    return lines.reshape(picture.height, 3, picture.width)
 
 
 class Bank:
-    """Everything made beforehand: textures [20, H, W], light [4, H, W], noise [2, 3, H, W] float32,
-    clutter [8, 3, H, W] uint8."""
+    """Everything made beforehand: textures [20, H, 1, W], light [4, H, 1, W], noise [2, H, 3, W] float32,
+    clutter [8, H, 3, W] uint8."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng((seed, 2**63))  # crops take (seed, i), i below 2^63
-        self.textures = np.stack([_pattern(rng, i % 5) for i in range(20)]).astype(np.float32)
-        self.noise = rng.standard_normal((2, 3, _HEIGHT, _WIDTH), dtype=np.float32)
-        self.light = np.stack([_fractal(rng, 2.5, 1.0) for _ in range(4)]).astype(np.float32)
+        self.textures = np.stack([_pattern(rng, i % 5) for i in range(20)]).astype(np.float32)[:, :, None]
+        self.noise = rng.standard_normal((2, _HEIGHT, 3, _WIDTH), dtype=np.float32)
+        self.light = np.stack([_fractal(rng, 2.5, 1.0) for _ in range(4)]).astype(np.float32)[:, :, None]
         self.clutter = np.stack([_clutter(rng) for _ in range(8)])
 
 
@@ -137,17 +143,17 @@ def _photo(path: Path) -> np.ndarray | None:
         return None
     scale = max(640 / max(rgb.size), 64 / min(rgb.size))
     size = (min(4096, round(rgb.width * scale)), min(4096, round(rgb.height * scale)))
-    return _planes(rgb.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return to_lines(rgb.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
 def luminance(colour: np.ndarray) -> float:
     """Luminance of a colour [3], in its unit."""
-    return sum(weight * float(value) for weight, value in zip(LUMINANCE, colour))
+    return float(LUMINANCE @ colour)
 
 
-def _colour(rng: np.random.Generator, vivid: float = 1.0) -> np.ndarray:
+def _colour(rng: Random, vivid: float = 1.0) -> np.ndarray:
     """A colour [3] float32 in 0..255: half of them nearly grey, the others of any hue, rarely violet."""
-    kind, first, *u = rng.random(5).tolist()
+    kind, first, *u = (rng.random() for _ in range(5))
     if kind < 0.45:
         channels = [min(max(255 * first + 16 * (v - 0.5), 0.0), 255.0) for v in u]
     else:
@@ -158,7 +164,7 @@ def _colour(rng: np.random.Generator, vivid: float = 1.0) -> np.ndarray:
     return np.array(channels, dtype=np.float32)
 
 
-def contrasting(rng: np.random.Generator, mean: float, distance: float) -> np.ndarray:
+def contrasting(rng: Random, mean: float, distance: float) -> np.ndarray:
     """A random colour whose luminance is at least `distance` (up to 127) from `mean`."""
     colour = _colour(rng)
     now = luminance(colour)
@@ -175,7 +181,7 @@ def contrasting(rng: np.random.Generator, mean: float, distance: float) -> np.nd
 
 
 def draw_background(
-    rng: np.random.Generator,
+    rng: Random,
     bank: Bank,
     photos: list[Path],
     index: int,
@@ -183,9 +189,9 @@ def draw_background(
     size: tuple[int, int],
     effects: Effects,
 ) -> np.ndarray:
-    """A background [3, height, width] float32 in 0..255; `index` chooses which photographs are at hand."""
+    """A background [height, 3, width] float32 in 0..255; `index` chooses which photographs are at hand."""
     height, width = size
-    chance = rng.random(4).tolist()
+    chance = [rng.random() for _ in range(4)]
     if photos and chance[0] < effects.photo:
         few = np.random.default_rng((seed, 2**62 + index // PHOTO_BLOCK)).integers(len(photos), size=PHOTOS)
         photo = _photo(photos[few[int(rng.random() * PHOTOS)]])
@@ -194,27 +200,28 @@ def draw_background(
     if chance[1] < effects.clutter:
         picture = cut(rng, bank.clutter, height, width).astype(np.float32)
     else:
-        picture = np.empty((3, height, width), np.float32)
-        picture[:] = _colour(rng, 0.8)[:, None, None]
+        picture = np.empty((height, 3, width), np.float32)
+        picture[:] = _colour(rng, 0.8)[:, None]
         if chance[2] < effects.gradient:
-            step, turn = (_colour(rng, 0.8) - picture[:, 0, 0])[:, None, None], rng.random() * 2 * np.pi
-            picture += step * (np.arange(height, dtype=np.float32) * (np.sin(turn) / height))[:, None]
-            picture += step * (np.arange(width, dtype=np.float32) * (np.cos(turn) / width))
+            step, turn = (_colour(rng, 0.8) - picture[0, :, 0])[:, None], rng.random() * 2 * np.pi
+            down = np.arange(height, dtype=np.float32) * (np.sin(turn) / height)
+            picture += step * (down[:, None, None] + np.arange(width, dtype=np.float32) * (np.cos(turn) / width))
             np.clip(picture, 0, 255, out=picture)
     if chance[3] < effects.texture:
-        tint = 20 * (rng.random(3, dtype=np.float32) - 0.5) + np.float32(8 + 40 * rng.random())
-        picture += cut(rng, bank.textures, height, width) * tint[:, None, None]
+        strength = 8 + 40 * rng.random()
+        tint = np.array([strength + 20 * (rng.random() - 0.5) for _ in range(3)], np.float32)
+        picture += cut(rng, bank.textures, height, width) * tint[:, None]
     return picture
 
 
-def sheet(rng: np.random.Generator, bank: Bank, size: tuple[int, int], effects: Effects) -> np.ndarray:
-    """Light grey paper [3, height, width] float32 in 0..255."""
-    paper = np.full((3, *size), 200 + 55 * rng.random(), np.float32)
+def sheet(rng: Random, bank: Bank, size: tuple[int, int], effects: Effects) -> np.ndarray:
+    """Light grey paper [height, 3, width] float32 in 0..255."""
+    paper = np.full((size[0], 3, size[1]), 200 + 55 * rng.random(), np.float32)
     if rng.random() < effects.texture:
         paper += cut(rng, bank.textures, *size) * np.float32(4 + 12 * rng.random())
     return paper
 
 
-def dark(rng: np.random.Generator) -> np.ndarray:
+def dark(rng: Random) -> np.ndarray:
     """The dark grey [3] float32 of print, in 0..255."""
     return np.full(3, 80 * rng.random(), np.float32)

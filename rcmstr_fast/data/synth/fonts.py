@@ -8,8 +8,8 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 
-import numpy as np
 from PIL import ImageFont
 
 from rcmstr_fast.config import ConfigError
@@ -159,7 +159,7 @@ class FontSet:
         """True where at least one font has every character."""
         return self._mask(text) != 0
 
-    def choose(self, text: str, rng: np.random.Generator) -> int:
+    def choose(self, text: str, rng: Random) -> int:
         """A random font that has every character: first a family, then one of its faces.
 
         Raises:

@@ -3,6 +3,7 @@
 import math
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from unicodedata import east_asian_width
 
 import numpy as np
@@ -17,6 +18,7 @@ from rcmstr_fast.data.synth.backgrounds import (
     draw_background,
     luminance,
     sheet,
+    to_lines,
 )
 from rcmstr_fast.data.synth.config import Effects, SynthConfig
 from rcmstr_fast.data.synth.fonts import FontSet
@@ -29,7 +31,7 @@ _PAD = 8
 _MAX_BUSY = 26.0
 
 
-def _draw_text(text: str, fonts: FontSet, size: int, effects: Effects, rng: np.random.Generator) -> Image.Image:
+def _draw_text(text: str, fonts: FontSet, size: int, effects: Effects, rng: Random) -> Image.Image:
     """The word in white on black (mode L) with `_PAD` empty pixels around its ink, or at least 0.45 sizes high."""
     chosen, letters = fonts.choose(text, rng), len(text)
     shaped = not text.isascii()
@@ -57,115 +59,110 @@ def _thicken(letters: np.ndarray, radius: int) -> np.ndarray:
     return letters
 
 
-def _layers(letters: Image.Image, effects: Effects, rng: np.random.Generator) -> Image.Image:
+def _layers(letters: Image.Image, effects: Effects, rng: Random) -> Image.Image:
     """Letters alone (L), or letters, outline and shadow as the three channels of one picture."""
     outlined, shadowed = rng.random() < effects.outline, rng.random() < effects.shadow
     if not outlined and not shadowed:
         return letters
     pixels = np.asarray(letters)
     height, width = pixels.shape
-    bands = np.zeros((height, 3, width), np.uint8)
-    bands[:, 0] = thick = pixels
+    lines = np.zeros((height, 3, width), np.uint8)
+    lines[:, 0] = thick = pixels
     if outlined:
         thick = _thicken(pixels, 2 if letters.height > 60 and rng.random() < 0.6 else 1)
-        bands[:, 1] = thick
+        lines[:, 1] = thick
     if shadowed:
         far = min(1 + letters.height // 20, _PAD - 2)  # inside the margin, so that nothing is cut off
         dx, dy = (int((2 * rng.random() - 1) * (far + 1)) or far for _ in range(2))
-        shifted = bands[max(dy, 0) : height + min(dy, 0), 2, max(dx, 0) : width + min(dx, 0)]
-        shifted[:] = thick[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
-    return _of_lines(bands)
+        shifted = lines[max(dy, 0) : height + min(dy, 0), 2, max(dx, 0) : width + min(dx, 0)]
+        cast = thick[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
+        np.multiply(cast, np.float32(0.3 + 0.6 * rng.random()), out=shifted, casting="unsafe")
+    return _of_lines(lines)
 
 
-def _compose(
-    masks: np.ndarray, ground: np.ndarray, effects: Effects, rng: np.random.Generator, *, paper: bool
-) -> np.ndarray:
-    """Colours chosen for contrast (`paper`: dark letters); shadow, outline and letters over the ground [3, h, w]
+def _compose(masks: Image.Image, ground: np.ndarray, effects: Effects, rng: Random, *, paper: bool) -> Image.Image:
+    """Colours chosen for contrast (`paper`: dark letters); shadow, outline and letters over the ground [h, 3, w]
     float32 (changed)."""
-    red, green, blue = ground[:, ::2, ::2]
-    grey = (LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue).ravel()
-    mean = float(grey.mean())
-    grey -= mean
-    busy = math.sqrt(float(grey @ grey) / grey.size)
+    some = ground[1::3, :, 1::3].transpose(1, 0, 2).reshape(3, -1)
+    centre = some.sum(axis=1) / some.shape[1]
+    mean, grey = luminance(centre), LUMINANCE @ some
+    busy = math.sqrt(max(float(grey @ grey) / grey.size - mean**2, 0.0))
     if busy > _MAX_BUSY:
-        centre = ground.mean(axis=(1, 2), keepdims=True)
-        ground *= _MAX_BUSY / busy
-        ground += centre * (1 - _MAX_BUSY / busy)
+        ground *= np.float32(_MAX_BUSY / busy)
+        ground += (centre * np.float32(1 - _MAX_BUSY / busy))[:, None]
         busy = _MAX_BUSY
     colour = contrasting(rng, mean, min(effects.min_contrast + busy, 120.0)) if not paper else dark(rng)
     own = luminance(colour)
-    if len(masks) == 3:
-        strength = np.float32(0.3 + 0.6 * rng.random())
-        blend(ground, np.full(3, 0 if own > 100 else 255, np.float32), masks[2] * strength)
-        blend(ground, contrasting(rng, own, effects.min_contrast), masks[1])
-    blend(ground, colour, masks[0])
+    picture = _to_image(ground)
+    letters, *behind = masks.split()
+    if behind:
+        outline, shadow = behind
+        picture.paste((0, 0, 0) if own > 100 else (255, 255, 255), None, shadow)
+        picture.paste(_paint(contrasting(rng, own, effects.min_contrast)), None, outline)
     if rng.random() < effects.shading:
         # Towards the far end of the scale, so that the contrast only grows.
-        ramp = np.arange(ground.shape[1], dtype=np.float32)[:, None] * ((0.3 + 0.4 * rng.random()) / ground.shape[1])
-        blend(ground, np.full(3, 255 if own > mean else 0, np.float32), masks[0] * ramp)
-    return ground
-
-
-def blend(ground: np.ndarray, colour: np.ndarray, mask: np.ndarray) -> None:
-    """Lay a colour [3] over the ground [3, h, w] in place, as opaque as the mask [h, w] in [0, 1]."""
-    ground *= 1 - mask
-    ground += colour[:, None, None] * mask
-
-
-def _light(picture: np.ndarray, bank: Bank, effects: Effects, rng: np.random.Generator) -> np.ndarray:
-    """Uneven light, reduced contrast, and noise on a picture [3, h, w] in 0..255 (changed)."""
-    height, width = picture.shape[1:]
-    chance = rng.random(3).tolist()
-    if chance[0] < effects.lighting:
-        picture *= 1 + np.float32(0.35 * rng.random()) * cut(rng, bank.light, height, width)
-    if chance[1] < effects.fade:
-        keep = np.float32(0.5 + 0.45 * rng.random())
-        picture *= keep
-        picture += np.float32(255 * rng.random()) * (1 - keep)
-    if chance[2] < effects.noise:
-        strength = np.float32(2 + 10 * rng.random() ** 2)
-        noise = cut(rng, bank.noise, height, width)
-        picture += strength * (noise if rng.random() < 0.5 else noise[:1])
+        ramp = np.arange(picture.height, dtype=np.float32)[:, None] * ((0.3 + 0.4 * rng.random()) / picture.height)
+        shades = colour + ((255 if own > mean else 0) - colour) * ramp
+        column = Image.frombuffer("RGB", (1, picture.height), (shades + 0.5).astype(np.uint8), "raw", "RGB", 0, 1)
+        picture.paste(column.resize(picture.size, Image.Resampling.NEAREST), None, letters)
+    else:
+        picture.paste(_paint(colour), None, letters)
     return picture
 
 
-def _soften(picture: Image.Image, effects: Effects, rng: np.random.Generator) -> Image.Image:
+def _paint(colour: np.ndarray) -> tuple[int, ...]:
+    """A colour [3] as Pillow takes it."""
+    return tuple(int(value + 0.5) for value in colour.tolist())
+
+
+def _light(picture: Image.Image, bank: Bank, effects: Effects, rng: Random) -> Image.Image:
+    """Uneven light, reduced contrast, and noise."""
+    lit, faded, noisy = (rng.random() < share for share in (effects.lighting, effects.fade, effects.noise))
+    if not (lit or faded or noisy):
+        return picture
+    lines, (width, height) = to_lines(picture), picture.size
+    keep = 0.5 + 0.45 * rng.random() if faded else 1.0
+    gain: np.ndarray | np.float32 = np.float32(keep)
+    if lit:
+        gain = gain + np.float32(0.35 * keep * rng.random()) * cut(rng, bank.light, height, width)
+    values = lines * gain
+    if faded:
+        values += np.float32(255 * rng.random() * (1 - keep))
+    if noisy:
+        strength = np.float32(2 + 10 * rng.random() ** 2)
+        noise = cut(rng, bank.noise, height, width)
+        values += strength * (noise if rng.random() < 0.5 else noise[:, :1])
+    return _to_image(values)
+
+
+def _soften(picture: Image.Image, effects: Effects, rng: Random) -> Image.Image:
     """Motion and lack of focus, as one box blur (of variance ((2 r + 1)^2 - 1) / 12 for radius r)."""
-    chance, amount = rng.random(2).tolist(), rng.random(3).tolist()
     scale = picture.height / 40
     radius = [0.0, 0.0]
-    if chance[0] < effects.blur:
-        sigma = scale * (0.3 + 1.0 * amount[0])
+    if rng.random() < effects.blur:
+        sigma = scale * (0.3 + 1.0 * rng.random())
         radius = [(math.sqrt(1 + 12 * sigma**2) - 1) / 2] * 2
-    if chance[1] < effects.motion:
-        radius[0 if amount[1] < 0.7 else 1] += scale * (0.6 + 1.2 * amount[2])
+    if rng.random() < effects.motion:
+        radius[0 if rng.random() < 0.7 else 1] += scale * (0.6 + 1.2 * rng.random())
     return picture.filter(ImageFilter.BoxBlur((radius[0], radius[1]))) if any(radius) else picture
 
 
-def _planes(picture: Image.Image) -> np.ndarray:
-    """[bands, h, w] float32 of a picture."""
-    bands = len(picture.getbands())
-    lines = np.frombuffer(picture.tobytes("raw", "RGB;L" if bands == 3 else "L"), np.uint8)
-    return lines.reshape(picture.height, bands, picture.width).astype(np.float32).transpose(1, 0, 2)
-
-
 def _of_lines(lines: np.ndarray) -> Image.Image:
-    """RGB picture of [h, 3, w] uint8: line by line its red, its green and its blue, as Pillow copies it fastest."""
+    """The RGB picture of [h, 3, w] uint8 (see `to_lines`)."""
     height, _, width = lines.shape
     return Image.frombuffer("RGB", (width, height), lines, "raw", "RGB;L", 0, 1)
 
 
-def _to_image(planes: np.ndarray) -> Image.Image:
-    """[3, h, w] float32 to an RGB picture, clipped."""
-    bands, height, width = planes.shape
-    lines = np.empty((height, bands, width), np.uint8)
-    lines.transpose(1, 0, 2)[:] = np.clip(planes, 0, 255, out=planes)
-    return _of_lines(lines)
+def _to_image(lines: np.ndarray) -> Image.Image:
+    """[h, 3, w] float32 (changed) to an RGB picture, clipped to 0..255."""
+    np.minimum(lines, 255, out=lines)
+    np.maximum(lines, 0, out=lines)
+    return _of_lines(lines.astype(np.uint8))
 
 
 def render_word(
     text: str,
-    rng: np.random.Generator,
+    rng: Random,
     fonts: FontSet,
     bank: Bank,
     *,
@@ -205,25 +202,22 @@ def render_word(
     word_height, word_width = letters.height - 2 * _PAD, letters.width - 2 * _PAD
     aspect = word_width / word_height
     warp = draw_warp(rng, effects, aspect)
-    margins = 0.22 * rng.random(4) ** 1.5 - 0.02
-    margins[[0, 2]] *= 1.5
-    at = place(warp, aspect, drawn, margins)
+    left, top, right, bottom = (0.22 * rng.random() ** 1.5 - 0.02 for _ in range(4))
+    at = place(warp, aspect, drawn, (1.5 * left, top, 1.5 * right, bottom))
     source = _layers(letters, effects, rng)
     centre = (source.width / 2, source.height / 2)
     cells = mesh(warp, at, centre, word_height)
     warped = source.transform((at.width, at.height), Image.Transform.MESH, cells, Image.Resampling.BILINEAR)
-    masks = _planes(warped)
-    masks *= np.float32(1 / 255)
     paper, place_on = rng.random() >= effects.colour, (at.height, at.width)
     if paper:
         ground = sheet(rng, bank, place_on, effects)
     else:
         ground = draw_background(rng, bank, photos or [], index, seed, place_on, effects)
-    picture = _soften(_to_image(_compose(masks, ground, effects, rng, paper=paper)), effects, rng)
+    picture = _soften(_compose(warped, ground, effects, rng, paper=paper), effects, rng)
     if coarse:
         kind = Image.Resampling.BICUBIC if rng.random() < 0.6 else Image.Resampling.BILINEAR
         picture = picture.resize((max(8, round(at.width * height / drawn)), height), kind)
-    return _to_image(_light(_planes(picture), bank, effects, rng))
+    return _light(picture, bank, effects, rng)
 
 
 class Renderer:
@@ -243,7 +237,7 @@ class Renderer:
     def __call__(self, index: int) -> tuple[bytes, str]:
         """JPEG bytes and label of crop `index`, a function of (seed, index)."""
         config = self._config
-        rng = np.random.default_rng((config.seed, index))
+        rng = Random(f"{config.seed} {index}")
         text = self._words.draw(rng)
         picture = render_word(
             text, rng, self._fonts, self._bank, effects=config.effects,

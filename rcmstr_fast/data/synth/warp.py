@@ -5,81 +5,85 @@ both have closed inverses, so that the mesh of the crop (each output cell names 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-
-import numpy as np
+from random import Random
 
 from rcmstr_fast.data.synth.config import Effects
 
 #: Widest crop, in crop heights.
 MAX_ASPECT = 16.0
 #: Points of the upper and the lower edge of a word, in its widths and heights.
-_EDGE = np.array([(x / 6 - 0.5, y) for y in (-0.5, 0.5) for x in range(7)])
+_EDGE = [(x / 6 - 0.5, y) for y in (-0.5, 0.5) for x in range(7)]
+Point = tuple[float, float]
+Row = tuple[float, float, float]
+Homography = tuple[Row, Row, Row]
 
 
 @dataclass(frozen=True)
 class Warp:
-    """Word to crop: horizontal stretch, signed curvature (1 / radius, in word heights), homography [3, 3]."""
+    """Word to crop: horizontal stretch, signed curvature (1 / radius, in word heights), homography.
+
+    A word needs some forty points: plain numbers are faster than arrays of that size.
+    """
 
     stretch: float
     curvature: float
-    homography: np.ndarray
+    homography: Homography
 
-    def forward(self, points: np.ndarray) -> np.ndarray:
-        """[n, 2] float64 in word heights to crop coordinates, in word heights."""
-        bent = points * (self.stretch, 1.0)
+    def forward(self, points: Iterable[Point]) -> list[Point]:
+        """Points (x, y) in word heights to crop coordinates, in word heights."""
+        bent = [(x * self.stretch, y) for x, y in points]
         if self.curvature:
             radius = 1.0 / self.curvature
-            angle, ray = bent[:, 0] * self.curvature, radius - bent[:, 1]
-            bent[:, 0] = ray * np.sin(angle)
-            bent[:, 1] = radius - ray * np.cos(angle)
+            polar = [(x * self.curvature, radius - y) for x, y in bent]
+            bent = [(ray * math.sin(angle), radius - ray * math.cos(angle)) for angle, ray in polar]
         return _project(self.homography, bent)
 
-    def inverse(self, points: np.ndarray) -> np.ndarray:
+    def inverse(self, points: Iterable[Point]) -> list[Point]:
         """The inverse of `forward`."""
         flat = _project(_adjugate(self.homography), points)
         if self.curvature:
             radius = 1.0 / self.curvature
             sign = math.copysign(1.0, radius)
-            x, down = flat[:, 0].copy(), radius - flat[:, 1]
-            flat[:, 0] = radius * np.arctan2(sign * x, sign * down)
-            flat[:, 1] = radius - sign * np.hypot(x, down)
-        flat[:, 0] /= self.stretch
-        return flat
+            flat = [
+                (radius * math.atan2(sign * x, sign * (radius - y)), radius - sign * math.hypot(x, radius - y))
+                for x, y in flat
+            ]
+        return [(x / self.stretch, y) for x, y in flat]
 
 
-def _project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
-    mapped = points @ homography[:, :2].T + homography[:, 2]
-    return mapped[:, :2] / mapped[:, 2:]
+def _project(homography: Homography, points: Iterable[Point]) -> list[Point]:
+    (a, b, c), (d, e, f), (g, h, i) = homography
+    return [((a * x + b * y + c) / (w := g * x + h * y + i), (d * x + e * y + f) / w) for x, y in points]
 
 
-def _adjugate(homography: np.ndarray) -> np.ndarray:
+def _adjugate(homography: Homography) -> Homography:
     """The inverse but for a factor, which `_project` does not see."""
-    (a, b, c), (d, e, f), (g, h, i) = homography.tolist()
-    return np.array([
+    (a, b, c), (d, e, f), (g, h, i) = homography
+    return (
         (e * i - f * h, c * h - b * i, b * f - c * e),
         (f * g - d * i, a * i - c * g, c * d - a * f),
         (d * h - e * g, b * g - a * h, a * e - b * d),
-    ])  # fmt: skip
+    )
 
 
-def draw_warp(rng: np.random.Generator, effects: Effects, aspect: float) -> Warp:
+def draw_warp(rng: Random, effects: Effects, aspect: float) -> Warp:
     """A random warp for a word `aspect` times as wide as high."""
-    chance, amount = rng.random(4).tolist(), rng.random(8).tolist()
+    chance, amount = ([rng.random() for _ in range(n)] for n in (4, 8))
     stretch = 0.7 + 0.6 * amount[0] if chance[0] < effects.stretch else 1.0
     stretch = min(stretch, 0.7 * MAX_ASPECT / aspect)  # room for margins and for what the homography adds
     width = aspect * stretch
     # The limits keep the word legible in a crop of fixed height: long words turn and bend less.
     angle = math.radians(12.0) * min(1.0, 2.5 / width) * (2 * amount[1] - 1) if chance[1] < effects.rotation else 0.0
-    homography = np.array(
-        [[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0], [0, 0, 1.0]]
-    )
+    cos, sin = math.cos(angle), math.sin(angle)
+    across, along, last = 0.0, 0.0, (0.0, 0.0, 1.0)
     if chance[2] < effects.perspective:
-        shear = np.array([[1.0, 0.5 * (amount[2] - 0.5), 0.0], [0.15 * (amount[3] - 0.5), 1.0, 0.0], [0.0, 0.0, 1.0]])
-        shear[2, 0] = 0.6 * (amount[4] - 0.5) / max(width, 1.0)
-        shear[2, 1] = 0.3 * (amount[5] - 0.5)
-        homography = homography @ shear
+        across, along = 0.5 * (amount[2] - 0.5), 0.15 * (amount[3] - 0.5)
+        last = (0.6 * (amount[4] - 0.5) / max(width, 1.0), 0.3 * (amount[5] - 0.5), 1.0)
+    # A shear and perspective, then the rotation.
+    homography = ((cos - sin * along, cos * across - sin, 0.0), (sin + cos * along, sin * across + cos, 0.0), last)
     curvature = 0.0
     if chance[3] < effects.curve and width > 2.0:
         bend = math.radians(25.0 + 75.0 * amount[6]) * min(1.0, 4.5 / width)
@@ -98,7 +102,7 @@ class Placement:
     scale: float
 
 
-def place(warp: Warp, aspect: float, height: int, margins: np.ndarray) -> Placement:
+def place(warp: Warp, aspect: float, height: int, margins: tuple[float, float, float, float]) -> Placement:
     """The crop of a given height around the warped word.
 
     Args:
@@ -107,15 +111,15 @@ def place(warp: Warp, aspect: float, height: int, margins: np.ndarray) -> Placem
         height: of the crop in pixels.
         margins: left, top, right, bottom, in word heights; negative cuts into the word.
     """
-    x, y = warp.forward(_EDGE * (aspect, 1.0)).T.tolist()
-    left, top, right, bottom = margins.tolist()
+    x, y = zip(*warp.forward((x * aspect, y) for x, y in _EDGE), strict=True)
+    left, top, right, bottom = margins
     left, top = min(x) - left, min(y) - top
     scale = height / (max(y) + bottom - top)
     width = int(min(max(round((max(x) + right - left) * scale), 8), MAX_ASPECT * height))
     return Placement(height, width, left, top, scale)
 
 
-def mesh(warp: Warp, at: Placement, centre: tuple[float, float], word_height: float) -> list[tuple[tuple, tuple]]:
+def mesh(warp: Warp, at: Placement, centre: Point, word_height: float) -> list[tuple[tuple, tuple]]:
     """The argument of `Image.transform(..., Image.Transform.MESH, ...)`.
 
     Args:
@@ -127,12 +131,13 @@ def mesh(warp: Warp, at: Placement, centre: tuple[float, float], word_height: fl
     turn = at.width / at.scale * abs(warp.curvature)
     columns = 2 + int(5 * turn) if warp.curvature else 1 + at.width // 100
     rows = 2 if warp.curvature else 1
-    x = [round(at.width * c / columns) for c in range(columns + 1)]
-    y = [round(at.height * r / rows) for r in range(rows + 1)]
-    grid = np.array([(u, v) for v in y for u in x])
-    source = warp.inverse(grid / at.scale + (at.left, at.top)) * word_height + centre
-    nodes = source.reshape(rows + 1, columns + 1, 2)
-    corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]
-    quads = np.concatenate(corners, axis=2).reshape(-1, 8).tolist()
-    boxes = [(x0, y0, x1, y1) for y0, y1 in pairwise(y) for x0, x1 in pairwise(x)]
-    return list(zip(boxes, map(tuple, quads), strict=True))
+    xs = [round(at.width * c / columns) for c in range(columns + 1)]
+    ys = [round(at.height * r / rows) for r in range(rows + 1)]
+    grid = [(x / at.scale + at.left, y / at.scale + at.top) for y in ys for x in xs]
+    nodes = [(x * word_height + centre[0], y * word_height + centre[1]) for x, y in warp.inverse(grid)]
+    lines = [nodes[r * (columns + 1) : (r + 1) * (columns + 1)] for r in range(rows + 1)]
+    cells: list[tuple[tuple, tuple]] = []
+    for (y0, y1), (upper, lower) in zip(pairwise(ys), pairwise(lines), strict=True):
+        sides = zip(pairwise(xs), pairwise(upper), pairwise(lower), strict=True)
+        cells += [((x0, y0, x1, y1), (*a, *b, *c, *d)) for (x0, x1), (a, d), (b, c) in sides]
+    return cells

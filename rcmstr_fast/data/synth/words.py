@@ -2,8 +2,7 @@
 
 import string
 from pathlib import Path
-
-import numpy as np
+from random import Random
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.charset import Charset
@@ -92,7 +91,7 @@ class WordSource:
             return "outside the charset"
         return None if self._fonts.can_draw(text) else "no font has its characters"
 
-    def draw(self, rng: np.random.Generator) -> str:
+    def draw(self, rng: Random) -> str:
         """One text; a variation that the charset, the length or the fonts forbid becomes the plain word."""
         kind = rng.random()
         word = self.words[int(rng.random() * len(self.words))]
@@ -100,16 +99,16 @@ class WordSource:
             text = self._number(rng)
         elif kind < self._config.numbers + self._config.random_text:
             length = 1 + int(rng.random() * min(8, self._config.max_length))
-            text = "".join(self.alphabet[int(r * len(self.alphabet))] for r in rng.random(length))
+            text = "".join(self.alphabet[int(rng.random() * len(self.alphabet))] for _ in range(length))
         else:
             text = self._vary(word, rng)
         return text if text and self._reason_against(text) is None else word
 
-    def _number(self, rng: np.random.Generator) -> str:
+    def _number(self, rng: Random) -> str:
         form = _NUMBERS[int(rng.random() * len(_NUMBERS))]
         return "".join(string.digits[int(rng.random() * 10)] if c == "#" else c for c in form)
 
-    def _vary(self, word: str, rng: np.random.Generator) -> str:
+    def _vary(self, word: str, rng: Random) -> str:
         config, case, mark = self._config, rng.random(), rng.random()
         text = word
         if case < config.upper:
