@@ -107,6 +107,45 @@ def test_without_colour_letters_are_dark_on_light_paper(fonts, bank, texture):
         assert np.percentile(pixels, 2) < 100 and np.percentile(pixels, 80) > 180
 
 
+def made_font(path, characters):
+    """A font that draws a filled block for each of some characters."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in ((100, 800), (900, 800), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    names = [".notdef"] + [f"uni{ord(c):04X}" for c in characters]
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap(dict(zip(map(ord, characters), names[1:], strict=True)))
+    block = pen.glyph()
+    builder.setupGlyf(dict.fromkeys(names, block))
+    builder.setupHorizontalMetrics({name: (1000, 100) for name in names})
+    builder.setupHorizontalHeader(ascent=880, descent=-120)
+    builder.setupNameTable({"familyName": "Blocks", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def test_any_script_that_a_font_has(tmp_path):
+    made_font(tmp_path / "blocks.ttf", "\u8857\u9053")
+    (tmp_path / "words").write_text("\u8857\u9053\nstreet\n\u5e02\u573a\n", encoding="utf-8")
+    config = SynthConfig(
+        out=str(tmp_path / "set"), count=6, fonts=str(tmp_path), system_fonts=False, words=str(tmp_path / "words"),
+        charset="any", numbers=0.0, random_text=0.0, punctuation=0.0, effects=NONE, processes=1,
+    )  # fmt: skip
+    records = contents(render_lmdb(config))
+    for i in range(1, 7):
+        assert records[b"label-%09d" % i].decode() == "\u8857\u9053"
+        pixels = np.asarray(Image.open(BytesIO(records[b"image-%09d" % i])).convert("L")).astype(int)
+        assert pixels.shape[1] > 1.3 * pixels.shape[0]  # two blocks side by side
+        assert 0.4 < (np.abs(pixels - pixels[0, 0]) > 40).mean() < 0.95
+
+
 def test_unreadable_fonts_and_missing_folders(tmp_path, caplog):
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     (tmp_path / "broken too.ttc").write_bytes(b"no fonts")
