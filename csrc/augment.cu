@@ -9,7 +9,8 @@
 namespace rcmstr {
 namespace {
 
-constexpr int THREADS = 512;  // the pictures of 32x100 and 32x128 leave room for two blocks a multiprocessor
+constexpr int THREADS = 512;  // pictures of 32x100 (sm_90: also 32x128) leave room for two blocks a multiprocessor
+constexpr int WARP = 32, WARPS = THREADS / WARP;
 
 void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
@@ -25,6 +26,7 @@ __global__ void draw_kernel(const int64_t* index, float* rows, int64_t batch, ui
 }
 
 // A picture in shared memory; every thread of the block calls each function, which reads `from` and writes `to`.
+// Warps take lines and their threads every 32nd float, so that no position has to be divided by the width.
 struct Picture {
   int height, width;
 
@@ -43,36 +45,81 @@ struct Picture {
     }
   }
 
-  __device__ void blur_columns(const float* from, float* to, const Prepared& p) const {
-    for (int i = threadIdx.x; i < size(); i += THREADS) {
-      const int y = i / line();
-      const float* column = from + i % line();
-      float sum = p.taps[0] * from[i];
-      for (int k = 1; k <= p.radius; ++k)
-        sum += p.taps[k] * (column[max(y - k, 0) * line()] + column[min(y + k, height - 1) * line()]);
-      to[i] = sum;
+  // The radius is known when compiled, so that weights and places of lines stay in registers.
+  template <int radius>
+  __device__ void blur_columns(const float* from, float* to, const float (&taps)[radius + 1]) const {
+    for (int y = threadIdx.x / WARP; y < height; y += WARPS) {
+      int before[radius + 1], after[radius + 1];
+      for (int k = 0; k <= radius; ++k) {
+        before[k] = max(y - k, 0) * line();
+        after[k] = min(y + k, height - 1) * line();
+      }
+      for (int i = threadIdx.x % WARP; i < line(); i += WARP) {
+        float sum = taps[0] * from[before[0] + i];
+        for (int k = 1; k <= radius; ++k) sum += taps[k] * (from[before[k] + i] + from[after[k] + i]);
+        to[before[0] + i] = sum;
+      }
     }
   }
 
-  __device__ void blur_rows(const float* from, float* to, const Prepared& p) const {
-    for (int i = threadIdx.x; i < size(); i += THREADS) {
-      const int x = i % line() / CHANNELS;
-      float sum = p.taps[0] * from[i];
-      for (int k = 1; k <= p.radius; ++k)
-        sum += p.taps[k] * (from[i - CHANNELS * min(k, x)] + from[i + CHANNELS * min(k, width - 1 - x)]);
-      to[i] = sum;
-    }
+  template <int radius>
+  __device__ void blur_rows(const float* from, float* to, const float (&taps)[radius + 1]) const {
+    for (int y = threadIdx.x / WARP; y < height; y += WARPS)
+      for (int i = threadIdx.x % WARP; i < line(); i += WARP) {
+        const int x = i / CHANNELS;
+        const float* at = from + y * line() + i;
+        float sum = taps[0] * at[0];
+        for (int k = 1; k <= radius; ++k)
+          sum += taps[k] * (at[-CHANNELS * min(k, x)] + at[CHANNELS * min(k, width - 1 - x)]);
+        to[y * line() + i] = sum;
+      }
+  }
+
+  // Both directions; the result is in `from` again.
+  template <int radius>
+  __device__ void blur_with(float* from, float* to, const Prepared& p) const {
+    float taps[radius + 1];
+    for (int k = 0; k <= radius; ++k) taps[k] = k <= p.radius ? p.taps[k] : 0.0f;
+    blur_columns<radius>(from, to, taps);
+    __syncthreads();
+    blur_rows<radius>(to, from, taps);
+    __syncthreads();
+  }
+
+  __device__ void blur(float* from, float* to, const Prepared& p) const {
+    static_assert(MAX_RADIUS == 5);
+    if (p.radius <= 2) return blur_with<2>(from, to, p);
+    if (p.radius == 3) return blur_with<3>(from, to, p);
+    if (p.radius == 4) return blur_with<4>(from, to, p);
+    blur_with<5>(from, to, p);
   }
 
   __device__ void sharpen(const float* from, float* to, const Sharpening& sharpened) const {
-    for (int i = threadIdx.x; i < size(); i += THREADS) {
-      const int y = i / line(), x = i % line() / CHANNELS;
+    for (int y = threadIdx.x / WARP; y < height; y += WARPS) {
       const int up = y > 0 ? -line() : 0, down = y < height - 1 ? line() : 0;
-      const int left = x > 0 ? -CHANNELS : 0, right = x < width - 1 ? CHANNELS : 0;
-      const float* at = from + i;
-      const float neighbourhood = at[up + left] + at[up] + at[up + right] + at[left] + at[0] + at[right] +
-                                  at[down + left] + at[down] + at[down + right];
-      to[i] = sharpened(at[0], neighbourhood);
+      for (int i = threadIdx.x % WARP; i < line(); i += WARP) {
+        const int x = i / CHANNELS;
+        const int left = x > 0 ? -CHANNELS : 0, right = x < width - 1 ? CHANNELS : 0;
+        const float* at = from + y * line() + i;
+        const float neighbourhood = at[up + left] + at[up] + at[up + right] + at[left] + at[0] + at[right] +
+                                    at[down + left] + at[down] + at[down + right];
+        to[y * line() + i] = sharpened(at[0], neighbourhood);
+      }
+    }
+  }
+
+  // The strips of image `image` to where `places` shows them among `batch` permuted pictures.
+  template <class T>
+  __device__ void write_permuted(const float* from, T* permuted, Levels levels, const int64_t* places, int patches,
+                                 int64_t batch) const {
+    const int length = line() / patches;
+    for (int i = threadIdx.x % WARP; i < line(); i += WARP) {
+      const int strip = i / length;
+      const int64_t place = places[strip];
+      if (place < 0 || place >= batch * patches) continue;
+      T* const column = permuted + place / patches * size() + i + (static_cast<int>(place % patches) - strip) * length;
+      for (int y = threadIdx.x / WARP; y < height; y += WARPS)
+        store(at_levels(from[y * line() + i], levels), column + y * line());
     }
   }
 };
@@ -107,10 +154,7 @@ __global__ void __launch_bounds__(THREADS)
       picture.sharpen(from, to, Sharpening(levels, row[ROW_SHARPEN], row[ROW_SHARPEN + 1]));
       levels = Levels();
     } else {
-      picture.blur_columns(from, to, prepared);
-      __syncthreads();
-      picture.blur_rows(to, from, prepared);
-      __syncthreads();
+      picture.blur(from, to, prepared);
       continue;
     }
     __syncthreads();
@@ -121,16 +165,8 @@ __global__ void __launch_bounds__(THREADS)
   levels = normalising(levels);
   for (int i = threadIdx.x; i < n; i += THREADS) store(at_levels(from[i], levels), views + item * n + i);
   if (output.places == nullptr || blockIdx.y > 0) return;
-  const int64_t* const places = output.places + image * output.patches;
   T* const permuted = views + int64_t(gridDim.y) * batch * n;
-  const int length = picture.line() / output.patches;
-  for (int i = threadIdx.x; i < n; i += THREADS) {
-    const int strip = i % picture.line() / length;
-    const int64_t place = places[strip];
-    if (place < 0 || place >= batch * output.patches) continue;
-    const int moved = i + (static_cast<int>(place % output.patches) - strip) * length;
-    store(at_levels(from[i], levels), permuted + place / output.patches * n + moved);
-  }
+  picture.write_permuted(from, permuted, levels, output.places + image * output.patches, output.patches, batch);
 }
 
 template <class T>

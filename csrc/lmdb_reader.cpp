@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -27,6 +28,17 @@ T load(const char* at) {
   return value;
 }
 
+// n of the key `kind`-n with nine digits, otherwise 0.
+uint64_t number_of(std::string_view key, std::string_view kind) {
+  if (key.size() != kind.size() + 10 || key.substr(0, kind.size()) != kind || key[kind.size()] != '-') return 0;
+  uint64_t number = 0;
+  for (const char digit : key.substr(kind.size() + 1)) {
+    if (digit < '0' || digit > '9') return 0;
+    number = 10 * number + static_cast<uint64_t>(digit - '0');
+  }
+  return number;
+}
+
 struct Descriptor {
   int fd;
   ~Descriptor() {
@@ -37,7 +49,7 @@ struct Descriptor {
 }  // namespace
 
 struct LmdbReader::Meta {
-  uint64_t page_size, root, entries, transaction;
+  uint64_t page_size, root, entries, last_page, transaction;
   uint32_t version;
   uint16_t flags, depth;
 };
@@ -68,7 +80,6 @@ LmdbReader::LmdbReader(const std::string& data_file) {
   if (mapped == MAP_FAILED) throw LmdbError(std::string("cannot be mapped: ") + strerror(errno));
   mapping_ = std::unique_ptr<char, Unmap>(static_cast<char*>(mapped), Unmap{size_});
   data_ = mapping_.get();
-  madvise(mapped, size_, MADV_RANDOM);
   const Meta meta = newest_meta();
   if (meta.version != kVersion)
     throw LmdbUnsupported("LMDB format version " + std::to_string(meta.version) + ", expected 1");
@@ -78,7 +89,54 @@ LmdbReader::LmdbReader(const std::string& data_file) {
   root_ = meta.root;
   depth_ = meta.depth;
   entries_ = root_ == kNoPage ? 0 : meta.entries;
-  if (root_ != kNoPage && !tree_page(root_)) throw LmdbError("truncated or damaged: its root page cannot be read");
+  if (meta.last_page >= pages_ && meta.last_page < kNoPage) lost_pages_ = meta.last_page + 1 - pages_;
+  madvise(mapped, size_, MADV_RANDOM);
+  if (root_ == kNoPage || tree_page(root_)) return;
+  listed_leaf({});
+  if (leaves_.empty()) throw LmdbError("truncated or damaged: none of its records can be found");
+}
+
+void LmdbReader::list_leaves() const {
+  madvise(mapping_.get(), size_, MADV_SEQUENTIAL);
+  for (uint64_t number = 2; number < pages_; ++number) {
+    const std::optional<Page> page = tree_page(number);
+    if (!page || !page->leaf || page->keys == 0) continue;
+    const std::optional<Node> first = node(*page, 0), last = node(*page, page->keys - 1);
+    if (!first || !last || last->key < first->key) continue;
+    leaves_.push_back({std::string(first->key), std::string(last->key), number, 0});
+  }
+  std::sort(leaves_.begin(), leaves_.end(), [](const Leaf& a, const Leaf& b) { return a.first < b.first; });
+  for (size_t i = 1; i < leaves_.size(); ++i) {
+    const size_t before = leaves_[i - 1].reach;
+    leaves_[i].reach = leaves_[before].last > leaves_[i].last ? before : i;
+  }
+  madvise(mapping_.get(), size_, MADV_RANDOM);
+  listed_ = true;
+}
+
+// A listed leaf that has the key. Several may cover it, since superseded pages stay in the file.
+std::optional<uint64_t> LmdbReader::listed_leaf(std::string_view key) const noexcept {
+  std::call_once(list_once_, [this] { list_leaves(); });
+  auto after = std::upper_bound(leaves_.begin(), leaves_.end(), key,
+                                [](std::string_view wanted, const Leaf& leaf) { return wanted < leaf.first; });
+  while (after != leaves_.begin()) {
+    const Leaf& leaf = *--after;
+    if (leaves_[leaf.reach].last < key) break;
+    const std::optional<Page> page = leaf.last < key ? std::nullopt : tree_page(leaf.page);
+    if (page && leaf_node(*page, key)) return leaf.page;
+  }
+  return std::nullopt;
+}
+
+uint64_t LmdbReader::largest_number(std::string_view kind) const noexcept {
+  uint64_t largest = 0;
+  if (!listed_) return 0;
+  for (const Leaf& leaf : leaves_) {
+    const std::optional<Page> page = tree_page(leaf.page);
+    for (uint32_t i = 0; page && i < page->keys; ++i)
+      if (const std::optional<Node> found = node(*page, i)) largest = std::max(largest, number_of(found->key, kind));
+  }
+  return largest;
 }
 
 std::optional<LmdbReader::Meta> LmdbReader::meta_at(uint64_t offset) const {
@@ -93,6 +151,7 @@ std::optional<LmdbReader::Meta> LmdbReader::meta_at(uint64_t offset) const {
   return Meta{page_size,
               load<uint64_t>(main + 40),
               load<uint64_t>(main + 32),
+              load<uint64_t>(meta + 120),
               load<uint64_t>(meta + 128),
               load<uint32_t>(meta + 4),
               load<uint16_t>(main + 4),
@@ -182,17 +241,19 @@ std::optional<std::string_view> LmdbReader::node_value(const Page& page, const N
   return std::string_view(at + kPageHeader, value_size);
 }
 
-// The leaf that a key would be in, and without `read` only its number: it is not looked at.
+// The leaf that a key would be in, and without `read` only its number: it is not looked at. Where the way there is
+// lost, a listed one.
 std::optional<uint64_t> LmdbReader::leaf_of(std::string_view key, bool read) const noexcept {
   std::optional<uint64_t> number = root_;
+  if (root_ == kNoPage) return std::nullopt;
   for (int depth = 1; number && depth < kMaxDepth; ++depth) {
     if (!read && depth >= depth_) return number;
     const std::optional<Page> page = tree_page(*number);
-    if (!page) return std::nullopt;
+    if (!page) break;
     if (page->leaf) return number;
     number = child(*page, key);
   }
-  return std::nullopt;
+  return listed_leaf(key);
 }
 
 std::optional<std::string_view> LmdbReader::find(std::string_view key) const noexcept {

@@ -100,10 +100,10 @@ class DaliDecoder:
 
     def _put(self, images: Tensor, others: dict[int, np.ndarray]) -> None:
         """Write pictures into the batch, in stream order on a GPU."""
-        places = torch.tensor(list(others))
-        pictures = torch.from_numpy(np.stack(list(others.values())))
+        given = torch.tensor(list(others)), torch.from_numpy(np.stack(list(others.values())))
         with torch.cuda.stream(self._stream):  # does nothing for None
-            images[places.to(images.device)] = pictures.to(images.device)
+            places, pictures = (x.pin_memory().to(images.device, non_blocking=True) if self.mixed else x for x in given)
+            images[places] = pictures
 
     def _decode(self, encoded: list[np.ndarray]) -> tuple[Tensor, list[int]]:
         """Images, and the places that DALI cannot decode (their images are undefined)."""
@@ -131,7 +131,8 @@ class DaliDecoder:
             pipeline.feed_input(_INPUT, encoded)
             (images,) = pipeline.run(self._stream)
             self._pipeline = pipeline
-        return torch.from_dlpack(images.as_tensor())
+        with torch.cuda.stream(self._stream):  # DLPack hands over to the current stream, which a thread has for itself
+            return torch.from_dlpack(images.as_tensor())
 
     def _build(self) -> Any:
         @dali.pipeline_def

@@ -16,6 +16,10 @@ _log = logging.getLogger(__name__)
 
 class _Reader(Protocol):
     entries: int
+    lost_pages: int
+    damaged: bool
+
+    def largest_number(self, kind: str) -> int: ...
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
 
@@ -25,14 +29,28 @@ class _Reader(Protocol):
 
 
 class _PackageReader:
-    """The compiled reader's interface on the `lmdb` package."""
+    """The compiled reader's interface on the `lmdb` package, which takes whole files only."""
+
+    lost_pages, damaged = 0, False
 
     def __init__(self, path: str) -> None:
         import lmdb
 
         self._env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
-        self.entries = self._env.stat()["entries"]
+        found = self._env.stat()
+        self.entries = found["entries"]
         self.pid = os.getpid()
+        pages, there = self._env.info()["last_pgno"] + 1, os.path.getsize(path) // found["psize"]
+        if there < pages:  # the package would end the process at the first key beyond
+            self.close()
+            raise ConfigError(
+                f"expected a whole LMDB data file at {path}, got {there} of {pages} pages; a truncated file needs the "
+                "compiled reader"
+            )
+
+    def largest_number(self, kind: str) -> int:
+        """0: of whole files nothing is listed."""
+        return 0
 
     def close(self) -> None:
         self._env.close()
@@ -106,8 +124,22 @@ class LmdbFile:
 
     @property
     def entries(self) -> int:
-        """Keys in the database."""
+        """Keys in the database, as the file itself says."""
         return self._reader().entries
+
+    @property
+    def lost_pages(self) -> int:
+        """Pages that a truncated file does not have."""
+        return self._reader().lost_pages
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the way to a key asked for was lost, so that it is looked for on all pages that are left."""
+        return self._reader().damaged
+
+    def largest_number(self, kind: str) -> int:
+        """The largest number of a key `kind-%09d` in a damaged file; 0: none, or not (known to be) damaged."""
+        return self._reader().largest_number(kind)
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values of the keys; None where a key is absent or cannot be read.

@@ -38,11 +38,30 @@ class Decoder(Protocol):
         """Images [B, H, W, 3] uint8 of the records, and place -> reason of the broken ones."""
 
 
-def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, workers: int) -> Decoder:
-    """The decoder that `data.decoder` names; Pillow, with a line in the log, where DALI is not installed.
+def chosen_decoder(wanted: str) -> tuple[str, str]:
+    """What a value of `data.decoder` means on this machine, and why.
 
     `auto` is DALI where there is a GPU to feed and Pillow elsewhere: on few cores Pillow takes no more processor time,
-    and its pixels do not depend on what is installed.
+    and its pixels do not depend on what is installed. Where DALI is not installed, Pillow takes its place.
+
+    Args:
+        wanted: auto, dali, dali_mixed or pillow.
+    Returns:
+        dali, dali_mixed or pillow, and the reason.
+    """
+    if wanted == "pillow":
+        return "pillow", "as ordered"
+    if wanted == "auto" and not torch.cuda.is_available():
+        return "pillow", "there is no GPU to feed"
+    try:
+        import rcmstr_fast.data.dali  # noqa: F401
+    except ImportError as error:
+        return "pillow", f"DALI cannot be imported ({error})"
+    return ("dali", "there is a GPU to feed") if wanted == "auto" else (wanted, "as ordered")
+
+
+def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, workers: int) -> Decoder:
+    """The decoder of `chosen_decoder`, named once in the log.
 
     Args:
         data: decoder, max_pixels, min_side.
@@ -53,16 +72,15 @@ def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, work
     Raises:
         ConfigError: dali_mixed without a GPU.
     """
+    name, why = chosen_decoder(data.decoder)
     pillow = PillowDecoder(height=height, width=width, max_pixels=data.max_pixels, min_side=data.min_side)
-    if data.decoder == "pillow" or (data.decoder == "auto" and not torch.cuda.is_available()):
+    level = logging.INFO if data.decoder in ("auto", name) else logging.WARNING
+    _log.log(level, "pictures are decoded by %s in %d threads (data.decoder=%s: %s)", name, workers, data.decoder, why)
+    if name == "pillow":
         return pillow
-    try:
-        from rcmstr_fast.data.dali import DaliDecoder
-    except ImportError as error:
-        level = logging.INFO if data.decoder == "auto" else logging.WARNING
-        _log.log(level, "DALI cannot be imported (%s); pictures are decoded by Pillow in %d threads", error, workers)
-        return pillow
-    return DaliDecoder(pillow, batch=batch, threads=workers, mixed=data.decoder == "dali_mixed")
+    from rcmstr_fast.data.dali import DaliDecoder
+
+    return DaliDecoder(pillow, batch=batch, threads=workers, mixed=name == "dali_mixed")
 
 
 @dataclass

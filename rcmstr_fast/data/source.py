@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,10 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _UNLABELLED = "[Unlabeled_data]"
 _LABELS_FILE = "labels.tsv"
 _PROBED = 100
+_MAX_FILE_BYTES = 64 << 20
+#: What a record of an LMDB can have keys of.
+_KINDS = ("image", "label", "wh")
+_MOST = 999_999_999
 
 _log = logging.getLogger(__name__)
 
@@ -55,16 +60,33 @@ class LmdbSet:
         self._size = self._count()
 
     def _count(self) -> int:
-        (text,) = self._file.get([b"num-samples"])
+        file = self._file
+        (text,) = file.get([b"num-samples"])
+        if file.lost_pages or file.damaged:
+            _log.warning(
+                "%s is damaged or a part of a copy, %d of its pages are missing; records that cannot be found are broken",
+                self.path, file.lost_pages,
+            )  # fmt: skip
+        if largest := file.largest_number("image"):
+            return self._count_damaged(text, largest)
         if text is None:
-            raise ConfigError(f"expected the key num-samples in {self.path}, got {self._file.entries} keys without it")
+            raise ConfigError(f"expected the key num-samples in {self.path}, got {file.entries} keys without it")
         if not re.fullmatch(rb"\s*\d{1,15}\s*", text) or (size := int(text)) < 1:
             raise ConfigError(f"expected num-samples of 1 or more in {self.path}, got {text[:30]!r}")
-        if not any(value is not None for value in self._file.records("image", range(1, min(size, _PROBED) + 1))):
+        first = file.records("image", range(1, min(size, _PROBED) + 1))
+        if not file.lost_pages and not any(value is not None for value in first):
             raise ConfigError(f"expected keys image-000000001, .. in {self.path}, got none of the first {_PROBED}")
-        if size > self._file.entries:
-            _log.warning("%s: num-samples is %d, but there are %d keys", self.path, size, self._file.entries)
+        if size > file.entries:
+            _log.warning("%s: num-samples is %d, but there are %d keys", self.path, size, file.entries)
         return size
+
+    def _count_damaged(self, text: bytes | None, largest: int) -> int:
+        """Records of a file of which parts are lost: what it says itself, or by the number of its keys."""
+        if text is not None and re.fullmatch(rb"\s*\d{1,9}\s*", text):
+            told = int(text)
+        else:  # one key is num-samples
+            told = (self._file.entries - 1) // sum(self._file.largest_number(kind) > 0 for kind in _KINDS)
+        return min(max(told, largest), _MOST)
 
     def __len__(self) -> int:
         return self._size
@@ -116,8 +138,14 @@ class FolderSet:
         """Nothing: files are read in many threads anyway."""
 
     def _contents(self, i: int) -> bytes | None:
+        """None also for what is no file (a pipe would be waited for) and for files that fill the memory."""
         try:
-            return Path(self.record_name(i)).read_bytes()
+            with open(
+                self.record_name(i), "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+            ) as file:
+                status = os.fstat(file.fileno())
+                usable = stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_FILE_BYTES
+                return file.read() if usable else None
         except OSError:
             return None
 

@@ -123,14 +123,17 @@ def _in_memory(encoded: list[bytes | None]) -> Callable[[np.ndarray], list[bytes
 
 
 def augment_run(sample: Sample, stream: Stream) -> Callable[[], int]:
-    """Makes the views (and the permuted query view) of random pictures as the trainer does; counts images."""
+    """Makes the views (and the permuted query view) of random pictures as the trainer does; counts images.
+
+    On a GPU the pictures are sent there as in training, from page-locked memory.
+    """
     count = len(sample.batches[0])
-    images = torch.randint(0, 256, (count, *sample.size, 3), dtype=torch.uint8).to(sample.device)
-    index = torch.arange(count, device=sample.device)
+    images = torch.randint(0, 256, (count, *sample.size, 3), dtype=torch.uint8)
+    prepared = [stream.inputs(images, torch.arange(count), epoch) for epoch in range(len(sample.batches))]
 
     def run() -> int:
-        for epoch in range(len(sample.batches)):
-            stream.views(images, index, epoch)
+        for epoch, inputs in enumerate(prepared):
+            stream.views(inputs, epoch)
         wait(sample.device)
         return count * len(sample.batches)
 

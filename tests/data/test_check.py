@@ -42,6 +42,17 @@ def test_a_missing_key_is_broken(tmp_path):
     assert len(report.broken) == 1 and report.broken[0][0].endswith("image-000000002")
 
 
+def test_a_truncated_file_has_the_lost_records_named(tmp_path):
+    write_lmdb(tmp_path / "set", [(picture(40, 80), "a")] * 200)
+    file = tmp_path / "set" / "data.mdb"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
+    source = open_sources([str(tmp_path)])
+    report = check(source, max_pixels=10**6, min_side=2)
+    lost = [i for i, data in enumerate(source.read(range(200))) if data is None]
+    assert report.total == 200 and 40 < len(lost) < 120
+    assert report.broken == [(source.name(i), "missing or unreadable record") for i in lost]
+
+
 def test_sound_data_has_nothing_to_report(tmp_path):
     write_lmdb(tmp_path / "set", [(picture(8, 30), "a")] * 5)
     assert check(open_sources([str(tmp_path)]), max_pixels=10**6, min_side=2).broken == []

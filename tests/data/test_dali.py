@@ -154,7 +154,8 @@ def test_without_dali_pillow_takes_over_and_says_so_once(tmp_path, monkeypatch, 
         made = loader(open_sources([tmp_path]), decoder)
         assert len(list(made.batches(0)) + list(made.batches(1))) == 4
     said = [record for record in caplog.records if "DALI" in record.getMessage()]
-    assert [record.levelno for record in said] == [level] and "in 2 threads" in said[0].getMessage()
+    assert [record.levelno for record in said] == [level]
+    assert f"decoded by pillow in 2 threads (data.decoder={decoder}: DALI cannot be imported" in said[0].getMessage()
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -163,7 +164,17 @@ def test_auto_is_dali_only_where_there_is_a_gpu(monkeypatch, caplog, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     with caplog.at_level(logging.INFO):
         made = build_decoder(DataConfig(decoder="auto"), **SIZE, batch=4, workers=1)
-    assert isinstance(made, dali.DaliDecoder if gpu else PillowDecoder) and not caplog.records
+    assert isinstance(made, dali.DaliDecoder if gpu else PillowDecoder)
+    name, why = ("dali", "there is a GPU to feed") if gpu else ("pillow", "there is no GPU to feed")
+    (said,) = caplog.records
+    assert said.getMessage() == f"pictures are decoded by {name} in 1 threads (data.decoder=auto: {why})"
+
+
+def test_doctor_tells_the_decoder_and_why(monkeypatch):
+    from rcmstr_fast.train.environment import environment
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "pictures are decoded by pillow (data.decoder=auto: there is no GPU to feed)" in environment()["choices"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

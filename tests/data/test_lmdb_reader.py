@@ -215,7 +215,77 @@ def test_truncated_files_lose_records_only(tmp_path_factory, sound, share):
     assert values is None or all(got in (None, want) for got, want in zip(values, expected))
 
 
-def test_a_tree_that_points_at_itself_ends(tmp_path):
+def left_in(content: bytes) -> set[bytes]:
+    """Keys of all leaf pages of a cut file whose value lies in the file."""
+    found = set()
+    for number in range(2, len(content) // 4096):
+        page = content[number * 4096 : (number + 1) * 4096]
+        own, flags, lower = struct.unpack_from("<QxxHH", page)
+        if own != number or flags & 0x4F != 2:
+            continue
+        for at in struct.unpack_from(f"<{(lower - 16) // 2}H", page, 16):
+            size, big, key_size = struct.unpack_from("<IHH", page, at)
+            start = struct.unpack_from("<Q", page, at + 8 + key_size)[0] * 4096 + 16 if big else 0
+            if start + size <= len(content):
+                found.add(page[at + 8 : at + 8 + key_size])
+    return found
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_file_keeps_every_record_whose_pages_are_there(tmp_path, share):
+    rng = random.Random(2)
+    entries = {b"image-%09d" % i: rng.randbytes(rng.choice((30, 900, 6000))) for i in range(1, 1501)}
+    path = Path(make(tmp_path, entries))
+    content, keys, values = path.read_bytes(), list(entries), list(entries.values())
+    end = int(share * len(content)) // 4096 * 4096 + 100
+    path.write_bytes(content[:end])
+    reader = _C.LmdbReader(str(path))
+    assert reader.lost_pages == len(content) // 4096 - end // 4096
+    assert reader.entries == len(entries)
+    reader.prefetch("image", np.arange(1, 1501))
+    found = {key for key, got, want in zip(keys, reader.get(keys), values, strict=True) if got == want}
+    assert {key for key, got in zip(keys, reader.get(keys), strict=True) if got is not None} == found
+    assert found == left_in(content[:end]) & set(keys)
+    assert 0.8 * share < len(found) / len(entries) < 1.2 * share
+    assert reader.largest_number("image") >= max(int(key[6:]) for key in found) and reader.largest_number("x") == 0
+
+
+def test_a_sound_file_is_not_searched(tmp_path):
+    entries = {b"image-%09d" % i: b"x" * 500 for i in range(1, 300)}
+    reader = _C.LmdbReader(make(tmp_path, entries, deleted=[b"image-000000007"]))
+    assert reader.records("image", [7, 8]) == [None, b"x" * 500] and reader.get(ABSENT) == [None] * len(ABSENT)
+    assert not reader.damaged and reader.lost_pages == 0 and reader.largest_number("image") == 0
+
+
+def test_a_file_without_its_last_free_page_is_not_searched(tmp_path):
+    """LMDB does not write a page that a transaction took and gave back."""
+    path = Path(make(tmp_path, {b"image-%09d" % i: b"x" * 500 for i in range(1, 300)}))
+    content = bytearray(path.read_bytes())
+    for page in range(2):
+        (last,) = struct.unpack_from("<Q", content, page * 4096 + 16 + 120)
+        struct.pack_into("<Q", content, page * 4096 + 16 + 120, last + 1)
+    path.write_bytes(content)
+    reader = _C.LmdbReader(str(path))
+    assert reader.lost_pages == 1 and reader.records("image", [1, 299, 300]) == [b"x" * 500, b"x" * 500, None]
+    assert not reader.damaged
+
+
+def test_a_damaged_root_alone_loses_nothing(tmp_path):
+    entries = {b"image-%09d" % i: b"%d" % i * 100 for i in range(1, 1000)}
+    path = Path(make(tmp_path, entries))
+    content = bytearray(path.read_bytes())
+    root = max((struct.unpack_from("<QQQ", content, page * 4096 + 16 + 112) for page in range(2)), key=lambda m: m[2])[
+        0
+    ]
+    content[root * 4096 : root * 4096 + 64] = bytes(64)
+    path.write_bytes(content)
+    reader = _C.LmdbReader(str(path))
+    assert reader.damaged and reader.lost_pages == 0 and reader.largest_number("image") == 999
+    assert reader.get(list(entries)) == list(entries.values())
+    assert reader.get(ABSENT) == [None] * len(ABSENT)
+
+
+def test_a_tree_that_points_at_itself_ends_and_its_leaves_are_found(tmp_path):
     path = Path(make(tmp_path, {b"image-%09d" % i: b"x" * 100 for i in range(1, 2000)}))
     content = bytearray(path.read_bytes())
     metas = [struct.unpack_from("<QQQ", content, page * 4096 + 16 + 112) for page in range(2)]
@@ -225,4 +295,6 @@ def test_a_tree_that_points_at_itself_ends(tmp_path):
     for offset in struct.unpack_from(f"<{keys}H", content, root * 4096 + 16):
         struct.pack_into("<IH", content, root * 4096 + offset, root, 0)
     path.write_bytes(content)
-    assert _C.LmdbReader(str(path)).records("image", [1, 1000]) == [None, None]
+    reader = _C.LmdbReader(str(path))
+    assert not reader.damaged
+    assert reader.records("image", [1, 1000, 2000]) == [b"x" * 100, b"x" * 100, None] and reader.damaged

@@ -94,6 +94,13 @@ def test_weights_are_honoured_and_nothing_repeats_before_its_root_is_exhausted()
     assert [root.sum() for root in np.split(counts, np.cumsum(sizes)[:-1])] == [240, 240, 480]
 
 
+def test_roots_of_one_size_have_orders_of_their_own():
+    order = EpochOrder([1000, 1000], [1, 1], 400, seed=5)
+    records = order.slots(0, 0, 400)[1]
+    first, second = set(records[records < 1000].tolist()), set((records[records >= 1000] - 1000).tolist())
+    assert len(first) == len(second) == 200 and len(first & second) < 100
+
+
 @pytest.mark.parametrize("epoch_size", [7, 50, 64, 130, 200])
 def test_every_record_is_covered_over_epochs(epoch_size):
     order = EpochOrder([40, 24], epoch_size=epoch_size, seed=2)

@@ -188,6 +188,15 @@ def test_vanished_file_is_none(tree):
     assert source.read([0, 1]) == [None, b"b/2.JPG"]
 
 
+def test_pipes_devices_and_endless_files_are_none(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"picture")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    with open(tmp_path / "d.png", "wb") as sparse:
+        sparse.truncate(1 << 40)
+    assert open_sources([tmp_path]).read(range(4)) == [b"picture", None, None, None]
+
+
 @pytest.fixture(params=["unsupported", "missing"])
 def without_compiled_reader(request, monkeypatch):
     if request.param == "missing":
@@ -216,6 +225,34 @@ def test_the_lmdb_package_gives_the_same(tree, without_compiled_reader, caplog):
     read_in_child(source, "fork")
     with pytest.raises(ConfigError, match="expected an LMDB data file at"):
         open_sources([tree / "pictures" / "a.png"])
+
+
+def cut(folder: Path, share: float) -> None:
+    content = (folder / "data.mdb").read_bytes()
+    (folder / "data.mdb").write_bytes(content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_truncated_file_has_as_many_records_as_its_writer_counted(tmp_path, labels, caplog):
+    write_lmdb(tmp_path, ((b"%d" % i * 300, f"w{i}" if labels else None) for i in range(300)))
+    cut(tmp_path, 0.6)
+    source = open_sources([tmp_path])
+    assert len(source) == 300
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "is damaged or a part of a copy" in told
+    found = [i for i, data in enumerate(source.read(range(300))) if data is not None]
+    assert 150 < len(found) < 210 and source.read(found) == [b"%d" % i * 300 for i in found]
+    assert source.labels(found) == [f"w{i}" if labels else None for i in found]
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read(range(300)) == source.read(range(300)) and len(caplog.records) == 1
+
+
+def test_the_lmdb_package_refuses_a_truncated_file(tmp_path, without_compiled_reader):
+    write_lmdb(tmp_path, ((b"%d" % i * 300, None) for i in range(300)))
+    pages = (tmp_path / "data.mdb").stat().st_size // 4096
+    cut(tmp_path, 0.6)
+    with pytest.raises(ConfigError, match=rf"got \d+ of {pages} pages; a truncated file needs the compiled reader"):
+        open_sources([tmp_path])
 
 
 def test_write_lmdb_refuses_to_overwrite_and_grows(tmp_path, monkeypatch):

@@ -69,11 +69,25 @@ def test_unusual_pictures_are_shown_and_unusable_ones_never(tmp_path, decoder):
     assert torch.unique(batch.images.flatten(1), dim=0).shape[0] >= len(unusual())
 
 
-def test_a_truncated_data_file_is_one_clear_error(tmp_path):
+@pytest.mark.parametrize("size", [(60, 24), (300, 120)])  # values inside of leaf pages, and with pages of their own
+def test_a_truncated_data_file_trains_on_what_is_left(tmp_path, size, caplog):
+    count, batch = 60, 15
+    write_lmdb(tmp_path / "data", ((word(i, size=size), f"word {i}") for i in range(count)))
+    file = tmp_path / "data" / "data.mdb"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
+    path = run(tmp_path / "run", tmp_path / "data", "pillow", train__steps=2 * count // batch)
+    counts = named(path)
+    assert set(counts.values()) == {1} and metrics(path)[-1]["broken"] == len(counts)
+    assert 0.2 * count < len(counts) < 0.6 * count
+    assert RunFolder(path).text.read_text().count("missing or unreadable record") == len(counts)
+    assert caplog.text.count("is damaged or a part of a copy") == 1
+
+
+def test_a_file_cut_to_its_head_is_one_clear_error(tmp_path):
     write_lmdb(tmp_path / "data", ((word(i), None) for i in range(60)))
     file = tmp_path / "data" / "data.mdb"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ConfigError, match=r"expected an LMDB data file at .*: truncated or damaged"):
+    file.write_bytes(file.read_bytes()[: 2 * 4096])
+    with pytest.raises(ConfigError, match=r"expected an LMDB data file at .*: truncated or damaged: none of its"):
         run(tmp_path / "run", tmp_path / "data", "pillow")
 
 

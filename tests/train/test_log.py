@@ -91,6 +91,10 @@ def test_contact_sheet_places_every_picture():
     red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(2, 3, 4, 6)
     blue = torch.tensor([0, 0, 255], dtype=torch.uint8).expand(1, 4, 6, 3)
     sheet = contact_sheet({"red": red, "blue": blue}, scale=2)
-    assert isinstance(sheet, Image.Image) and sheet.size == (2 * (12 + 4) + 4, 2 * (8 + 4) + 4 + 16)
-    colours = dict((colour, count) for count, colour in sheet.getcolors(1000))
-    assert colours[255, 0, 0] == 2 * 12 * 8 and colours[0, 0, 255] == 12 * 8
+    assert isinstance(sheet, Image.Image) and sheet.size == (2 * (12 + 4) + 4, 2 * (8 + 4) + 4 + 20)
+    banded = contact_sheet({"red": red, "blue": blue, "more": red}, scale=2, across=2)
+    assert banded.size == (sheet.width, 2 * (sheet.height - 4) + 4)
+    for made, reds in ((sheet, 2), (banded, 4)):
+        colours = dict((colour, count) for count, colour in made.getcolors(1000))
+        assert colours[255, 0, 0] == reds * 12 * 8 and colours[0, 0, 255] == 12 * 8
+    assert colours[0, 0, 0] > 0, "the labels"

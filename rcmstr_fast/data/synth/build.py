@@ -4,9 +4,12 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import pickle
+import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from rcmstr_fast import env
-from rcmstr_fast.config import ConfigError
+from rcmstr_fast.config import ConfigError, RunError
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.data.progress import progress
 from rcmstr_fast.data.staging import staged_folder
@@ -63,9 +66,9 @@ def prepare(config: SynthConfig) -> tuple[WordSource, FontSet, list[Path], dict]
     return words, fonts, photos, request
 
 
-def _start_worker(renderer: Renderer) -> None:
+def _start_worker(file: str) -> None:
     global _renderer
-    _renderer = renderer
+    _renderer = pickle.loads(Path(file).read_bytes())
 
 
 def _render(indices: range) -> list[tuple[bytes, str]]:
@@ -82,17 +85,26 @@ def _crops(renderer: Renderer, count: int, processes: int) -> Iterator[tuple[byt
     chunks = (range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK))
     # Not fork: the caller may have threads (torch), which a forked child would inherit half-way.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(renderer,))
-    try:
-        waiting: deque[Future] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(_render, chunk))
-            if len(waiting) > 3 * processes:
+    with tempfile.TemporaryDirectory() as folder:
+        # By a file: what goes through the pipe at the start of a process blocks for ever if it dies before it reads it.
+        file = Path(folder) / "renderer.pickle"
+        file.write_bytes(pickle.dumps(renderer))
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(str(file),))
+        try:
+            waiting: deque[Future] = deque()
+            for chunk in chunks:
+                waiting.append(pool.submit(_render, chunk))
+                if len(waiting) > 3 * processes:
+                    yield from waiting.popleft().result()
+            while waiting:
                 yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise RunError(
+                "data synth: a rendering process died. A script must call render_lmdb under "
+                "`if __name__ == '__main__':`, since every process imports it; else memory may have run out"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def render_lmdb(config: SynthConfig) -> Path:
@@ -105,7 +117,10 @@ def render_lmdb(config: SynthConfig) -> Path:
         The LMDB folder.
     Raises:
         ConfigError: a wrong value, nothing to render, or a folder that holds something else.
+        RunError: a rendering process died.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(1)  # a worker that imports a script without a guard; the parent says so
     words, fonts, photos, request = prepare(config)
     out = Path(config.out)
     if (out / "data.mdb").exists() and _same(out / _REQUEST, request):
