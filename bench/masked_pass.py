@@ -2,7 +2,8 @@
 
     python -m bench.masked_pass [--batch N] [--widths W ..] [--ratios R ..] [--dtypes float32 bfloat16] [--out FOLDER]
 
-Forward and backward with batch norm, mask unit stage3. The two ways run in turn, so that a busy machine meets both; the
+Forward and backward with batch norm, mask unit stage3; channels_last and one copy of the weights in the dtype of
+autocast, as in training. The two ways run in turn, so that a busy machine meets both; the
 ratio is that of their best times, and only ratios within one run mean anything on a CPU. A way whose features are off
 prints FAIL and is not timed. The break-even that follows is what `ops.storage.LARGEST_PACKED_SHARE` should hold.
 """
@@ -21,6 +22,7 @@ import rcmstr_fast
 from bench import timing
 from rcmstr_fast import ops
 from rcmstr_fast.models.resnet import BasicBlock, ResNet29
+from rcmstr_fast.models.working_weights import WorkingWeights
 
 #: (name, height and width of the maps, channels at width 1)
 STAGES = (("32x100", (32, 100), 64), ("16x50", (16, 50), 128), ("8x25", (8, 25), 256), ("4x26", (4, 26), 512))
@@ -35,22 +37,33 @@ def masks_of(batch: int, ratio: float, device: str) -> ops.Masks:
     return ops.draw_masks(index, seed=0, epoch=0, mask_ratio=ratio, **size)
 
 
+def trained_form(model: torch.nn.Module, dtype: torch.dtype, device: str) -> WorkingWeights:
+    """Bring a model to the device as training does; the shared copies of its weights (none in float32)."""
+    weights = WorkingWeights(
+        model.to(device, memory_format=torch.channels_last), None if dtype == torch.float32 else dtype
+    )
+    weights.refresh()
+    return weights
+
+
 def block_pass(channels: int, size: tuple[int, int], batch: int, ratio: float, dtype: torch.dtype, device: str) -> Way:
     """Forward and backward of one residual block at a stage."""
     torch.manual_seed(0)
-    block = BasicBlock(channels, channels).to(device)
+    block = BasicBlock(channels, channels)
+    weights = trained_form(block, dtype, device)
     grid, sizes = masks_of(batch, ratio, device).grid, [(32, 100), (16, 50), (8, 25), (4, 26)]
     stage = ops.active_sites(grid, sizes)[sizes.index(size)]._replace(source=None)
-    images = torch.randn(batch, channels, *size, device=device)
+    images = torch.randn(batch, channels, *size, device=device).to(memory_format=torch.channels_last)
 
     def run(order: str) -> torch.Tensor:
         (sites,) = ops.masked_storage([stage], backend=order)
         # A block inside a stage gets what its storage gives: the conversion is not part of it.
         x = sites.rows.pack(images) if getattr(sites, "packed", False) else images
         x = x.detach().requires_grad_()
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            y = block(x, sites)
-        y.float().square().sum().backward()
+        with weights.shared():
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                y = block(x, sites)
+            y.float().square().sum().backward()  # where inactive, y may hold anything: it reaches the loss alone
         return ops.unpack_sites(y.detach(), sites)
 
     return run
@@ -59,13 +72,15 @@ def block_pass(channels: int, size: tuple[int, int], batch: int, ratio: float, d
 def whole_pass(width: float, batch: int, ratio: float, dtype: torch.dtype, device: str) -> Way:
     """Forward and backward of the encoder's masked pass, site lists included."""
     torch.manual_seed(0)
-    model, masks = ResNet29(width).to(device), masks_of(batch, ratio, device)
-    images = torch.randn(batch, 3, 32, 100, device=device)
+    model, masks = ResNet29(width), masks_of(batch, ratio, device)
+    weights = trained_form(model, dtype, device)
+    images = torch.randn(batch, 3, 32, 100, device=device).to(memory_format=torch.channels_last)
 
     def run(order: str) -> torch.Tensor:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            features, _ = model.forward_masked(images, masks, "anchored")
-        features.float().square().sum().backward()
+        with weights.shared():
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                features, _ = model.forward_masked(images, masks, "anchored")
+            features.float().square().sum().backward()
         return features.detach()
 
     return run
@@ -135,12 +150,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine, found = timing.describe(device), []
+    machine, found, name = timing.describe(device), [], f"masked-pass-{rcmstr_fast.__version__}.json"
     for row in rows(options, device):
         found.append(row)
+        timing.write_record(options.out, name, machine, found)  # what follows may be stopped
         detail = f"ratio {row['ratio']:5.2f}  {row['best_ms']}" if row["status"] == "ok" else f"FAIL {row['error']:.3g}"
         print(*(row[k] for k in ("stage", "channels", "mask_ratio", "dtype")), detail, flush=True)
-    path = timing.write_record(options.out, f"masked-pass-{rcmstr_fast.__version__}.json", machine, found)
+    path = timing.write_record(options.out, name, machine, found)
     print(path)
     return int(any(row["status"] != "ok" for row in found))
 

@@ -9,6 +9,9 @@ pipelined. What inactive sites hold is never loaded, and inactive outputs are ne
 The data gradient is the forward kernel over the list of the inputs, the weight matrix transposed: input site i meets
 output site o under tap v exactly if o meets i under v. The weight gradient sums, a tap, over the list of the outputs
 that have it: partial sums of `splits` parts, added in a fixed order.
+
+With STATS a tile also leaves what the batch norm that follows needs of it: count, mean and squared deviations of each
+channel, of the values as they are stored, so that the norm need not read the map for its statistics.
 """
 
 import torch
@@ -51,13 +54,17 @@ def _step(tap, other_width, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr
 
 @triton.jit
 def _masked_conv_kernel(
-    x_ptr, weight_ptr, out_ptr, positions_ptr, bits_ptr, count_ptr, height, width, other_height, other_width, K, N,
-    weight_tap, weight_k, weight_n,
+    x_ptr, weight_ptr, out_ptr, partials_ptr, positions_ptr, bits_ptr, count_ptr, height, width, other_height,
+    other_width, K, N, weight_tap, weight_k, weight_n,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    TRANSPOSED: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
+    TRANSPOSED: tl.constexpr, STATS: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[position, n] = sum over taps and k of x[site under the tap, k] weight[tap, k, n], in fp32."""
+    """out[position, n] = sum over taps and k of x[site under the tap, k] weight[tap, k, n], in fp32.
+
+    STATS: partials[tile, 0..2, n] = count, mean, squared deviations of the tile's rows of out; tiles that begin behind
+    the last active row write nothing.
+    """
     count = tl.load(count_ptr)
     blocks_n = tl.cdiv(N, BLOCK_N)
     first = (tl.program_id(0) // blocks_n) * BLOCK_M
@@ -96,8 +103,17 @@ def _masked_conv_kernel(
             a = a.to(tl.float32)
             b = b.to(tl.float32)
         acc = tl.dot(a, b, acc, input_precision="ieee")
-    targets = out_ptr + positions.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(targets, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & (n < N)[None, :])
+    out = acc.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + positions.to(tl.int64)[:, None] * N + n[None, :], out, mask=live[:, None] & (n < N)[None, :])
+    if STATS:
+        stored = out.to(tl.float32)  # 0 in rows that are not live
+        number = tl.minimum(count - first, BLOCK_M).to(tl.float32)
+        mean = tl.sum(stored, axis=0) / number
+        centred = tl.where(live[:, None], stored - mean[None, :], 0.0)
+        at = partials_ptr + (tl.program_id(0) // blocks_n).to(tl.int64) * 3 * N + n
+        tl.store(at, tl.zeros((BLOCK_N,), tl.float32) + number, mask=n < N)
+        tl.store(at + N, mean, mask=n < N)
+        tl.store(at + 2 * N, tl.sum(centred * centred, axis=0), mask=n < N)
 
 
 @triton.jit
@@ -107,7 +123,7 @@ def _masked_conv_weight_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     UPCAST: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """partials[split, tap, o, i] = sum over a part of the tap's outputs of grad[output, o] x[input, i].
+    """partials[split, o, tap, i] = sum over a part of the tap's outputs of grad[output, o] x[input, i].
 
     The position of the next rows is loaded one step ahead and carried, so that it is known when their loads start; the
     gradient is loaded as [o, rows]: of a transposed tile sm_80 would keep a single buffer.
@@ -138,7 +154,7 @@ def _masked_conv_weight_kernel(
             x = x.to(tl.float32)
         acc = tl.dot(g, x, acc, input_precision="ieee")
         positions = later
-    at = ((tl.program_id(2) * (KH * KW) + tap).to(tl.int64) * CO + o[:, None]) * CI + i[None, :]
+    at = ((tl.program_id(2).to(tl.int64) * CO + o[:, None]) * (KH * KW) + tap) * CI + i[None, :]
     tl.store(partials_ptr + at, acc, mask=(o < CO)[:, None] & (i < CI)[None, :])
 
 
@@ -147,9 +163,16 @@ def _geometry(kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[i
     return dict(zip(names, (*kernel, *stride, *padding)))
 
 
+def stats_room(x: Tensor, weight: Tensor, sites: int) -> tuple[Tensor, int]:
+    """Where `masked_conv` leaves the statistics of its output: partials [tiles, 3, O] float32, and rows a tile."""
+    rows = tile(runtime.architecture(x.device), weight.shape[1], weight.shape[0], x.element_size()).block_m
+    size = (triton.cdiv(sites, rows), 3, weight.shape[0])
+    return torch.empty(size, dtype=torch.float32, device=x.device), rows
+
+
 def masked_conv(
     x: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor, Tensor], out: Tensor,
-    stride: tuple[int, int], padding: tuple[int, int], transposed: bool,
+    stride: tuple[int, int], padding: tuple[int, int], transposed: bool, partials: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Write the convolution at the listed rows of `out`; with `transposed`, its data gradient.
 
@@ -161,6 +184,7 @@ def masked_conv(
         stride: rows and columns.
         padding: rows and columns.
         transposed: data gradient.
+        partials: of `stats_room`, to be filled as far as there are active rows; None: no statistics.
     Returns:
         out.
     """
@@ -173,10 +197,10 @@ def masked_conv(
     taps = weight.contiguous(memory_format=torch.channels_last).flatten(2)
     with runtime.on_device(x.device):
         _masked_conv_kernel[grid](
-            x, taps, out, positions, bits, count, *out.shape[2:], *x.shape[2:], weight.shape[k], weight.shape[n],
-            taps.stride(2), taps.stride(k), taps.stride(n),
+            x, taps, out, out if partials is None else partials, positions, bits, count, *out.shape[2:], *x.shape[2:],
+            weight.shape[k], weight.shape[n], taps.stride(2), taps.stride(k), taps.stride(n),
             **_geometry((weight.shape[2], weight.shape[3]), stride, padding),
-            TRANSPOSED=transposed,
+            TRANSPOSED=transposed, STATS=partials is not None,
             EVEN=weight.shape[k] % shape.block_k == 0 and weight.shape[n] % shape.block_n == 0,
             UPCAST=runtime.interpreted() and x.dtype == torch.bfloat16,
             BLOCK_M=shape.block_m, BLOCK_N=shape.block_n, BLOCK_K=shape.block_k,
@@ -189,7 +213,7 @@ def masked_conv_weight(
     x: Tensor, grad: Tensor, kernel: tuple[int, int], pairs: Tensor, pair_counts: Tensor,
     stride: tuple[int, int], padding: tuple[int, int],
 ) -> Tensor:  # fmt: skip
-    """Weight gradient [O, kh, kw, C] float32.
+    """Weight gradient [O, C, kh, kw] float32, channels_last.
 
     Args:
         x: [B, C, h0, w0] channels_last.
@@ -206,7 +230,7 @@ def masked_conv_weight(
     shape = weight_tile(runtime.architecture(x.device), channels, outputs, x.element_size())
     blocks = triton.cdiv(outputs, shape.block_m) * triton.cdiv(channels, shape.block_n)
     splits = gradient_splits(blocks * taps, runtime.multiprocessors(x.device), pairs.shape[1], shape.block_k)
-    partials = torch.empty(splits, taps, outputs, channels, dtype=torch.float32, device=x.device)
+    partials = torch.empty(splits, outputs, *kernel, channels, dtype=torch.float32, device=x.device)
     with runtime.on_device(x.device):
         _masked_conv_weight_kernel[(blocks, taps, splits)](
             x, grad, partials, pairs, pair_counts, pairs.shape[1], *grad.shape[2:], *x.shape[2:], channels, outputs,
@@ -216,4 +240,5 @@ def masked_conv_weight(
             BLOCK_O=shape.block_m, BLOCK_I=shape.block_n, BLOCK_R=shape.block_k,
             num_warps=shape.num_warps, num_stages=shape.num_stages,
         )  # fmt: skip
-    return partials.sum(0).movedim(0, 1).unflatten(1, kernel)
+    total = partials[0] if splits == 1 else partials.sum(0)
+    return total.movedim(-1, 1)

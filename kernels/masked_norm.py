@@ -1,10 +1,11 @@
 """Batch norm over the active sites of dense channels_last maps, with residual and ReLU, forward and backward.
 
 Programs walk blocks of sites of one group of images and load the active ones only. Statistics: every block gives its
-count, mean and squared deviations (exact within the block), combined in the order of the blocks (Chan), so there is no
-E[x^2] - E[x]^2 and results repeat bit for bit. The backward takes its two sums the same way. Arithmetic is fp32.
-Bytes, active share a: forward reads x twice and writes once, backward reads x, out and the gradient twice and writes one
-or two gradients; inactive sites are neither read nor written.
+count, mean and squared deviations (exact within the block), combined in a fixed order (Chan), so there is no
+E[x^2] - E[x]^2 and results repeat bit for bit. The convolution in front may have left them (`masked_conv`, STATS). The
+backward takes its two sums the same way. Arithmetic is fp32.
+Bytes, active share a: forward reads x twice (once after such a convolution) and writes once, backward reads x, out and
+the gradient twice and writes one or two gradients; inactive sites are neither read nor written.
 """
 
 import torch
@@ -18,14 +19,19 @@ BLOCK_S = 64
 BLOCK_C = 64
 #: Site blocks a program of the two passes over statistics walks through.
 STEPS = 8
+#: Parts and channels of a block of the statistics' combination: many parts, and programs enough for few channels.
+MOMENTS_P = 128
+MOMENTS_C = 16
 
 
 @triton.jit
-def _sites(first_ptr, group, block, active_ptr, per_image, BLOCK_S: tl.constexpr):
-    """Sites of one block of a group and which of them are active."""
-    end = tl.load(first_ptr + group + 1).to(tl.int64) * per_image
-    sites = tl.load(first_ptr + group).to(tl.int64) * per_image + block * BLOCK_S + tl.arange(0, BLOCK_S)
-    return sites, tl.load(active_ptr + sites, mask=sites < end, other=0) != 0
+def _sites(group, block, active_ptr, span, total, BLOCK_S: tl.constexpr):
+    """Sites of one block of a group and which of them are active; `span` sites a group, the last one to `total`."""
+    first = group.to(tl.int64) * span
+    size = tl.where(group == tl.num_programs(1) - 1, total - first, span)
+    inside = block * BLOCK_S + tl.arange(0, BLOCK_S)
+    sites = first + inside
+    return sites, tl.load(active_ptr + sites, mask=inside < size, other=0) != 0
 
 
 @triton.jit
@@ -39,7 +45,7 @@ def _combine(count, mean, m2, other_count, other_mean, other_m2):
 
 @triton.jit
 def _masked_norm_stats_kernel(
-    x_ptr, active_ptr, first_ptr, partials_ptr, C, per_image, blocks,
+    x_ptr, active_ptr, partials_ptr, C, span, total, blocks,
     STEPS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """partials[group, part, 0..2, c] = count, mean, squared deviations of STEPS blocks of sites."""
@@ -49,7 +55,7 @@ def _masked_norm_stats_kernel(
     mean = tl.zeros((BLOCK_C,), tl.float32)
     m2 = tl.zeros((BLOCK_C,), tl.float32)
     for step in range(STEPS):
-        sites, active = _sites(first_ptr, group, tl.program_id(0) * STEPS + step, active_ptr, per_image, BLOCK_S)
+        sites, active = _sites(group, tl.program_id(0) * STEPS + step, active_ptr, span, total, BLOCK_S)
         mask = active[:, None] & (c < C)[None, :]
         x = tl.load(x_ptr + sites[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
         here = tl.sum(active.to(tl.float32), axis=0)
@@ -63,19 +69,33 @@ def _masked_norm_stats_kernel(
 
 
 @triton.jit
-def _masked_norm_moments_kernel(partials_ptr, mean_ptr, rstd_ptr, numbers_ptr, C, blocks, eps, BLOCK_C: tl.constexpr):
-    """mean, rstd [groups, C] and counts [groups] from the partial statistics, in the order of the parts."""
+def _masked_norm_moments_kernel(
+    partials_ptr, mean_ptr, rstd_ptr, numbers_ptr, count_ptr, C, blocks, eps,
+    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """mean, rstd [groups, C] and counts [groups] from the partial statistics, BLOCK_P parts at a time, in their order.
+
+    ROWS above 0: the parts are tiles of so many active rows of one group, of which there are `count`.
+    """
     group = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    parts = blocks
+    if ROWS > 0:
+        parts = tl.cdiv(tl.load(count_ptr), ROWS)
     count = tl.zeros((BLOCK_C,), tl.float32)
     mean = tl.zeros((BLOCK_C,), tl.float32)
     m2 = tl.zeros((BLOCK_C,), tl.float32)
-    for part in range(blocks):
-        at = partials_ptr + ((group * blocks + part) * 3).to(tl.int64) * C + c
-        other = tl.load(at, mask=c < C, other=0.0)
-        other_mean = tl.load(at + C, mask=c < C, other=0.0)
-        other_m2 = tl.load(at + 2 * C, mask=c < C, other=0.0)
-        count, mean, m2 = _combine(count, mean, m2, other, other_mean, other_m2)
+    for first in range(0, parts, BLOCK_P):
+        part = first + tl.arange(0, BLOCK_P)
+        mask = (part < parts)[:, None] & (c < C)[None, :]
+        at = partials_ptr + ((group * blocks + part) * 3).to(tl.int64)[:, None] * C + c[None, :]
+        number = tl.load(at, mask=mask, other=0.0)
+        average = tl.load(at + C, mask=mask, other=0.0)
+        here = tl.sum(number, axis=0)
+        together = tl.sum(number * average, axis=0) / tl.maximum(here, 1.0)
+        delta = average - together[None, :]
+        inner = tl.load(at + 2 * C, mask=mask, other=0.0) + delta * delta * number
+        count, mean, m2 = _combine(count, mean, m2, here, together, tl.sum(inner, axis=0))
     tl.store(mean_ptr + group * C + c, mean, mask=c < C)
     tl.store(rstd_ptr + group * C + c, 1.0 / tl.sqrt(m2 / tl.maximum(count, 1.0) + eps), mask=c < C)
     tl.store(numbers_ptr + group, tl.max(count, axis=0))
@@ -83,13 +103,13 @@ def _masked_norm_moments_kernel(partials_ptr, mean_ptr, rstd_ptr, numbers_ptr, C
 
 @triton.jit
 def _masked_norm_apply_kernel(
-    x_ptr, residual_ptr, scale_ptr, shift_ptr, out_ptr, active_ptr, first_ptr, mean_ptr, rstd_ptr, C, per_image,
+    x_ptr, residual_ptr, scale_ptr, shift_ptr, out_ptr, active_ptr, mean_ptr, rstd_ptr, C, span, total,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out = (x - mean) rstd weight + bias (+ residual) (ReLU) at active sites."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    sites, active = _sites(first_ptr, group, tl.program_id(0), active_ptr, per_image, BLOCK_S)
+    sites, active = _sites(group, tl.program_id(0), active_ptr, span, total, BLOCK_S)
     mask = active[:, None] & (c < C)[None, :]
     at = sites[:, None] * C + c[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -105,18 +125,18 @@ def _masked_norm_apply_kernel(
 
 @triton.jit
 def _masked_norm_sums_kernel(
-    grad_ptr, x_ptr, out_ptr, active_ptr, first_ptr, mean_ptr, rstd_ptr, partials_ptr, C, per_image, blocks,
+    grad_ptr, x_ptr, out_ptr, active_ptr, mean_ptr, rstd_ptr, partials_ptr, C, span, total, blocks,
     RELU: tl.constexpr, STEPS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """partials[group, part, 0..1, c] = sums of d and d (x - mean) rstd, d the gradient that ReLU lets through."""
+    """partials[0..1, group, part, c] = sums of d and d (x - mean) rstd, d the gradient that ReLU lets through."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     mean = tl.load(mean_ptr + group * C + c, mask=c < C, other=0.0)
     rstd = tl.load(rstd_ptr + group * C + c, mask=c < C, other=0.0)
-    total = tl.zeros((BLOCK_C,), tl.float32)
+    plain = tl.zeros((BLOCK_C,), tl.float32)
     moment = tl.zeros((BLOCK_C,), tl.float32)
     for step in range(STEPS):
-        sites, active = _sites(first_ptr, group, tl.program_id(0) * STEPS + step, active_ptr, per_image, BLOCK_S)
+        sites, active = _sites(group, tl.program_id(0) * STEPS + step, active_ptr, span, total, BLOCK_S)
         mask = active[:, None] & (c < C)[None, :]
         at = sites[:, None] * C + c[None, :]
         d = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -124,23 +144,23 @@ def _masked_norm_sums_kernel(
             d = tl.where(tl.load(out_ptr + at, mask=mask, other=0.0).to(tl.float32) > 0.0, d, 0.0)
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
         normal = tl.where(mask, (x - mean[None, :]) * rstd[None, :], 0.0)
-        total += tl.sum(d, axis=0)
+        plain += tl.sum(d, axis=0)
         moment += tl.sum(d * normal, axis=0)
-    at = partials_ptr + ((group * blocks + tl.program_id(0)) * 2).to(tl.int64) * C + c
-    tl.store(at, total, mask=c < C)
-    tl.store(at + C, moment, mask=c < C)
+    at = partials_ptr + (group * blocks + tl.program_id(0)).to(tl.int64) * C + c
+    tl.store(at, plain, mask=c < C)
+    tl.store(at + (tl.num_programs(1) * blocks).to(tl.int64) * C, moment, mask=c < C)
 
 
 @triton.jit
 def _masked_norm_grad_kernel(
-    grad_ptr, x_ptr, out_ptr, scale_ptr, active_ptr, first_ptr, mean_ptr, rstd_ptr, sums_ptr, numbers_ptr, grad_x_ptr,
-    grad_residual_ptr, C, per_image,
+    grad_ptr, x_ptr, out_ptr, scale_ptr, active_ptr, mean_ptr, rstd_ptr, plain_ptr, moment_ptr, numbers_ptr,
+    grad_x_ptr, grad_residual_ptr, C, span, total,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """grad_x = weight rstd (d - mean(d) - xhat mean(d xhat)) and grad_residual = d at active sites."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    sites, active = _sites(first_ptr, group, tl.program_id(0), active_ptr, per_image, BLOCK_S)
+    sites, active = _sites(group, tl.program_id(0), active_ptr, span, total, BLOCK_S)
     mask = active[:, None] & (c < C)[None, :]
     at = sites[:, None] * C + c[None, :]
     d = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -152,27 +172,29 @@ def _masked_norm_grad_kernel(
     mean = tl.load(mean_ptr + group * C + c, mask=c < C, other=0.0)
     rstd = tl.load(rstd_ptr + group * C + c, mask=c < C, other=0.0)
     one_over = 1.0 / tl.maximum(tl.load(numbers_ptr + group), 1.0)
-    average = tl.load(sums_ptr + group * 2 * C + c, mask=c < C, other=0.0) * one_over
-    moment = tl.load(sums_ptr + (group * 2 + 1) * C + c, mask=c < C, other=0.0) * one_over
+    average = tl.load(plain_ptr + group * C + c, mask=c < C, other=0.0) * one_over
+    moment = tl.load(moment_ptr + group * C + c, mask=c < C, other=0.0) * one_over
     normal = (x - mean[None, :]) * rstd[None, :]
     scale = rstd * tl.load(scale_ptr + c, mask=c < C, other=0.0)
     gradient = scale[None, :] * (d - average[None, :] - normal * moment[None, :])
     tl.store(grad_x_ptr + at, gradient.to(grad_x_ptr.dtype.element_ty), mask=mask)
 
 
-def _grids(x: Tensor, groups: list[int]) -> tuple[Tensor, int, tuple[int, int, int], tuple[int, int, int]]:
-    """First image of each group on the device, sites an image, and the grids of whole passes and of statistics."""
-    number = torch.arange(len(groups) + 1, dtype=torch.int32, device=x.device)
-    starts = torch.where(number == len(groups), x.shape[0], number * groups[0]).to(torch.int32)
+Grid = tuple[int, int, int]
+
+
+def _grids(x: Tensor, groups: list[int]) -> tuple[tuple[int, int], Grid, Grid]:
+    """Sites of a group and of the batch, and the grids of whole passes and of statistics."""
     per_image = x.shape[2] * x.shape[3]
     blocks = max(1, triton.cdiv(max(groups) * per_image, BLOCK_S))
     channels = triton.cdiv(x.shape[1], BLOCK_C)
-    return starts, per_image, (blocks, len(groups), channels), (triton.cdiv(blocks, STEPS), len(groups), channels)
+    sites = (groups[0] * per_image, x.shape[0] * per_image)
+    return sites, (blocks, len(groups), channels), (triton.cdiv(blocks, STEPS), len(groups), channels)
 
 
 def masked_norm_fwd(
     x: Tensor, weight: Tensor, bias: Tensor, active: Tensor, residual: Tensor | None, out: Tensor, groups: list[int],
-    eps: float, relu: bool,
+    eps: float, relu: bool, left: tuple[Tensor, int, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Write the result at the active sites of `out`.
 
@@ -186,24 +208,29 @@ def masked_norm_fwd(
         groups: images in each statistics group: all but the last of one size.
         eps: added to the variance.
         relu: apply ReLU.
+        left: of one group, the statistics that `masked_conv` has left: partials [tiles, 3, C], rows a tile, and the
+            count [1] int32 of active rows. None: they are taken here.
     Returns:
         mean, rstd [groups, C] and counts [groups], float32.
     """
-    starts, per_image, grid, stats_grid = _grids(x, groups)
-    channels = x.shape[1]
-    partials = torch.empty(len(groups), stats_grid[0], 3, channels, dtype=torch.float32, device=x.device)
-    mean, rstd = (partials.new_empty(len(groups), channels) for _ in range(2))
-    counts = partials.new_empty(len(groups))
-    blocks = {"BLOCK_S": BLOCK_S, "BLOCK_C": BLOCK_C}
+    sites, grid, stats_grid = _grids(x, groups)
+    channels, blocks = x.shape[1], {"BLOCK_S": BLOCK_S, "BLOCK_C": BLOCK_C}
+    mean, rstd = (torch.empty(len(groups), channels, dtype=torch.float32, device=x.device) for _ in range(2))
+    counts = mean.new_empty(len(groups))
     with runtime.on_device(x.device):
-        _masked_norm_stats_kernel[stats_grid](
-            x, active, starts, partials, channels, per_image, stats_grid[0], STEPS=STEPS, **blocks
-        )
-        _masked_norm_moments_kernel[(len(groups), grid[2])](
-            partials, mean, rstd, counts, channels, stats_grid[0], eps, BLOCK_C=BLOCK_C
-        )
+        if left is None:
+            partials, rows, count = mean.new_empty(len(groups), stats_grid[0], 3, channels), 0, counts
+            _masked_norm_stats_kernel[stats_grid](
+                x, active, partials, channels, *sites, stats_grid[0], STEPS=STEPS, **blocks
+            )
+        else:
+            partials, rows, count = left
+        _masked_norm_moments_kernel[(len(groups), triton.cdiv(channels, MOMENTS_C))](
+            partials, mean, rstd, counts, count, channels, partials.shape[-3], eps,
+            ROWS=rows, BLOCK_P=MOMENTS_P, BLOCK_C=MOMENTS_C,
+        )  # fmt: skip
         _masked_norm_apply_kernel[grid](
-            x, x if residual is None else residual, weight, bias, out, active, starts, mean, rstd, channels, per_image,
+            x, x if residual is None else residual, weight, bias, out, active, mean, rstd, channels, *sites,
             RESIDUAL=residual is not None, RELU=relu, **blocks,
         )  # fmt: skip
     return mean, rstd, counts
@@ -229,21 +256,20 @@ def masked_norm_bwd(
         groups: as in the forward.
         relu: as in the forward.
     Returns:
-        Gradients of weight and bias, [C] float32.
+        Gradients of weight and bias, [C] float32 each, in memory of their own.
     """
-    starts, per_image, grid, stats_grid = _grids(x, groups)
+    sites, grid, stats_grid = _grids(x, groups)
     channels, blocks = x.shape[1], {"BLOCK_S": BLOCK_S, "BLOCK_C": BLOCK_C}
-    partials = torch.empty(len(groups), stats_grid[0], 2, channels, dtype=torch.float32, device=x.device)
+    partials = torch.empty(2, len(groups), stats_grid[0], channels, dtype=torch.float32, device=x.device)
     with runtime.on_device(x.device):
         _masked_norm_sums_kernel[stats_grid](
-            grad, x, out, active, starts, mean, rstd, partials, channels, per_image, stats_grid[0],
+            grad, x, out, active, mean, rstd, partials, channels, *sites, stats_grid[0],
             RELU=relu, STEPS=STEPS, **blocks,
         )  # fmt: skip
-        sums = partials.sum(1)
+        plain, moment = (part.sum(1) for part in partials)
         _masked_norm_grad_kernel[grid](
-            grad, x, out, weight, active, starts, mean, rstd, sums, counts, grad_x,
-            grad_x if grad_residual is None else grad_residual, channels, per_image,
+            grad, x, out, weight, active, mean, rstd, plain, moment, counts, grad_x,
+            grad_x if grad_residual is None else grad_residual, channels, *sites,
             RESIDUAL=grad_residual is not None, RELU=relu, **blocks,
         )  # fmt: skip
-    total = sums.sum(0)
-    return total[1], total[0]
+    return (moment[0], plain[0]) if len(groups) == 1 else (moment.sum(0), plain.sum(0))

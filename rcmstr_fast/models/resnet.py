@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,12 +10,12 @@ from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.models.encoder import Encoder, check_images
 from rcmstr_fast.models.recompute import run_part
+from rcmstr_fast.models.working_weights import WorkingConv2d
 from rcmstr_fast.ops import (
     Masks,
     Sites,
     active_sites,
-    masked_batch_norm,
-    masked_conv2d,
+    masked_conv_norm,
     masked_max_pool2d,
     masked_storage,
     unpack_sites,
@@ -40,7 +41,7 @@ class ConvBN(nn.Module):
         relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.conv = WorkingConv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.bn = GroupedBatchNorm(out_channels, dims=2)
         self.relu = relu
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
@@ -49,11 +50,10 @@ class ConvBN(nn.Module):
         """x `[B, C, h, w]` to `[B, C', h', w']`; residual `[B, C', h', w']` is added before the ReLU."""
         conv, bn = self.conv, self.bn
         if sites is not None:
-            x = masked_conv2d(x, conv.weight, sites, stride=conv.stride, padding=conv.padding)
-            groups = bn.group_size or None
-            return masked_batch_norm(
-                x, bn.weight, bn.bias, sites, eps=bn.eps, residual=residual, relu=self.relu, group_size=groups
-            )
+            return masked_conv_norm(
+                x, conv.cast_weight(), sites, bn.weight, bn.bias, stride=conv.stride, padding=conv.padding, eps=bn.eps,
+                residual=residual, relu=self.relu, group_size=bn.group_size or None,
+            )  # fmt: skip
         return bn(conv(x), residual, self.relu)
 
     def output_size(self, height: int, width: int) -> Pair:
@@ -101,6 +101,11 @@ class Stage(nn.Module):
         for layer in self.layers:
             x = layer(x, sites)
         return x
+
+    def windows(self) -> list[tuple[Pair, Pair, Pair]]:
+        """Kernel, stride and padding of its convolutions."""
+        found = [layer for layer in self.modules() if isinstance(layer, WorkingConv2d)]
+        return [(c.kernel_size, c.stride, c.padding) for c in found]  # type: ignore[misc]
 
     def output_size(self, height: int, width: int) -> Pair:
         """Size of the stage's maps for an input map of height x width."""
@@ -156,7 +161,10 @@ class ResNet29(Encoder):
         sizes, visible = self.stage_sizes(*images.shape[2:]), masks.visible
         if visible is not None and rule == "any":  # a site is active where either of two is: about this share
             visible = 1 - (1 - visible) ** 2
-        sites = masked_storage(active_sites(masks.grid, sizes, rule), visible=visible)
+        if images.requires_grad:  # layers over listed sites leave the gradient of hidden pixels open
+            images = torch.where(masks.pixels, 0.0, images)
+        windows = [stage.windows() for stage in self.stages]
+        sites = masked_storage(active_sites(masks.grid, sizes, rule), visible=visible, windows=windows)
         return _frames(unpack_sites(self._run(images, sites), sites[-1])), sites[-1].active[:, 0, 0]
 
     def masked_frames(self, features: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from torch import Tensor
 
 from rcmstr_fast.ops import checks, listed, listed_pool, packed, reference, site_rows
 from rcmstr_fast.ops.dispatch import operation
+from rcmstr_fast.ops.reference import CastWeight as CastWeight
 from rcmstr_fast.ops.reference import Sites
+from rcmstr_fast.ops.reference.cast_weight import values
 
 Pair = int | tuple[int, int]
 
@@ -41,8 +43,27 @@ def _check(op: str, x: Tensor, sites: Sites, window: site_rows.Window) -> None:
     checks.check_devices(op, **{"x": x, "sites.active": sites.active, "sites.source": sites.source})
 
 
+def check_convolution(
+    op: str, x: Tensor, weight: Tensor | CastWeight, sites: Sites, stride: Pair, padding: Pair
+) -> site_rows.Window:
+    """The window of a convolution whose arguments fit each other; else TypeError or ValueError."""
+    kernel = values(weight)
+    checks.check_tensor(op, "weight", kernel, ("O", "C", "kh", "kw"))
+    window = _window(op, (kernel.shape[2], kernel.shape[3]), stride, padding)
+    _check(op, x, sites, window)
+    checks.check_tensor(op, "weight", kernel, ("O", x.shape[1], "kh", "kw"), like="x")
+    checks.check_devices(op, x=x, weight=kernel)
+    return window
+
+
 def masked_conv2d(
-    x: Tensor, weight: Tensor, sites: Sites, *, stride: Pair = 1, padding: Pair = 0, backend: str | None = None
+    x: Tensor,
+    weight: Tensor | CastWeight,
+    sites: Sites,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    backend: str | None = None,
 ) -> Tensor:
     """Convolution without bias whose inactive inputs count as zero and whose inactive outputs are zero.
 
@@ -51,7 +72,7 @@ def masked_conv2d(
 
     Args:
         x: [B, C, h0, w0] floating point, or rows [N, C] with sites of `masked_storage`.
-        weight: [O, C, kh, kw] floating point.
+        weight: [O, C, kh, kw] floating point; under autocast also a `CastWeight`.
         sites: maps of the output's stage; `active` [B, 1, h, w]. Where the input's size differs from it,
             `source` [B, 1, h0, w0] is the input's map.
         stride: rows and columns.
@@ -63,11 +84,7 @@ def masked_conv2d(
         TypeError: a tensor of another dtype.
         ValueError: shapes or devices disagree.
     """
-    checks.check_tensor("masked_conv2d", "weight", weight, ("O", "C", "kh", "kw"))
-    window = _window("masked_conv2d", (weight.shape[2], weight.shape[3]), stride, padding)
-    _check("masked_conv2d", x, sites, window)
-    checks.check_tensor("masked_conv2d", "weight", weight, ("O", x.shape[1], "kh", "kw"), like="x")
-    checks.check_devices("masked_conv2d", x=x, weight=weight)
+    window = check_convolution("masked_conv2d", x, weight, sites, stride, padding)
     if isinstance(sites, packed.StoredSites):
         inputs = sites.inputs(x, window)
         if backend in (None, "cpp") and sites.packs(x):
@@ -107,7 +124,7 @@ def masked_max_pool2d(
     return _masked_max_pool2d(x, sites, kernel_size=kernel_size, stride=stride, padding=padding, backend=backend)
 
 
-def _packed_conv2d(x: Tensor, weight: Tensor, sites: Sites, *, stride: Pair, padding: Pair) -> Tensor:
+def _packed_conv2d(x: Tensor, weight: Tensor | CastWeight, sites: Sites, *, stride: Pair, padding: Pair) -> Tensor:
     stored = packed.StoredSites.of(sites)
     return stored.rows.unpack(masked_conv2d(x, weight, stored, stride=stride, padding=padding))
 

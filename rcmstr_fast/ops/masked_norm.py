@@ -59,7 +59,7 @@ def masked_batch_norm(
             if residual is not None:
                 residual = packed.as_rows(residual, sites.rows)
                 checks.check_tensor(_NAME, "residual", residual, x.shape, like="x")
-            return packed.batch_norm(x, weight, bias, starts, eps, residual, relu)
+            return packed.batch_norm(x, weight, bias, starts, eps, residual, relu)[0]
         x = packed.as_map(x, sites.rows)
         residual = None if residual is None else packed.as_map(residual, sites.rows)
     return _masked_batch_norm(

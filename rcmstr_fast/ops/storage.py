@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, listed, packed, site_rows, triton_backend
+from rcmstr_fast.ops import checks, listed, packed, site_lists, site_rows, triton_backend
 from rcmstr_fast.ops.dispatch import BackendError
 from rcmstr_fast.ops.reference import Sites
+from rcmstr_fast.ops.reference.sites import keep
 
 _NAME = "masked_storage"
 
@@ -16,7 +17,7 @@ _NAME = "masked_storage"
 #: than dense x mask, forward + backward with batch norm, at every width (python -m bench.masked_pass); the largest entry
 #: that is not above the stage's sites decides. A device without entries has not been measured and stays dense;
 #: RCMSTR_FAST_MASKED_STAGES replaces the table. On CUDA the share is what the host expects (`Masks.visible`), never counted.
-LARGEST_PACKED_SHARE: dict[str, dict[int, float]] = {"cpu": {1: 0.8, 150: 0.7, 400: 0.55, 1600: 0.45}, "cuda": {}}
+LARGEST_PACKED_SHARE: dict[str, dict[int, float]] = {"cpu": {1: 0.8, 150: 0.7, 400: 0.55, 1600: 0.4}, "cuda": {}}
 
 
 def largest_packed_share(device: str, sites: int) -> float:
@@ -38,28 +39,41 @@ def refusals(sites: Sequence[Sites]) -> list[str]:
     return found
 
 
+#: Kernel, stride and padding of a convolution.
+WindowShape = tuple[site_rows.Pair, site_rows.Pair, site_rows.Pair]
+
+
 def _listed(sites: Sequence[Sites], visible: float | None) -> list[Sites]:
     """Stages on CUDA: listed where the expected share of active sites is below the break-even, else as they are."""
     if visible is None or triton_backend.reasons() or torch.compiler.is_compiling():
         return list(sites)
     return [
-        listed.ListedSites.make(stage)
+        site_lists.ListedSites.make(stage)
         if visible <= largest_packed_share("cuda", stage.active.shape[2] * stage.active.shape[3])
         else stage
         for stage in sites
     ]
 
 
-def masked_storage(sites: Sequence[Sites], *, visible: float | None = None, backend: str | None = None) -> list[Sites]:
+def masked_storage(
+    sites: Sequence[Sites],
+    *,
+    visible: float | None = None,
+    windows: Sequence[Sequence[WindowShape]] | None = None,
+    backend: str | None = None,
+) -> list[Sites]:
     """Choose how each stage of a masked pass keeps its maps.
 
     With the sites returned here the masked layers accept and return either [B, C, h, w] maps or, at stages where
-    few sites are active, rows [N, C] of the active sites only; each layer converts what it gets. `unpack_sites` turns
-    the last result into a map. With plain `Sites` every layer takes and gives dense maps.
+    few sites are active, rows [N, C] of the active sites only (CPU) or maps that hold anything at inactive sites, as
+    do their gradients (lists); each layer converts what it gets. `unpack_sites` turns the last result into a map that
+    is zero there. With plain `Sites` every layer takes and gives dense maps.
 
     Args:
         sites: of each stage, fine to coarse (`active_sites`).
         visible: share of active sites as the host expects it (`Masks.visible`); decides on CUDA, where None means dense.
+        windows: kernel, stride and padding of the convolutions of each stage, so that a GPU makes their lists in a few
+            launches; None: a window's lists are made when its first convolution runs.
         backend: "cpp": every stage packed; "triton": dense maps whose site lists are made once a stage; another: none;
             None: RCMSTR_FAST_BACKEND, else as the table `LARGEST_PACKED_SHARE` says.
     Returns:
@@ -68,13 +82,15 @@ def masked_storage(sites: Sequence[Sites], *, visible: float | None = None, back
         BackendError: backend="cpp" cannot run here.
     """
     order = backend or env.backend()
-    if order is None and sites and sites[0].active.device.type == "cuda":
-        return _listed(sites, visible)
+    on_gpu = order is None and bool(sites) and sites[0].active.device.type == "cuda"
+    if on_gpu or order == "triton":
+        made: list[Sites] = _listed(sites, visible) if on_gpu else [*map(site_lists.ListedSites.make, sites)]
+        if windows is not None:
+            site_lists.prepare(made, [[site_rows.Window(*shape) for shape in of_stage] for of_stage in windows])
+        return made
     reasons = refusals(sites)
     if order == "cpp" and reasons:
         raise BackendError(f"{_NAME}: backend cpp cannot: {', '.join(reasons)}")
-    if order == "triton":
-        return [listed.ListedSites.make(stage) for stage in sites]
     if reasons or order not in (None, "cpp"):
         return list(sites)
     stored: list[Sites] = []
@@ -94,17 +110,17 @@ def unpack_sites(x: Tensor, sites: Sites) -> Tensor:
     """The dense map of a stage's result, zero at inactive sites.
 
     Args:
-        x: rows [N, C] of the active sites, or [B, C, h, w].
+        x: rows [N, C] of the active sites, or [B, C, h, w], with anything at inactive sites where these are listed.
         sites: those that made it.
     Returns:
-        [B, C, h, w]; x itself where it is a map.
+        [B, C, h, w]; x itself where it is such a map.
     Raises:
         ValueError: x fits neither.
     """
     if not isinstance(sites, packed.StoredSites) or x.dim() == 4:
         batch, _, height, width = sites.active.shape
         checks.check_tensor("unpack_sites", "x", x, (batch, "C", height, width), like="sites")
-        return x
+        return x if listed.fills(sites) else keep(x, sites.active)
     checks.check_tensor("unpack_sites", "x", x, (sites.rows.count, "C"), like="the active sites")
     return sites.rows.unpack(x)
 

@@ -5,7 +5,7 @@ import torch
 
 from rcmstr_fast import ops
 from rcmstr_fast.models.resnet import ResNet29
-from rcmstr_fast.ops import Sites, listed, listed_pool
+from rcmstr_fast.ops import Sites, listed, listed_pool, site_lists
 from rcmstr_fast.ops.site_rows import Window
 from tests.kernels.rows import DEVICE
 
@@ -75,7 +75,7 @@ def test_convolution_against_float64_with_poison(channels, outputs, size, kernel
 @layers
 def test_rows_outside_the_lists_are_not_written(channels, outputs, size, kernel, stride, padding):
     sites = layer_sites(size, kernel, stride, padding)
-    lists = listed.window_lists(sites.source, sites.active, Window(kernel, stride, padding))
+    lists = site_lists.window_lists(sites.source, sites.active, Window(kernel, stride, padding))
     weight = normal(outputs, channels, *kernel, seed=2).half()
     for transposed, x_size, out_size, active in (
         (False, (channels, *size), (outputs, *sites.active.shape[2:]), sites.active),
@@ -97,7 +97,7 @@ def test_lists(channels, outputs, size, kernel, stride, padding):
     """Words, order, count and pairs say for every output which active input lies under each tap, and the reverse."""
     window, sites = Window(kernel, stride, padding), layer_sites(size, kernel, stride, padding)
     positions, bits, count, back, back_bits, back_count, pairs, counts = (
-        part.cpu() for part in listed.window_lists(sites.source, sites.active, window)
+        part.cpu() for part in site_lists.window_lists(sites.source, sites.active, window)
     )
     source, active = sites.source.cpu(), sites.active.cpu()
     height, width = active.shape[2:]
@@ -202,10 +202,17 @@ def test_norm_writes_active_sites_only_and_repeats_bitwise():
 
 
 def test_the_masked_pass_of_the_network(monkeypatch):
-    """Every sparse layer on Triton: features and gradients of the dense x mask pass; lists are made once a stage."""
+    """Every sparse layer on Triton: features and gradients of the dense x mask pass.
+
+    Lists are made once a stage; with the extension all of them in front of the pass, as on a GPU. What the layers leave
+    unfilled holds NaN and reaches nothing.
+    """
     results, made = [], []
-    real = listed.window_lists
-    monkeypatch.setattr(listed, "window_lists", lambda *a: made.append(a) or real(*a))
+    real, empty, together = site_lists.window_lists, listed.empty, hasattr(site_lists._C, "list_jobs")
+    if together:
+        monkeypatch.setattr(site_lists, "_compiled", lambda *_: True)
+    monkeypatch.setattr(listed, "empty", lambda *a: empty(*a).fill_(torch.nan))
+    monkeypatch.setattr(site_lists, "window_lists", lambda *a: made.append(a) or real(*a))
     for order in ("reference", "triton"):
         torch.manual_seed(0)
         model = ResNet29(0.125).to(DEVICE)
@@ -213,25 +220,29 @@ def test_the_masked_pass_of_the_network(monkeypatch):
         masks = ops.draw_masks(
             torch.arange(2, device=DEVICE), seed=0, epoch=0, size=(32, 20), unit="stage3", mask_ratio=0.6, num_blocks=0
         )
-        images = normal(2, 3, 32, 20, seed=0).masked_fill(masks.pixels, torch.nan)
+        images = normal(2, 3, 32, 20, seed=0).masked_fill(masks.pixels, torch.nan).requires_grad_()
         monkeypatch.setenv("RCMSTR_FAST_BACKEND", order)
         features, _ = model.forward_masked(images, masks, "anchored")
         features.square().sum().backward()
-        results.append([features, *(p.grad for p in model.parameters())])
+        assert bool((images.grad.masked_select(masks.pixels) == 0).all())
+        results.append([features, images.grad, *(p.grad for p in model.parameters())])
     for a, b in zip(*results, strict=True):
         assert float((b - a).detach().norm()) <= 2e-3 * float(a.detach().norm()) + 1e-6
-    assert len(made) == 9  # 3x3 in four stages, 1x1 in three of them, the two 2x2
+    assert len(made) == (0 if together else 9)  # 3x3 in four stages, 1x1 in three of them, the two 2x2
 
 
 def test_opcheck():
     sites = layer_sites((4, 7), (3, 3), (1, 1), (1, 1), batch=3)
     x = normal(3, 16, 4, 7, seed=1).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = normal(16, 16, 3, 3, seed=2).requires_grad_()
-    lists = listed.window_lists(sites.source, sites.active, Window((3, 3), (1, 1), (1, 1)))
+    lists = site_lists.window_lists(sites.source, sites.active, Window((3, 3), (1, 1), (1, 1)))
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(listed._conv, (x, weight, lists, [4, 7], [1, 1], [1, 1]), test_utils=tests)
+    values = weight.detach().half()
+    torch.library.opcheck(
+        listed._conv, (x.half(), values, weight, lists, [4, 7], [1, 1], [1, 1], True), test_utils=tests
+    )
     scale, shift = (normal(16, seed=s).requires_grad_() for s in (3, 4))
-    torch.library.opcheck(listed._norm, (x, scale, shift, sites.active, x, [2, 1], 1e-5, True), test_utils=tests)
+    torch.library.opcheck(listed._norm, (x, scale, shift, sites.active, x, [2, 1], 1e-5, True, False), test_utils=tests)
 
 
 def test_tiles_cover_the_networks_channels():
@@ -243,21 +254,48 @@ def test_tiles_cover_the_networks_channels():
     assert masked_tiles.gradient_splits(9, 132, 0, 64) == 1
 
 
-@pytest.mark.skipif(not hasattr(listed._C, "list_jobs"), reason="the extension rcmstr_fast._C is not built")
+@pytest.mark.skipif(not hasattr(site_lists._C, "list_jobs"), reason="the extension rcmstr_fast._C is not built")
 @layers
 def test_compiled_lists_are_the_same(channels, outputs, size, kernel, stride, padding):
     """csrc/sites.h against plain PyTorch: counts, and what stands before each count, entry for entry."""
     window, sites = Window(kernel, stride, padding), layer_sites(size, kernel, stride, padding, batch=7)
-    words, reached = listed.tap_words(sites.source, sites.active, window)
-    rows = listed.sorted_rows(sites.active, words, window.taps), listed.sorted_rows(sites.source, reached, window.taps)
-    pairs, counts = listed.tap_pairs(words, window.taps)
-    made = listed.compiled_lists(sites.source, sites.active, window)
+    words, reached = site_lists.tap_words(sites.source, sites.active, window)
+    rows = (
+        site_lists.sorted_rows(sites.active, words, window.taps),
+        site_lists.sorted_rows(sites.source, reached, window.taps),
+    )
+    pairs, counts = site_lists.tap_pairs(words, window.taps)
+    (made,) = site_lists.compiled_lists([(sites.source, sites.active, window)])
     for (positions, bits, count), (mine, mine_bits, mine_count) in zip(rows, (made[:3], made[3:6])):
         assert torch.equal(mine_count, count)
         assert torch.equal(mine[:count], positions[:count]) and torch.equal(mine_bits[:count], bits[:count])
     assert torch.equal(made[7], counts)
     for tap, count in enumerate(counts.tolist()):
         assert torch.equal(made[6][tap, :count], pairs[tap, :count])
+
+
+@pytest.mark.skipif(not hasattr(site_lists._C, "list_jobs"), reason="the extension rcmstr_fast._C is not built")
+def test_lists_of_a_pass_are_made_together(monkeypatch):
+    """More windows than one call takes, on two stages of which the second has another size: each as made alone."""
+    fine, coarse = maps((8, 12), (4, 12), batch=3)
+    stages = [site_lists.ListedSites.make(s) for s in (Sites(fine, None), Sites(coarse, fine))]
+    windows = [Window((k, k), (1, 1), (k // 2, k // 2)) for k in (1, 3)], [Window((2, 1), (2, 1), (0, 0))] * 2
+    windows[0].append(Window((1, 3), (1, 1), (0, 1)))
+    windows[1].extend(Window((k, k), (1, 1), (k // 2, k // 2)) for k in (1, 3))
+    site_lists.prepare(stages, windows)
+    assert not stages[0]._kept  # made when asked for, without a GPU
+    monkeypatch.setattr(site_lists, "_compiled", lambda *_: True)
+    site_lists.prepare(stages, windows)
+    assert [len(stage._kept) for stage in stages] == [3, 3]
+    for stage in stages:
+        for (window, shape), kept in stage._kept.items():
+            source = stage.active if shape == tuple(stage.active.shape) else stage.source
+            (alone,) = site_lists.compiled_lists([(source, stage.active, window)])
+            assert kept is stage.lists(source, window)
+            for first, count in ((0, 2), (3, 5)):
+                n = int(alone[count])
+                assert int(kept[count]) == n and torch.equal(kept[first][:n], alone[first][:n])
+            assert torch.equal(kept[7], alone[7])
 
 
 @dtypes
@@ -292,5 +330,5 @@ def test_opcheck_pool():
     sites = layer_sites((4, 6), (2, 2), (2, 2), (0, 0), batch=3)
     x = normal(3, 5, 4, 6, seed=1).requires_grad_()
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    arguments = (x, sites.source, sites.active, [2, 2, 2, 2, 0, 0])
+    arguments = (x, sites.source, sites.active, [2, 2, 2, 2, 0, 0], False)
     torch.library.opcheck(listed_pool._pool, arguments, test_utils=tests)

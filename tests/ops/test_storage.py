@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import listed, storage, triton_backend
+from rcmstr_fast.ops import listed, site_lists, storage, triton_backend
 from rcmstr_fast.ops.reference import Sites
 
 
@@ -25,7 +25,7 @@ def chosen(monkeypatch, visible, table, order=None):
     if order is not None:
         monkeypatch.setenv("RCMSTR_FAST_MASKED_STAGES", order)
     monkeypatch.delenv("RCMSTR_FAST_BACKEND", raising=False)
-    return [isinstance(s, listed.ListedSites) for s in storage.masked_storage(stages(), visible=visible)]
+    return [isinstance(s, site_lists.ListedSites) for s in storage.masked_storage(stages(), visible=visible)]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_kernels_run_by_themselves_only_on_chosen_stages(monkeypatch):
     monkeypatch.setattr(triton_backend, "avoid_on_cpu", list)
     active = torch.ones(1, 1, 2, 2, dtype=torch.bool)
     assert listed.avoid(torch.ones(1), None, Sites(active, None)) != []
-    assert listed.avoid(torch.ones(1), None, listed.ListedSites.make(Sites(active, None))) == []
+    assert listed.avoid(torch.ones(1), None, site_lists.ListedSites.make(Sites(active, None))) == []
 
 
 def test_the_order_is_shown_and_a_bad_one_named(monkeypatch):
