@@ -6,7 +6,7 @@ with float64. Peers have only a part: cut-cross-entropy and Liger the cross-entr
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -57,6 +57,11 @@ def _results(loss: Callable[..., Tensor], queries: list[Tensor], gradient: bool)
     return [value.detach(), *(leaf.grad for leaf in leaves)]  # type: ignore[list-item]
 
 
+def compiled(function: Callable, device: str) -> Callable:
+    """torch.compile as fast as it gets, every shape on its own; on a CPU without tuning."""
+    return torch.compile(function, mode="max-autotune-no-cudagraphs" if device == "cuda" else "default", dynamic=False)
+
+
 def _by_chunks(loss: Callable[..., Tensor], queries: list[Tensor], keys: Tensor, gradient: bool) -> list[Tensor]:
     """A loop of CHUNK rows over any loss of rows: the memory-bounded baseline everybody writes first."""
     totals, count = None, keys.shape[0]
@@ -79,9 +84,7 @@ def relational_loss(shape: str, rows: int, keys: int, width: int, device: str) -
     def call(function: Callable[..., reference.RelationalLoss], key: Tensor, q: Tensor, e: Tensor) -> Tensor:
         return function(q, key, queue, query_permuted=e, tau_info=TAU_INFO, tau_kl=TAU_KL, alpha=ALPHA).loss
 
-    compiled = torch.compile(
-        reference.relational_loss, mode="max-autotune-no-cudagraphs" if device == "cuda" else "default"
-    )
+    fast = compiled(reference.relational_loss, device)
 
     def whole(function: Callable[..., reference.RelationalLoss]) -> Provider:
         return lambda gradient: _results(functools.partial(call, function, key), queries, gradient)
@@ -96,9 +99,9 @@ def relational_loss(shape: str, rows: int, keys: int, width: int, device: str) -
 
     providers = {
         "eager": whole(reference.relational_loss),
-        "compile": whole(compiled),
+        "compile": whole(fast),
         "chunk_loop": loop(reference.relational_loss),
-        "chunk_loop_compile": loop(compiled),
+        "chunk_loop_compile": loop(fast),
         "ours": whole(ops.relational_loss),
     }
     name = f"{shape}: M={rows} K={keys} D={width}"
@@ -118,7 +121,7 @@ def _liger_jsd(query: Tensor, key: Tensor, queue: Tensor, gradient: bool) -> lis
 def relation_kl(shape: str, pairs: int, keys: int, width: int, device: str) -> Entry:
     """loss_f2s or loss_s2w: one query, pairs already gathered."""
     query, key, queue = (unit(n, width, i, device) for i, n in enumerate((pairs, pairs, keys)))
-    compiled = torch.compile(reference.relation_kl)
+    fast = compiled(reference.relation_kl, device)
 
     def whole(function: Callable[..., Tensor]) -> Provider:
         return lambda gradient: _results(lambda q: function(q, key, queue, tau=TAU_KL), [query], gradient)
@@ -133,14 +136,43 @@ def relation_kl(shape: str, pairs: int, keys: int, width: int, device: str) -> E
 
     providers = {
         "eager": whole(reference.relation_kl),
-        "compile": whole(compiled),
+        "compile": whole(fast),
         "chunk_loop": loop(reference.relation_kl),
+        "chunk_loop_compile": loop(fast),
         "ours": whole(ops.relation_kl),
     }
     if device == "cuda" and find_spec("liger_kernel"):
         providers["liger_jsd_twice"] = functools.partial(_liger_jsd, query, key, queue)
     name = f"{shape}: M={pairs} K={keys} D={width}"
     return Entry("relation_kl", name, expected, providers, 2.0 * pairs * keys * width * 5)
+
+
+def _cut_cross_entropy(query: Tensor, queue: Tensor, target: Tensor, filter_eps: str | None = "high") -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(query / TAU_INFO, queue, target, filter_eps=filter_eps)
+
+
+def _liger(query: Tensor, queue: Tensor, target: Tensor) -> Tensor:
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Flce
+
+    return Flce.apply(query / TAU_INFO, queue, target)[0]
+
+
+def _inf_cl(query: Tensor, queue: Tensor, target: Tensor) -> Tensor:
+    from inf_cl.flash import FlashProb
+
+    lse = FlashProb.apply((query.float() / TAU_INFO).unsqueeze(1), queue.float().unsqueeze(1))
+    return (lse - (query * queue[target]).sum(1).float() / TAU_INFO).mean()
+
+
+#: label -> package and loss; imported at the first call, so that a package that cannot be imported here is a row
+_CROSS_ENTROPIES: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "cut_cross_entropy": ("cut_cross_entropy", _cut_cross_entropy),
+    "cut_cross_entropy exact": ("cut_cross_entropy", functools.partial(_cut_cross_entropy, filter_eps=None)),
+    "liger": ("liger_kernel", _liger),
+    "inf_cl": ("inf_cl", _inf_cl),
+}
 
 
 def queue_cross_entropy(shape: str, rows: int, keys: int, width: int, device: str) -> Entry:
@@ -164,33 +196,47 @@ def queue_cross_entropy(shape: str, rows: int, keys: int, width: int, device: st
             losses[-1].backward()
         return [torch.stack(losses).sum().detach(), q.grad]  # type: ignore[list-item]
 
-    compiled = torch.compile(eager)
+    fast = compiled(eager, device)
     providers: dict[str, Provider] = {
         "eager": lambda g: _results(eager, [query], g),
-        "compile": lambda g: _results(compiled, [query], g),
+        "compile": lambda g: _results(fast, [query], g),
         "ours (with the positive and the KL, unchecked)": lambda g: _results(ours, [query], g),
     }
-    if device == "cuda" and find_spec("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy
-
-        for label, filter_eps in (("cut_cross_entropy", "high"), ("cut_cross_entropy exact", None)):
-            providers[label] = lambda g, eps=filter_eps: _results(  # type: ignore[misc]
-                lambda q: linear_cross_entropy(q / TAU_INFO, queue, target, filter_eps=eps), [query], g
-            )
-    if device == "cuda" and find_spec("liger_kernel"):
-        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Flce
-
-        providers["liger"] = lambda g: _results(lambda q: Flce.apply(q / TAU_INFO, queue, target)[0], [query], g)
-    if device == "cuda" and find_spec("inf_cl"):
-        from inf_cl.flash import FlashProb
-
-        def inf_cl(q: Tensor) -> Tensor:
-            lse = FlashProb.apply((q.float() / TAU_INFO).unsqueeze(1), queue.float().unsqueeze(1))
-            return (lse - (q * queue[target]).sum(1).float() / TAU_INFO).mean()
-
-        providers["inf_cl"] = lambda g: _results(inf_cl, [query], g)
+    if device == "cuda":
+        for label, (package, loss) in _CROSS_ENTROPIES.items():
+            if find_spec(package):
+                providers[label] = lambda g, loss=loss: _results(  # type: ignore[misc]
+                    lambda q: loss(q, queue, target), [query], g
+                )
     name = f"{shape}: M={rows} K={keys} D={width}"
     return Entry("queue_cross_entropy", name, expected, providers, 2.0 * rows * keys * width * 3)
+
+
+def _five_by_chunks(
+    ops_of: Sequence[Callable], levels: list[list[Tensor]], queues: list[Tensor], pairs: list[tuple[Tensor, Tensor]],
+    gradient: bool,
+) -> list[Tensor]:  # fmt: skip
+    """The five terms of `five_terms` by `_by_chunks`, one after the other."""
+    loss, kl = ops_of
+    values, gradients = [], []
+    for (query, permuted, key), queue in zip(levels, queues):
+
+        def of_level(k: Tensor, q: Tensor, e: Tensor, queue: Tensor = queue) -> Tensor:
+            return loss(q, k, queue, query_permuted=e, tau_info=TAU_INFO, tau_kl=TAU_KL, alpha=ALPHA).loss
+
+        value, *found = _by_chunks(of_level, [query, permuted], key, gradient)
+        values.append(value)
+        gradients += found
+    for i, (low, high) in enumerate(pairs):
+
+        def between(k: Tensor, q: Tensor, queue: Tensor = queues[i + 1]) -> Tensor:
+            return kl(q, k, queue, tau=TAU_KL)
+
+        value, *found = _by_chunks(between, [levels[i][0][low]], levels[i + 1][2][high], gradient)
+        values.append(value)
+        if found:
+            gradients[2 * i] = gradients[2 * i].index_add(0, low, found[0])
+    return [torch.stack(values).sum(), *gradients]
 
 
 def five_terms(shape: str, batch: int, keys: int, width: int, device: str, frames: int = 26) -> Entry:
@@ -225,7 +271,8 @@ def five_terms(shape: str, batch: int, keys: int, width: int, device: str, frame
 
     plain = (reference.relational_loss, reference.relation_kl)
     bounded = tuple(functools.partial(f, backend="chunked") for f in (ops.relational_loss, ops.relation_kl))
-    compiled = torch.compile(functools.partial(total, plain))
+    fast = compiled(functools.partial(total, plain), device)
+    fast_terms = tuple(compiled(function, device) for function in plain)
 
     def at_once(launch: str, *queries: Tensor) -> Tensor:
         terms = [
@@ -245,7 +292,9 @@ def five_terms(shape: str, batch: int, keys: int, width: int, device: str, frame
 
     providers: dict[str, Provider] = {
         "eager": lambda g: _results(functools.partial(total, plain), leaves, g),
-        "compile": lambda g: _results(compiled, leaves, g),
+        "compile": lambda g: _results(fast, leaves, g),
+        "chunk_loop": functools.partial(_five_by_chunks, plain, levels, queues, pairs),
+        "chunk_loop_compile": functools.partial(_five_by_chunks, fast_terms, levels, queues, pairs),
         "chunked": lambda g: _results(functools.partial(total, bounded), leaves, g),
         "ours": lambda g: _results(functools.partial(at_once, "auto"), leaves, g),
     }

@@ -10,18 +10,16 @@ from rcmstr_fast import ops
 from rcmstr_fast.ops import reference
 
 
-def _backward(results: tuple[Tensor, ...], leaf: Tensor, gradient: bool) -> list[Tensor]:
-    if not gradient:
-        return [r.detach() for r in results]
-    total = torch.stack([(r.float() * (i + 1)).square().mean() for i, r in enumerate(results)]).sum()
-    (grad,) = torch.autograd.grad(total, leaf)
-    return [*(r.detach() for r in results), grad]
+def _differentiable(function: Callable[..., tuple[Tensor, ...]], *leaves: Tensor) -> Provider:
+    """Results of `function(*leaves)`, and the gradients of the leaves."""
 
-
-def _differentiable(function: Callable[[Tensor], tuple[Tensor, ...]], leaf: Tensor) -> Provider:
     def run(gradient: bool) -> list[Tensor]:
-        own = leaf.detach().requires_grad_(gradient)
-        return _backward(function(own), own, gradient)
+        own = [leaf.detach().requires_grad_(gradient) for leaf in leaves]
+        results = function(*own)
+        if not gradient:
+            return [r.detach() for r in results]
+        total = torch.stack([(r.float() * (i + 1)).square().mean() for i, r in enumerate(results)]).sum()
+        return [*(r.detach() for r in results), *torch.autograd.grad(total, own)]
 
     return run
 
@@ -94,6 +92,28 @@ def masked_mse(batch: int, device: str) -> Entry:
     }
     exact = _differentiable(call(reference.masked_mse), prediction.double())
     return Entry("masked_mse", f"B={batch} 32x100", lambda: exact(True), providers)
+
+
+def replace_tokens(batch: int, device: str) -> Entry:
+    """Mask tokens and positions of the small ViT: 256 tokens of 384 channels, 74 % hidden."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    tokens = torch.randn(batch, 256, 384, device=device).to(dtype)
+    mask_token, position = torch.randn(384, device=device), torch.randn(256, 384, device=device)
+    hidden = torch.rand(batch, 256, device=device) < 0.74
+
+    def call(function: Callable) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda x, learned: (function(x, learned, position, hidden),)
+
+    def plain(x: Tensor, learned: Tensor, position: Tensor, hidden: Tensor) -> Tensor:  # as one writes it: cast late
+        return torch.where(hidden[:, :, None], learned.to(x.dtype), x) + position
+
+    providers = {
+        "eager": _differentiable(call(plain), tokens, mask_token),
+        "compile": _differentiable(torch.compile(call(plain)), tokens, mask_token),
+        "ours": _differentiable(call(ops.replace_tokens), tokens, mask_token),
+    }
+    exact = _differentiable(call(reference.replace_tokens), tokens.double(), mask_token.double())
+    return Entry("replace_tokens", f"B={batch} N=256 C=384", lambda: exact(True), providers)
 
 
 def enqueue(batch: int, keys: int, device: str) -> Entry:

@@ -1,4 +1,4 @@
-"""Launchers of the queue losses: stats pass, row terms, gradient pass, fixed-order reduction.
+"""One term of the queue losses on the device: stats pass, row terms, gradient pass, fixed-order reduction.
 
 Nothing here synchronises; extra memory is fp16 copies of the operands that are not fp16 already, [S, G, 5, M]
 partial sums and [S, G, M, D] partial gradients (S parts of the queue, at most `tiles.WORKSPACE_BYTES`).
@@ -167,74 +167,3 @@ def pairs_problem(
     key_rows = every if key_rows is None else key_rows.contiguous()
     query, key = convert(query), convert(key)
     return Problem([query], key, query[None], key, convert(queue), pairs, None, tau, 1.0, query_rows, key_rows)
-
-
-def relational_loss(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    query_permuted: Tensor | None,
-    tau_info: float,
-    tau_kl: float,
-    alpha: float,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Loss, InfoNCE and KL of `ops.relational_loss` and the gradients of the loss in its queries.
-
-    Args:
-        query: [M, D] float16, bfloat16 or float32 on one CUDA device; D in `tiles.WIDTHS`.
-        key: [M, D].
-        queue: [K, D].
-        query_permuted: [M, D] or None.
-        tau_info: at least `tiles.MIN_TAU`.
-        tau_kl: at least `tiles.MIN_TAU`.
-        alpha: weight of the KL.
-        with_gradient: False skips the second pass.
-    Returns:
-        Three 0-d float32 tensors and the gradients [M, D] float32 of each query (none without).
-
-    Note:
-        Operands fp16, logits, sums and gradients fp32, bitwise repeatable.
-    """
-    queries = [query] if query_permuted is None else [query, query_permuted]
-    with runtime.on_device(query.device):
-        problem = level_problem(queries, key, queue, tau_info, tau_kl, alpha)
-        infos, kls, coefficients = problem.row_terms(problem.launch("stats"))
-        info, kl = infos.mean(), kls.mean()
-        gradients = []
-        if with_gradient:
-            gradients = [torch.empty(query.shape, dtype=torch.float32, device=query.device) for _ in queries]
-            problem.reduce(problem.launch("gradient", (coefficients,)), coefficients, gradients)
-    return info + alpha * kl, info, kl, gradients
-
-
-def relation_kl(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    tau: float,
-    query_rows: Tensor | None,
-    key_rows: Tensor | None,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Symmetric KL of `ops.relation_kl` and its gradient in the query.
-
-    Args:
-        query: [M, D] float16, bfloat16 or float32 on one CUDA device; D in `tiles.WIDTHS`.
-        key: [N, D].
-        queue: [K, D].
-        tau: at least `tiles.MIN_TAU`.
-        query_rows: [R] int64 or None; a pair whose index lies outside its table makes the result NaN.
-        key_rows: [R] int64 or None.
-        with_gradient: False skips the second pass.
-    Returns:
-        A 0-d float32 tensor and the gradient [M, D] float32, or None.
-    """
-    with runtime.on_device(query.device):
-        problem = pairs_problem(query, key, queue, tau, query_rows, key_rows)
-        _, kls, coefficients = problem.row_terms(problem.launch("stats"))
-        if not with_gradient:
-            return kls.mean(), None
-        gradient = torch.empty(query.shape, dtype=torch.float32, device=query.device)
-        problem.reduce(problem.launch("gradient", (coefficients,)), coefficients, [gradient])
-    return kls.mean(), gradient

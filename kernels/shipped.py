@@ -20,6 +20,7 @@ from rcmstr_fast.kernels import (
     project_levels,
     queue,
     queue_similarity,
+    replace_tokens,
     row_terms,
     scheduled_losses,
     tiles,
@@ -54,12 +55,13 @@ _SITES = (
     "groups",
     "rows",
     "span",
+    "total",
     "rows_a",
     "rows_b",
     "rows_c",
 )
 _CHANNELS = ("N", "CI", "CO", "weight_tap", "weight_k", "weight_n", "D")
-_STRIDES = ("p_b", "p_c", "p_h", "p_w", "t_b", "t_c", "t_h", "t_w")
+_STRIDES = ("p_b", "p_c", "p_h", "p_w", "t_b", "t_c", "t_h", "t_w", "x_b", "x_n", "x_c")
 #: argument -> Triton type; pointers to rows as the user gave them take `rows` of a configuration
 _TYPES: dict[str, str] = (
     {name: "i32" for name in (*_SIZES, *_SITES, *_CHANNELS, *_STRIDES, "keys_a_part")}
@@ -82,6 +84,7 @@ _TYPES: dict[str, str] = (
     | {name: "*fp32" for name in ("partials_ptr", "coefficients_ptr", "infos_ptr", "kls_ptr", "sums_ptr", "factor_ptr")}
     | {
         "mask_ptr": "*i1",
+        "hidden_ptr": "*i1",
         "counts_ptr": "*i32",
         "active_ptr": "*i1",
         "source_ptr": "*i1",
@@ -92,6 +95,7 @@ _TYPES: dict[str, str] = (
     }
     | {f"{name}_ptr": "*i32" for name in ("positions", "bits", "count", "pairs", "pair_counts", "first")}
     | {f"{name}_ptr": "*fp32" for name in ("scale", "shift", "mean", "rstd", "numbers", "var", "inverse")}
+    | {f"{name}_ptr": "*fp32" for name in ("plain", "moment")}
 )
 #: Tuples of a scheduled launch: element -> Triton type; one element a term, or one a term between levels.
 _TUPLES = {f"{name}_ptrs": "*fp16" for name in ("queries", "keys", "queue")} | {
@@ -219,6 +223,13 @@ def _small(arch: int) -> Iterator[Configuration]:
             kernel = getattr(masked_mse, f"_masked_mse_{way}_kernel")
             constants = {"CHANNELS": 3, "BLOCK": masked_mse.BLOCK}
             yield Configuration(f"masked_mse_{way}_{rows}_sm{arch}", kernel, arch, constants, rows)
+    blocks = {"BLOCK_R": replace_tokens.BLOCK_R, "BLOCK_C": replace_tokens.BLOCK_C}
+    for way, constants in {"fwd": {**blocks, "x_c": 1}, "bwd": blocks}.items():
+        kernel = getattr(replace_tokens, f"_replace_tokens_{way}_kernel")
+        yield Configuration(
+            f"replace_tokens_{way}_bf16_sm{arch}", kernel, arch, constants, "bf16", sixteenths=("C", "N", "x_b", "x_n"),
+            fp32=("mask_token_ptr", "position_ptr", "out_ptr", "grad_ptr"),
+        )  # fmt: skip
     constants = {"D": 128, "BLOCK_D": 128, "BLOCK_ROWS": queue.BLOCK_ROWS}
     yield Configuration(f"enqueue_fp32_sm{arch}", queue._enqueue_kernel, arch, constants, "fp32")
 
@@ -260,12 +271,13 @@ _CONVOLUTIONS = (
 def _masked_conv(arch: int) -> Iterator[Configuration]:
     for inputs, outputs, kernel, stride, padding in _CONVOLUTIONS:
         geometry = masked_conv._geometry((kernel, kernel), stride, padding)
-        for way, (k, n) in {"fwd": (inputs, outputs), "dgrad": (outputs, inputs)}.items():
+        ways = {"fwd": (inputs, outputs), "stats": (inputs, outputs), "dgrad": (outputs, inputs)}
+        for way, (k, n) in ways.items():
             shape = masked_tiles.tile(arch, k, n, 2)
             constants = {
-                **geometry, "TRANSPOSED": way == "dgrad", "EVEN": True, "UPCAST": False,
+                **geometry, "TRANSPOSED": way == "dgrad", "STATS": way == "stats", "EVEN": True, "UPCAST": False,
                 "BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n, "BLOCK_K": shape.block_k,
-                "weight_k" if way == "fwd" else "weight_n": 1,
+                "weight_n" if way == "dgrad" else "weight_k": 1,
             }  # fmt: skip
             yield Configuration(
                 f"masked_conv_{way}_k{kernel}_{k}_{n}_sm{arch}", masked_conv._masked_conv_kernel, arch, constants,
@@ -285,12 +297,14 @@ def _masked_conv(arch: int) -> Iterator[Configuration]:
 def _masked_norm(arch: int) -> Iterator[Configuration]:
     blocks = {"BLOCK_S": masked_norm.BLOCK_S, "BLOCK_C": masked_norm.BLOCK_C}
     steps = {**blocks, "STEPS": masked_norm.STEPS}
+    moments = {"BLOCK_P": masked_norm.MOMENTS_P, "BLOCK_C": masked_norm.MOMENTS_C}
     forms = {
-        "stats": steps, "moments": {"BLOCK_C": masked_norm.BLOCK_C}, "apply": {**blocks, "RESIDUAL": True, "RELU": True},
+        "stats": steps, "moments": {**moments, "ROWS": 0}, "moments_tiles": {**moments, "ROWS": 128},
+        "apply": {**blocks, "RESIDUAL": True, "RELU": True},
         "sums": {**steps, "RELU": True}, "grad": {**blocks, "RESIDUAL": True, "RELU": True},
     }  # fmt: skip
     for form, constants in forms.items():
-        kernel = getattr(masked_norm, f"_masked_norm_{form}_kernel")
+        kernel = getattr(masked_norm, f"_masked_norm_{form.removesuffix('_tiles')}_kernel")
         name = f"masked_norm_{form}_bf16_sm{arch}"
         yield Configuration(name, kernel, arch, constants, "bf16", 4, 3, False, 1, ("C",))
 

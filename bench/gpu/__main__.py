@@ -8,7 +8,10 @@ No network and no virtual environment are used: it runs with the Python that has
 """
 
 import argparse
+import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -89,6 +92,7 @@ def _run(piece: Piece, setting: Setting, again: bool) -> int:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(setting.work.absolute() / "inductor"))
     command = [sys.executable, "-m", "bench.gpu", piece.name, "--inside", *_options(setting)]
+    shutil.rmtree(setting.unfinished, ignore_errors=True)
     start = time.monotonic()
     print(f"{piece.name}: {piece.about}", flush=True)
     try:
@@ -97,9 +101,18 @@ def _run(piece: Piece, setting: Setting, again: bool) -> int:
     except subprocess.TimeoutExpired:
         status, reason = 1, f"stopped after {setting.limit:.0f} s"
     if reason and not done(piece, setting):
-        write(piece, setting, [{"status": "stopped", "reason": reason}])
+        write(piece, setting, [*_unfinished(setting), {"status": "stopped", "reason": reason}])
     print(f"{piece.name}: {reason or 'finished'}, {time.monotonic() - start:.0f} s", flush=True)
     return int(status != 0)
+
+
+def _unfinished(setting: Setting) -> list[dict]:
+    """The rows that a stopped piece had measured."""
+    found: list[dict] = []
+    for path in sorted(setting.unfinished.rglob("*.json"), key=lambda p: p.stat().st_mtime):
+        with contextlib.suppress(ValueError):  # it was being written
+            found += json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return found
 
 
 def _options(setting: Setting) -> list[str]:

@@ -22,14 +22,21 @@ CARDS, USABLE = (12, 24, 40, 80, 140), 0.94
 
 
 def of_main(setting: Setting, run: Callable[[list[str]], int], words: list[str]) -> Rows:
-    """Rows of another benchmark's `main(words)`, which writes its own record."""
-    with tempfile.TemporaryDirectory() as folder:
-        status = run([*words, "--out", folder])
-        (path,) = Path(folder).rglob("*.json")
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    """Rows of another benchmark's `main(words)`, which writes its own record, row by row (see `Setting.unfinished`)."""
+    setting.unfinished.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(dir=setting.unfinished)
+    status = run([*words, "--out", folder])
+    (path,) = Path(folder).rglob("*.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     if status and not any(row["status"] != "ok" for row in rows):
         rows.append({"status": "failed", "reason": f"it ended with status {status}"})
     return rows
+
+
+def keep(setting: Setting, rows: Rows) -> None:
+    """Leave the rows of a piece so far, for the case that it is stopped."""
+    setting.unfinished.mkdir(parents=True, exist_ok=True)
+    (setting.unfinished / "rows.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
 
 
 def operations(setting: Setting, only: tuple[str, ...]) -> Rows:
@@ -103,6 +110,7 @@ def steps(
         except torch.cuda.OutOfMemoryError:
             rows.append({"provider": "ours", "encoder": encoder, "batch": batch, "status": "out of memory"})
         release(setting.torch_device)
+        keep(setting, rows)
         for row in rows[-1 - len(providers) :]:
             print(line(row) if "ms" in row else row, flush=True)
     return rows
@@ -122,6 +130,7 @@ def switches(setting: Setting) -> Rows:
                     wrong = {"status": "failed", "reason": str(error)[:300]}
                     rows.append({"encoder": encoder, "switches": {"cuda_graph": graph, "compile": compiled}} | wrong)
                 release(setting.torch_device)
+                keep(setting, rows)
     return rows
 
 
@@ -184,6 +193,7 @@ def memory(setting: Setting) -> Rows:
                 found += [row | {"checkpointed": checkpointed} for row in made]
                 release(setting.torch_device)
             rows += found
+            keep(setting, rows)
             rows.append({"what": "fit", "encoder": encoder, "checkpointed": checkpointed} | largest_batches(found))
     return rows
 

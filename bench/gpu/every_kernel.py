@@ -22,14 +22,22 @@ def _unit(rows: int, width: int, device: str) -> Tensor:
 
 
 def losses(device: str) -> None:
-    """Queue losses with one and two queries, with index maps, at several widths."""
-    for width in (64, 128, 256):
+    """Queue losses with one and two queries, with index maps, alone and all in one launch, at every width."""
+    for width in (64, 128, 256, 512):
         query, permuted, key, queue = (_unit(n, width, device) for n in (37, 37, 37, 300))
         leaves = [x.requires_grad_() for x in (query, permuted)]
         ops.relational_loss(leaves[0], key, queue, query_permuted=leaves[1]).loss.backward()
         ops.relational_loss(_unit(5, width, device).requires_grad_(), key[:5], queue, alpha=0.0).loss.backward()
         rows = torch.arange(37, device=device)
         ops.relation_kl(leaves[0], key, queue, query_rows=rows.flip(0), key_rows=rows // 2).backward()
+        half = _unit(37, width, device).bfloat16().requires_grad_()
+        terms = [
+            ops.LossTerm(leaves[0], key, queue, leaves[1], 0.3),
+            ops.LossTerm(half, key, queue, leaves[1], 0.3),
+            ops.LossTerm(leaves[0], key, queue, kl_only=True, query_rows=rows.flip(0), key_rows=rows // 2),
+        ]
+        for launch in ("scheduled", "separate"):
+            torch.stack([r.loss for r in ops.relational_losses(terms, launch=launch)]).sum().backward()
 
 
 def masked_layers(device: str) -> None:
@@ -45,20 +53,21 @@ def masked_layers(device: str) -> None:
             x = torch.randn(3, first, 8, 25, device=device, dtype=dtype)
             x = x.to(memory_format=torch.channels_last).requires_grad_()
             weight = torch.randn(64, first, 3, 3, device=device, requires_grad=True)
-            after = torch.randn(64, 64, 2, 2, device=device, requires_grad=True)
+            middle, after = (torch.randn(64, 64, k, k, device=device, requires_grad=True) for k in (3, 2))
             scale, shift = (torch.randn(64, device=device, requires_grad=True) for _ in range(2))
             with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 y = ops.masked_conv2d(x, weight, sites[0], padding=1)
                 y = ops.masked_batch_norm(y, scale, shift, sites[0], relu=True)
                 y = ops.masked_max_pool2d(y, sites[1], kernel_size=2, stride=(2, 1), padding=(0, 1))
                 z = ops.masked_batch_norm(y, scale, shift, sites[1], residual=y, relu=True)
+                z = ops.masked_conv_norm(z, middle, sites[1], scale, shift, padding=1, residual=y, relu=True)
                 z = ops.masked_conv2d(z, after, sites[2], stride=(2, 1), padding=(0, 1))
                 out = ops.unpack_sites(z, sites[2])
             out.float().square().sum().backward()
 
 
 def small_operations(device: str) -> None:
-    """Pooling, reconstruction loss, permutation, enqueue, momentum update."""
+    """Pooling, reconstruction loss, mask tokens, permutation, enqueue, momentum update."""
     order = ops.draw_order(torch.arange(5, device=device), seed=0, epoch=0, num_patches=2, group_size=2)
     frames = torch.randn(5, 26, 48, device=device, requires_grad=True)
     sum(x.square().sum() for x in ops.hierarchical_pool(frames, 4, order=order)).backward()  # type: ignore[union-attr]
@@ -67,6 +76,9 @@ def small_operations(device: str) -> None:
     ops.restore_frames(frames, order, num_patches=2, group_size=2).sum().backward()
     prediction = torch.randn_like(images, requires_grad=True)
     ops.masked_mse(prediction, images, images[:, :1] < 0.7).backward()
+    tokens, learned = torch.randn(3, 37, 70, device=device).bfloat16(), torch.randn(70, device=device)
+    hidden, position = torch.rand(3, 37, device=device) < 0.7, torch.randn(37, 70, device=device)
+    ops.replace_tokens(tokens.requires_grad_(), learned.requires_grad_(), position, hidden).square().sum().backward()
     queue, pointer = torch.zeros(33, 64, device=device), torch.zeros((), dtype=torch.int64, device=device)
     for count in (7, 31, 40):
         ops.enqueue_(queue, pointer, _unit(count, 64, device))

@@ -14,9 +14,18 @@ _OPERATIONS = {
     "kl": ("relation_kl",),
     "cross-entropy": ("queue_cross_entropy",),
     "levels": ("relational_loss subword", "relational_loss word"),
-    "small": ("hierarchical_pool", "masked_mse", "enqueue_", "momentum_update_", "batch_norm", "draw_masks", "project"),
-    "widths": ("M=13312 K=65536 D=64", "M=13312 K=65536 D=256", "M=13312 K=65536 D=512"),
-    "batches": ("five_terms step: B=256", "five_terms step: B=1024"),
+    "small": (
+        "hierarchical_pool",
+        "masked_mse",
+        "replace_tokens",
+        "enqueue_",
+        "momentum_update_",
+        "draw_masks",
+        "project",
+    ),
+    **{f"d{width}": (f"relational_loss frame: M=13312 K=65536 D={width}",) for width in (64, 256, 512)},
+    "256": ("five_terms step: B=256", "relational_loss frame: M=6656"),
+    "1024": ("five_terms step: B=1024", "relational_loss frame: M=26624"),
 }
 _SMALL, _LARGE = (128, 256, 512), (512, 1024, 2048)
 

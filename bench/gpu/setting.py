@@ -59,6 +59,11 @@ class Setting:
         """The device of training."""
         return torch.device("cuda", 0) if self.device == "cuda" else torch.device("cpu")
 
+    @property
+    def unfinished(self) -> Path:
+        """Where a piece leaves what it has measured so far, for the case that it is stopped."""
+        return self.work / "unfinished"
+
     def choose(self, full: Any, dry: Any) -> Any:
         """`full`, or `dry` in a dry run."""
         return dry if self.dry else full

@@ -173,7 +173,8 @@ class LSTMLayer(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """frames `[B, T, C]`."""
         self.rnn.flatten_parameters()
-        return self.linear(self.rnn(frames)[0])
+        wide = frames.to(torch.promote_types(frames.dtype, torch.float32))  # bfloat16 would leave cuDNN
+        return self.linear(self.rnn(wide)[0])
 
 
 class Rows(nn.Module):

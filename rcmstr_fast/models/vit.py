@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.encoder import Encoder, check_images
 from rcmstr_fast.models.recompute import run_part
-from rcmstr_fast.ops import Masks
+from rcmstr_fast.ops import Masks, replace_tokens
 
 PATCH = 4
 #: encoder name -> (dim, heads)
@@ -108,7 +108,7 @@ class VisionTransformer(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """images `[B, 3, H, W]` to frames `[B, W/4, C]`."""
         check_images(images, *self.size)
-        return self.masked_frames(self._encode(self.patch_embed(images)))
+        return self.masked_frames(self._encode(self.patch_embed(images) + self.pos_embed))
 
     def forward_masked(self, images: Tensor, masks: Masks, rule: str) -> tuple[Tensor, None]:
         """Hidden tokens replaced by `mask_token` (see `Encoder`): tokens `[B, N, C]`, None; `rule` has no use here.
@@ -120,16 +120,14 @@ class VisionTransformer(Encoder):
         if tuple(masks.grid.shape[1:]) != self.grid:
             raise ValueError(f"masks.grid must be [B, {self.grid[0]}, {self.grid[1]}], got {list(masks.grid.shape)}")
         # Cleared pixels keep NaN out of the weight gradient, where a replaced token would still let 0 * NaN in.
-        tokens = self.patch_embed(images.masked_fill(masks.pixels, 0.0))
-        hidden = masks.grid.flatten(1)[:, :, None]
-        return self._encode(torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)), None
+        tokens = self.patch_embed(torch.where(masks.pixels, 0.0, images))
+        return self._encode(replace_tokens(tokens, self.mask_token, self.pos_embed[0], masks.grid.flatten(1))), None
 
     def masked_frames(self, features: Tensor) -> Tensor:
         """Tokens `[B, N, C]` to frames `[B, W/4, C]`."""
         return features.unflatten(1, self.grid).mean(1)
 
-    def _encode(self, tokens: Tensor) -> Tensor:
-        x = tokens + self.pos_embed
+    def _encode(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = run_part(block, x, recompute=self.checkpointing)
         return self.norm(x)

@@ -1,6 +1,7 @@
 """Argument checks that the public operations share; every message names operation, argument, expected and got."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -62,8 +63,23 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} must be on {given[first].device} like {first}, got {value.device}")
 
 
+def check_numbers(op: str, **values: Any) -> None:
+    """Raise TypeError unless every value is a number of the host."""
+    for name, value in values.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+
+
+def check_whole(op: str, **values: Any) -> None:
+    """Raise TypeError unless every value is a whole number of the host."""
+    for name, value in values.items():
+        if not isinstance(value, Integral):
+            raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+
+
 def check_positive(op: str, **values: float) -> None:
-    """Raise ValueError unless every value is above 0."""
+    """Raise TypeError or ValueError unless every value is a number above 0."""
+    check_numbers(op, **values)
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{op}: {name} must be above 0, got {value}")
@@ -96,6 +112,14 @@ def check_finite(op: str, name: str, value: Tensor) -> None:
     """Debug check (synchronises): no NaN and no infinity."""
     if not torch.isfinite(value).all().item():
         raise ValueError(f"{op}: {name} must be finite, got NaN or infinity in {layout_text(value.shape)}")
+
+
+def check_queue(op: str, queue: Tensor) -> None:
+    """Debug check (synchronises): neither NaN nor infinity, and no row longer than 1."""
+    check_finite(op, "queue", queue)
+    longest = torch.linalg.vector_norm(queue.detach().float(), dim=1).max().item()
+    if longest > 1.01:
+        raise ValueError(f"{op}: queue must have rows of length 1 (0 where empty), got one of length {longest:.3g}")
 
 
 def check_range(op: str, name: str, value: Tensor, size: int) -> None:

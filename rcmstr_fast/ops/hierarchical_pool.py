@@ -30,10 +30,11 @@ def hierarchical_pool(
     Returns:
         `frame` [B, T, C] (order undone), `subword` [B, S, C], `word` [B, 1, C], in the dtype of `frames`.
     Raises:
-        TypeError: a tensor of another dtype.
+        TypeError: a tensor of another dtype, S is no int.
         ValueError: S outside 1..T, N does not divide T, shapes or devices disagree.
     """
     checks.check_tensor(_NAME, "frames", frames, ("B", "T", "C"))
+    checks.check_whole(_NAME, num_subwords=num_subwords)
     if not 1 <= num_subwords <= frames.shape[1]:
         raise ValueError(f"{_NAME}: num_subwords must be in 1..{frames.shape[1]}, got {num_subwords}")
     if order is not None:

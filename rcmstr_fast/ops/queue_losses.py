@@ -1,159 +1,152 @@
-"""The queue losses that never hold M x K, as custom operators: value and gradient in one forward.
+"""The queue losses that never hold M x K, as one custom operator over a list of terms: values and gradients in one forward.
 
-The gradient is taken with the value, so the queue may be overwritten before backward, which only
-multiplies by grad_output on the device. Backends: "chunked" (plain PyTorch, `ops.chunked`) and "triton"
-(`kernels.relational_loss`), with one calling convention.
+The gradient is taken with the value, so the queue may be overwritten before backward, which only multiplies by grad_output
+on the device. `relational_loss` and `relation_kl` are lists of one term. Backends: "chunked" (plain PyTorch, `ops.chunked`)
+and "triton" (`kernels.loss_terms`), with one calling convention.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rcmstr_fast import env
 from rcmstr_fast.kernels import tiles
 from rcmstr_fast.ops import triton_backend
 from rcmstr_fast.ops.dispatch import Operation, register
-from rcmstr_fast.ops.reference import RelationalLoss
+from rcmstr_fast.ops.reference import LossTerm, RelationalLoss
 
-_MODULES = {"chunked": "rcmstr_fast.ops.chunked", "triton": "rcmstr_fast.kernels.relational_loss"}
+_MODULES = {"chunked": "rcmstr_fast.ops.chunked", "triton": "rcmstr_fast.kernels.loss_terms"}
 
-
-def implementation_of(name: str, backend: str) -> ModuleType:
-    """The module that runs operation `name` on "chunked" or "triton"."""
-    module = (
-        "rcmstr_fast.kernels.loss_terms" if (name, backend) == ("relational_losses", "triton") else _MODULES[backend]
-    )
-    return import_module(module)  # at the first call: triton is heavy, and absent on many machines
+#: Flags of a term in the flat form that the custom operator takes.
+_PERMUTED, _KL_ONLY, _QUERY_ROWS, _KEY_ROWS = 1, 2, 4, 8
 
 
-def result_dtype(query: Tensor) -> torch.dtype:
+def _flatten(terms: Sequence[LossTerm]) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
+    """Queries (they get gradients), constants, flags and alphas of the terms."""
+    queries, constants, flags = [], [], []
+    for term in terms:
+        queries += [q for q in (term.query, term.query_permuted) if q is not None]
+        constants += [c for c in (term.key, term.queue, term.query_rows, term.key_rows) if c is not None]
+        flags.append(
+            _PERMUTED * (term.query_permuted is not None)
+            + _KL_ONLY * term.kl_only
+            + _QUERY_ROWS * (term.query_rows is not None)
+            + _KEY_ROWS * (term.key_rows is not None)
+        )
+    return queries, [c.detach() for c in constants], flags, [float(term.alpha) for term in terms]
+
+
+def _terms(queries: list[Tensor], constants: list[Tensor], flags: list[int], alphas: list[float]) -> list[LossTerm]:
+    """The inverse of `_flatten`."""
+    query, constant = iter(queries), iter(constants)
+    made = []
+    for flag, alpha in zip(flags, alphas):
+        rows, permuted = next(query), next(query) if flag & _PERMUTED else None
+        key, queue = next(constant), next(constant)
+        query_rows = next(constant) if flag & _QUERY_ROWS else None
+        key_rows = next(constant) if flag & _KEY_ROWS else None
+        made.append(LossTerm(rows, key, queue, permuted, alpha, bool(flag & _KL_ONLY), query_rows, key_rows))
+    return made
+
+
+def _implementation(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    module = import_module(_MODULES[backend])  # at the first call: triton is heavy, and absent on many machines
+    return module.relational_losses
+
+
+def _result_dtype(query: Tensor) -> torch.dtype:
     """float32, float64 for float64 queries."""
     return torch.promote_types(query.dtype, torch.float32)
 
 
-def _scale_of(grad_output: Tensor | None, gradient: Tensor, dtype: torch.dtype) -> Tensor | None:
-    return None if grad_output is None else (gradient * grad_output).to(dtype)
-
-
-@torch.library.custom_op("rcmstr_fast::relational_loss", mutates_args=())
-def _relational_loss(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    query_permuted: Tensor | None,
+@torch.library.custom_op("rcmstr_fast::relational_losses", mutates_args=())
+def _losses(
+    queries: list[Tensor],
+    constants: list[Tensor],
+    flags: list[int],
+    alphas: list[float],
     tau_info: float,
     tau_kl: float,
-    alpha: float,
     with_gradient: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`loss, info, kl` and the gradients of the loss in query and query_permuted ([0] where there is none)."""
-    run = implementation_of("relational_loss", backend).relational_loss
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        loss, info, kl, gradients = run(query, key, queue, query_permuted, tau_info, tau_kl, alpha, with_gradient)
-    gradients += [query.new_empty(0, dtype=loss.dtype) for _ in range(2 - len(gradients))]
-    return loss, info, kl, gradients[0], gradients[1]
-
-
-@_relational_loss.register_fake
-def _(query, key, queue, query_permuted, tau_info, tau_kl, alpha, with_gradient, backend):  # type: ignore[no-untyped-def]
-    dtype = result_dtype(query)
-    loss, info, kl = (query.new_empty((), dtype=dtype) for _ in range(3))
-    present = (with_gradient, with_gradient and query_permuted is not None)
-    first, second = (query.new_empty(query.shape if there else (0,), dtype=dtype) for there in present)
-    return loss, info, kl, first, second
-
-
-def _relational_loss_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.dtypes = [None if rows is None else rows.dtype for rows in (inputs[0], inputs[3])]
-    ctx.save_for_backward(output[3], output[4])
-
-
-def _relational_loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple:
-    grads = [
-        None if dtype is None or not gradient.numel() else _scale_of(grad_loss, gradient, dtype)
-        for dtype, gradient in zip(ctx.dtypes, ctx.saved_tensors)
-    ]
-    return grads[0], None, None, grads[1], None, None, None, None, None
-
-
-_relational_loss.register_autograd(_relational_loss_backward, setup_context=_relational_loss_setup)
-
-
-@torch.library.custom_op("rcmstr_fast::relation_kl", mutates_args=())
-def _relation_kl(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    tau: float,
-    query_rows: Tensor | None,
-    key_rows: Tensor | None,
-    with_gradient: bool,
+    launch: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The KL and its gradient in query ([0] where there is none)."""
-    run = implementation_of("relation_kl", backend).relation_kl
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        kl, gradient = run(query, key, queue, tau, query_rows, key_rows, with_gradient)
-    return kl, query.new_empty(0, dtype=kl.dtype) if gradient is None else gradient
+    """`loss, info, kl` [terms, 3] and the gradients of each loss in its queries, one below the other [R, D]."""
+    run = _implementation(backend)
+    with torch.no_grad(), torch.autocast(queries[0].device.type, enabled=False):
+        terms = _terms(queries, constants, flags, alphas)
+        return run(terms, tau_info, tau_kl, with_gradient, launch)
 
 
-@_relation_kl.register_fake
-def _(query, key, queue, tau, query_rows, key_rows, with_gradient, backend):  # type: ignore[no-untyped-def]
-    dtype = result_dtype(query)
-    return query.new_empty((), dtype=dtype), query.new_empty(query.shape if with_gradient else (0,), dtype=dtype)
+@_losses.register_fake
+def _(queries, constants, flags, alphas, tau_info, tau_kl, with_gradient, launch, backend):  # type: ignore[no-untyped-def]
+    first = queries[0]
+    dtype = _result_dtype(first)
+    rows = sum(q.shape[0] for q in queries) if with_gradient else 0
+    return first.new_empty(len(flags), 3, dtype=dtype), first.new_empty(rows, first.shape[1], dtype=dtype)
 
 
-def _relation_kl_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.dtype = inputs[0].dtype
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    queries, constants, ctx.flags = inputs[:3]
+    ctx.queries = [(q.shape[0], q.dtype) for q in queries]
+    ctx.constants = len(constants)
     ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _relation_kl_backward(ctx: Any, grad_kl: Tensor | None, _: Tensor | None) -> tuple:
-    return _scale_of(grad_kl, ctx.saved_tensors[0], ctx.dtype), None, None, None, None, None, None, None
+def _backward(ctx: Any, grad_values: Tensor, _: Tensor | None) -> tuple:
+    (gradients,) = ctx.saved_tensors
+    term_of = [t for t, flag in enumerate(ctx.flags) for _ in range(2 if flag & _PERMUTED else 1)]
+    parts = gradients.split([rows for rows, _ in ctx.queries])
+    grads = [(part * grad_values[term, 0]).to(dtype) for part, term, (_, dtype) in zip(parts, term_of, ctx.queries)]
+    return grads, [None] * ctx.constants, *[None] * 7
 
 
-_relation_kl.register_autograd(_relation_kl_backward, setup_context=_relation_kl_setup)
+_losses.register_autograd(_backward, setup_context=_setup)
 
 
-def _relational_loss_on(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    *,
-    query_permuted: Tensor | None,
-    tau_info: float,
-    tau_kl: float,
-    alpha: float,
-    implementation: str,
-) -> RelationalLoss:
-    wanted = query.requires_grad or (query_permuted is not None and query_permuted.requires_grad)
-    loss, info, kl, _, _ = _relational_loss(
-        query, key.detach(), queue.detach(), query_permuted, tau_info, tau_kl, alpha,
-        wanted and torch.is_grad_enabled(), implementation,
-    )  # fmt: skip
-    return RelationalLoss(loss, info.detach(), kl.detach())
+Losses = Callable[..., list[RelationalLoss]]
 
 
-def _relation_kl_on(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    *,
-    tau: float,
-    query_rows: Tensor | None,
-    key_rows: Tensor | None,
-    implementation: str,
-) -> Tensor:
-    wanted = query.requires_grad and torch.is_grad_enabled()
-    return _relation_kl(query, key.detach(), queue.detach(), tau, query_rows, key_rows, wanted, implementation)[0]
+def _losses_on(backend: str) -> Losses:
+    def run(terms: Sequence[LossTerm], *, tau_info: float, tau_kl: float, launch: str) -> list[RelationalLoss]:
+        queries, constants, flags, alphas = _flatten(terms)
+        wanted = torch.is_grad_enabled() and any(q.requires_grad for q in queries)
+        launch = (env.loss_launch() or launch) if launch == "auto" else launch
+        values, _ = _losses(queries, constants, flags, alphas, tau_info, tau_kl, wanted, launch, backend)
+        logged = values.detach()
+        return [RelationalLoss(values[i, 0], logged[i, 1], logged[i, 2]) for i in range(len(flags))]
+
+    return run
 
 
-def triton_reasons(query: Tensor, key: Tensor, queue: Tensor, **options: Any) -> list[str]:
+def _level(losses: Losses) -> Callable[..., RelationalLoss]:
+    """`relational_loss` as a list of one term."""
+
+    def run(
+        query: Tensor, key: Tensor, queue: Tensor, *, query_permuted: Tensor | None, tau_info: float, tau_kl: float,
+        alpha: float,
+    ) -> RelationalLoss:  # fmt: skip
+        term = LossTerm(query, key, queue, query_permuted, alpha)
+        return losses([term], tau_info=tau_info, tau_kl=tau_kl, launch="separate")[0]
+
+    return run
+
+
+def _pairs(losses: Losses) -> Callable[..., Tensor]:
+    """`relation_kl` as a list of one term."""
+
+    def run(query: Tensor, key: Tensor, queue: Tensor, *, tau: float, **rows: Tensor | None) -> Tensor:
+        term = LossTerm(query, key, queue, kl_only=True, **rows)  # type: ignore[arg-type]
+        return losses([term], tau_info=tau, tau_kl=tau, launch="separate")[0].loss
+
+    return run
+
+
+def _term_reasons(query: Tensor, key: Tensor, queue: Tensor, **options: Any) -> list[str]:
     """Why the kernels cannot run a term."""
     operands = {"query": query, "key": key, "queue": queue, "query_permuted": options.get("query_permuted")}
     reasons = triton_backend.operand_reasons(operands)
@@ -166,15 +159,26 @@ def triton_reasons(query: Tensor, key: Tensor, queue: Tensor, **options: Any) ->
     return reasons
 
 
+def _reasons(terms: Sequence[LossTerm], *, tau_info: float, tau_kl: float, launch: str) -> list[str]:
+    found: list[str] = []
+    for term in terms:
+        given = {"query_permuted": term.query_permuted, "tau_info": tau_info, "tau_kl": tau_kl}
+        found += [r for r in _term_reasons(term.query, term.key, term.queue, **given) if r not in found]
+    return found
+
+
 def register_queue_loss(op: Operation) -> None:
-    """Register the Triton and the chunked backend of `relational_loss` or `relation_kl`."""
-    run: Callable[..., Any] = _relational_loss_on if op.name == "relational_loss" else _relation_kl_on
+    """Register the Triton and the chunked backend of `relational_losses`, `relational_loss` or `relation_kl`."""
+    several = op.name == "relational_losses"
+    wrap: Callable[[Losses], Callable[..., Any]] = {
+        "relational_losses": lambda losses: losses, "relational_loss": _level, "relation_kl": _pairs,
+    }[op.name]  # fmt: skip
     register(
         op,
         "triton",
-        functools.partial(run, implementation="triton"),
-        unsupported_reasons=triton_reasons,
+        wrap(_losses_on("triton")),
+        unsupported_reasons=_reasons if several else _term_reasons,
         available=triton_backend.reasons,
         avoid=triton_backend.avoid_on_cpu,
     )
-    register(op, "chunked", functools.partial(run, implementation="chunked"))
+    register(op, "chunked", wrap(_losses_on("chunked")))

@@ -34,7 +34,7 @@ def check_relation_kl(
     checks.check_positive(op, tau=tau)
     if env.debug():
         checks.check_unit_rows(op, query=query, key=key)
-        checks.check_finite(op, "queue", queue)
+        checks.check_queue(op, queue)
         for name, rows, table in (("query_rows", query_rows, query), ("key_rows", key_rows, key)):
             if rows is not None:
                 checks.check_range(op, name, rows, table.shape[0])

@@ -14,8 +14,9 @@ _NAME = "relational_loss"
 
 
 def check_relational_loss(
-    op: str, query: Tensor, key: Tensor, queue: Tensor, query_permuted: Tensor | None, tau_info: float, tau_kl: float
-) -> None:
+    op: str, query: Tensor, key: Tensor, queue: Tensor, query_permuted: Tensor | None, tau_info: float, tau_kl: float,
+    alpha: float,
+) -> None:  # fmt: skip
     """Raise what `relational_loss` raises, in the name of `op`."""
     checks.check_tensor(op, "query", query, ("M", "D"))
     checks.check_not_empty(op, "query", query, "M")
@@ -26,9 +27,10 @@ def check_relational_loss(
         checks.check_tensor(op, "query_permuted", query_permuted, query.shape, like="query")
     checks.check_devices(op, query=query, key=key, queue=queue, query_permuted=query_permuted)
     checks.check_positive(op, tau_info=tau_info, tau_kl=tau_kl)
+    checks.check_numbers(op, alpha=alpha)
     if env.debug():
         checks.check_unit_rows(op, query=query, key=key, query_permuted=query_permuted)
-        checks.check_finite(op, "queue", queue)
+        checks.check_queue(op, queue)
 
 
 def relational_loss(
@@ -63,10 +65,10 @@ def relational_loss(
         `loss`, `info`, `kl`: 0-d float32 (float64 for float64 queries), computed at least in that precision
         whatever the autocast state. Only `loss` carries a gradient. NaN in any argument gives NaN.
     Raises:
-        TypeError: an argument is not a floating-point tensor.
+        TypeError: a tensor is not floating-point, or another argument no number.
         ValueError: ranks, D, M or devices differ, M or K is 0, a temperature is not above 0.
     """
-    check_relational_loss(_NAME, query, key, queue, query_permuted, tau_info, tau_kl)
+    check_relational_loss(_NAME, query, key, queue, query_permuted, tau_info, tau_kl, alpha)
     return _relational_loss(
         query,
         key,

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +89,22 @@ def test_a_piece_that_takes_too_long_is_stopped_and_said(tmp_path, capsys):
     chosen = Setting(tmp_path, "cpu", dry=True, work=tmp_path / "work", limit=0.05)
     assert command._run(PIECES["ceilings"], chosen, False) == 1
     assert "stopped after 0 s" in capsys.readouterr().out and done(PIECES["ceilings"], chosen) is None
+
+
+def test_a_stopped_piece_keeps_what_it_has_measured(tmp_path, monkeypatch):
+    chosen = Setting(tmp_path, "cpu", dry=True, work=tmp_path / "work")
+
+    def run(words, **options):
+        benchmarks.operations(chosen, ("enqueue_",))
+        raise subprocess.TimeoutExpired(words, options["timeout"])
+
+    monkeypatch.setattr(command, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
+    for _ in range(2):  # what an earlier try has left does not count
+        assert command._run(PIECES["operations-small"], chosen, False) == 1
+    (path,) = tmp_path.glob("*/gpu-operations-small.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["provider"] for row in rows[:-1]} == {"eager", "ours"} and len(rows) == 5
+    assert rows[-1]["status"] == "stopped" and done(PIECES["operations-small"], chosen) is None
 
 
 def test_what_is_missing_is_one_line(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """All loss terms of a step in one call: values and gradients as of the single operations, in one launch a pass or many."""
 
-import importlib
 import math
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from rcmstr_fast import ops
 from rcmstr_fast.kernels import tiles
+from rcmstr_fast.ops import queue_losses
 from tests.kernels.rows import BACKENDS, DEVICE, TRITON, relative, unit_rows, worst_row
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
@@ -72,6 +72,7 @@ def gradients(terms, weights, **options):
         (3, 7, 2, 64, (65, 200, 17), False, True),
         (2, 9, 3, 256, (40, 65, 31), True, False),
         (1, 5, 2, 512, (33, 40, 7), True, True),
+        (2, 5, 2, 64, (33, 40, 7), True, False),
     ],
 )
 def test_against_float64_operations(backend, launch, images, frames, subwords, width, keys, two, between):
@@ -165,9 +166,8 @@ def test_gradients_have_the_dtype_of_the_queries(backend, launch, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_and_compile(backend):
     terms = step_terms(1, 3, 2, 64, (20, 20, 20))
-    module = importlib.import_module("rcmstr_fast.ops.relational_losses")  # the package has the function of that name
-    given = (*module._flatten(terms), 0.07, 0.04, True, "scheduled", backend)
-    torch.library.opcheck(module._losses, given, test_utils=("test_schema", "test_faketensor"))
+    given = (*queue_losses._flatten(terms), 0.07, 0.04, True, "scheduled", backend)
+    torch.library.opcheck(queue_losses._losses, given, test_utils=("test_schema", "test_faketensor"))
 
     def step(*queries):
         rows = iter(queries)
@@ -186,6 +186,8 @@ def test_bad_terms_are_named():
     terms = step_terms(1, 3, 2, 64, (20, 20, 20))
     with pytest.raises(ValueError, match="at least one"):
         ops.relational_losses([])
+    with pytest.raises(TypeError, match="term 1 must be a LossTerm, got tuple"):
+        ops.relational_losses([terms[0], tuple(terms[1])])
     with pytest.raises(ValueError, match="term 1: query_rows"):
         ops.relational_losses([terms[0], terms[1]._replace(query_rows=torch.arange(3))])
     with pytest.raises(ValueError, match="term 0: query_permuted"):

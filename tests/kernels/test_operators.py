@@ -17,22 +17,28 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("two", [True, False])
-def test_opcheck_relational_loss(backend, two):
+@pytest.mark.parametrize("kind", ["one query", "two queries", "pairs"])
+def test_opcheck_of_one_term(backend, kind):
     query, permuted, key, queue = (unit_rows(n, 64, seed=i, device=DEVICE) for i, n in enumerate((4, 4, 4, 9)))
-    second = permuted.requires_grad_() if two else None
-    arguments = (query.requires_grad_(), key, queue, second, 0.07, 0.04, 0.3, True, backend)
-    torch.library.opcheck(queue_losses._relational_loss, arguments, test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(queue_losses._relational_loss, arguments, test_utils="test_autograd_registration")
+    term = ops.LossTerm(query.requires_grad_(), key, queue)
+    if kind == "two queries":
+        term = term._replace(query_permuted=permuted.requires_grad_())
+    if kind == "pairs":
+        term = term._replace(key=key[:3], kl_only=True, query_rows=torch.tensor([3, 0, 1], device=DEVICE))
+    for with_gradient in (True, False):
+        arguments = (*queue_losses._flatten([term]), 0.07, 0.04, with_gradient, "separate", backend)
+        torch.library.opcheck(queue_losses._losses, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(queue_losses._losses, arguments, test_utils="test_autograd_registration")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck_relation_kl(backend):
-    query, key, queue = (unit_rows(n, 64, seed=n, device=DEVICE) for n in (4, 3, 9))
-    rows = torch.tensor([3, 0, 1], device=DEVICE)
-    for with_gradient in (True, False):
-        arguments = (query.requires_grad_(), key, queue, 0.04, rows, None, with_gradient, backend)
-        torch.library.opcheck(queue_losses._relation_kl, arguments, test_utils=("test_schema", "test_faketensor"))
+@pytest.mark.parametrize("with_gradient", [(True, False), (False, True)])
+def test_only_the_query_that_requires_a_gradient_gets_one(backend, with_gradient):
+    query, permuted, key, queue = (unit_rows(n, 64, seed=i, device=DEVICE) for i, n in enumerate((4, 4, 4, 9)))
+    for rows, wanted in zip((query, permuted), with_gradient):
+        rows.requires_grad_(wanted)
+    ops.relational_loss(query, key, queue, query_permuted=permuted, backend=backend).loss.backward()
+    assert [x.grad is not None and bool(x.grad.any()) for x in (query, permuted)] == list(with_gradient)
 
 
 @TRITON
@@ -121,7 +127,7 @@ class _NoKernel:
 @TRITON
 def test_the_kernels_allocate_a_few_times_m_x_d(monkeypatch):
     """M = 13,312, K = 65,536, D = 128 with both queries: everything ever allocated is below 200 MiB."""
-    from rcmstr_fast.kernels import queue_similarity, relational_loss, row_terms, runtime
+    from rcmstr_fast.kernels import loss_terms, queue_similarity, row_terms, runtime
 
     for name in ("_stats_kernel", "_gradient_kernel"):
         monkeypatch.setattr(queue_similarity, name, _NoKernel())
@@ -131,7 +137,7 @@ def test_the_kernels_allocate_a_few_times_m_x_d(monkeypatch):
         monkeypatch.setattr(runtime, "multiprocessors", lambda device, n=multiprocessors: n)
         query, key, queue = (torch.empty(n, 128, device="meta") for n in (13312, 13312, 65536))
         with Allocated(query, key, queue) as allocated:
-            relational_loss.relational_loss(query, key, queue, query, 0.07, 0.04, 0.3, True)
+            loss_terms.relational_losses([ops.LossTerm(query, key, queue, query)], 0.07, 0.04, True, "separate")
         assert 2 * 13312 * 128 * 4 < allocated.bytes < 200 << 20
 
 

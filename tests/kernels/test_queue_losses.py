@@ -161,6 +161,16 @@ def test_nan_in_gives_nan_out(backend, where):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("where", range(3), ids=["query", "key", "queue"])
+def test_nan_in_gives_nan_out_of_relation_kl(backend, where):
+    tensors = [unit_rows(9, 64, seed=i, device=DEVICE) for i in range(3)]
+    tensors[where][3, 5] = math.nan
+    kl = ops.relation_kl(tensors[0].requires_grad_(), *tensors[1:], backend=backend)
+    kl.backward()
+    assert torch.isnan(kl) and torch.isnan(tensors[0].grad).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_index_maps_with_repeated_and_unused_rows(backend):
     query, key, queue = (unit_rows(n, 64, seed=n, device=DEVICE).half().float() for n in (26, 4, 90))
     query_rows = torch.tensor([7, 1, 25, 1, 3, 1, 0, 25], device=DEVICE)

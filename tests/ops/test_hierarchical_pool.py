@@ -58,6 +58,7 @@ def test_gradcheck(case):
         ((torch.zeros(2, 3), 1), ValueError, "frames must be [B, T, C], got [2, 3]"),
         ((torch.zeros(2, 6, 3), 0), ValueError, "num_subwords must be in 1..6, got 0"),
         ((torch.zeros(2, 6, 3), 7), ValueError, "num_subwords must be in 1..6, got 7"),
+        ((torch.zeros(2, 6, 3), 2.5), TypeError, "num_subwords must be an int, got float"),
         ((torch.zeros(2, 6, 3), 4, torch.zeros(3, 2, dtype=torch.int64)), ValueError,
          "order must be [2, N] like frames, got [3, 2]"),
         ((torch.zeros(2, 6, 3), 4, torch.zeros(2, 4, dtype=torch.int64)), ValueError,

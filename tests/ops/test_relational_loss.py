@@ -217,6 +217,8 @@ def bad(**changes):
         ({"queue": torch.zeros(9, 128, device="meta")}, ValueError, "queue must be on cpu like query, got meta"),
         ({"tau_kl": 0.0}, ValueError, "tau_kl must be above 0, got 0.0"),
         ({"tau_info": math.nan}, ValueError, "tau_info must be above 0, got nan"),
+        ({"tau_info": "0.07"}, TypeError, "tau_info must be a number, got str"),
+        ({"alpha": None}, TypeError, "alpha must be a number, got NoneType"),
     ],
 )  # fmt: skip
 def test_bad_arguments(changes, error, message):
@@ -232,3 +234,6 @@ def test_debug_checks_values(monkeypatch):
         ops.relational_loss(**bad(key=2 * unit_rows(4, 128, 1)))
     with pytest.raises(ValueError, match="relational_loss: queue must be finite"):
         ops.relational_loss(**bad(queue=torch.full((9, 128), math.inf)))
+    with pytest.raises(ValueError, match=r"relational_loss: queue must have rows of length 1 .*, got one of length 2"):
+        ops.relational_loss(**bad(queue=2 * unit_rows(9, 128, 2)))
+    ops.relational_loss(**bad(queue=torch.zeros(9, 128)))

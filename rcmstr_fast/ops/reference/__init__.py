@@ -2,8 +2,9 @@
 
 from rcmstr_fast.ops.reference.augment import augment_views
 from rcmstr_fast.ops.reference.batch_norm import GroupedNorm, grouped_batch_norm
+from rcmstr_fast.ops.reference.cast_weight import CastWeight
 from rcmstr_fast.ops.reference.hierarchical_pool import HierarchicalFeatures, hierarchical_pool
-from rcmstr_fast.ops.reference.masked_conv import masked_conv2d, masked_max_pool2d
+from rcmstr_fast.ops.reference.masked_conv import masked_conv2d, masked_conv_norm, masked_max_pool2d
 from rcmstr_fast.ops.reference.masked_mse import masked_mse
 from rcmstr_fast.ops.reference.masked_norm import masked_batch_norm
 from rcmstr_fast.ops.reference.masks import Masks, draw_masks
@@ -14,9 +15,11 @@ from rcmstr_fast.ops.reference.queue import enqueue_
 from rcmstr_fast.ops.reference.relation_kl import relation_kl
 from rcmstr_fast.ops.reference.relational_loss import RelationalLoss, relational_loss
 from rcmstr_fast.ops.reference.relational_losses import LossTerm, relational_losses
+from rcmstr_fast.ops.reference.replace_tokens import replace_tokens
 from rcmstr_fast.ops.reference.sites import Sites, active_sites
 
 __all__ = [
+    "CastWeight",
     "GroupedNorm",
     "HierarchicalFeatures",
     "LossTerm",
@@ -32,6 +35,7 @@ __all__ = [
     "hierarchical_pool",
     "masked_batch_norm",
     "masked_conv2d",
+    "masked_conv_norm",
     "masked_max_pool2d",
     "masked_mse",
     "momentum_update_",
@@ -40,5 +44,6 @@ __all__ = [
     "relation_kl",
     "relational_loss",
     "relational_losses",
+    "replace_tokens",
     "restore_frames",
 ]
