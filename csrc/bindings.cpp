@@ -75,8 +75,11 @@ void bind_lmdb(py::module_& m) {
   const auto& error = py::register_exception<rcmstr::LmdbError>(m, "LmdbError", PyExc_RuntimeError);
   py::register_exception<rcmstr::LmdbUnsupported>(m, "LmdbUnsupported", error);
   py::class_<LmdbReader>(m, "LmdbReader")
-      .def(py::init<const std::string&>(), py::arg("data_file"))
+      .def(py::init<const std::string&>(), py::arg("data_file"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("entries", &LmdbReader::entries)
+      .def_property_readonly("lost_pages", &LmdbReader::lost_pages)
+      .def_property_readonly("damaged", &LmdbReader::damaged)
+      .def("largest_number", &LmdbReader::largest_number, py::arg("kind"), py::call_guard<py::gil_scoped_release>())
       .def("get",
            [](const LmdbReader& reader, const std::vector<std::string>& keys) {
              return lmdb_values(reader, keys.size(), [&](size_t i) { return std::string_view(keys[i]); });
@@ -219,9 +222,10 @@ void bind_rows(py::module_& m, const std::string& suffix) {
         release());
   m.def(("norm_rows_" + suffix).c_str(),
         [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t residual, uintptr_t out, uintptr_t mean,
-           uintptr_t rstd, const std::vector<int64_t>& starts, int64_t channels, double eps, bool relu, int threads) {
+           uintptr_t rstd, uintptr_t var, const std::vector<int64_t>& starts, int64_t channels, double eps, bool relu,
+           int threads) {
           rcmstr::norm_rows(pointer<T>(x), pointer<W>(weight), pointer<W>(bias), pointer<T>(residual), pointer<T>(out),
-                            pointer<W>(mean), pointer<W>(rstd),
+                            pointer<W>(mean), pointer<W>(rstd), pointer<W>(var),
                             {starts.data(), static_cast<int64_t>(starts.size()) - 1}, channels, eps, relu, threads);
         },
         release());

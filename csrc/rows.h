@@ -33,11 +33,11 @@ template <class T>
 void max_rows_backward(const T* grad_out, const int8_t* which, const int32_t* inverse, T* grad, int64_t n, int taps,
                        int64_t channels, int threads);
 
-// Batch norm of each group: out = (x - mean) * rstd * weight + bias (+ residual) (ReLU). mean and rstd
-// [groups, channels] are written. residual may be null.
+// Batch norm of each group: out = (x - mean) * rstd * weight + bias (+ residual) (ReLU). mean, rstd and the unbiased
+// variance var [groups, channels] are written. residual may be null.
 template <class T, class W>
-void norm_rows(const T* x, const W* weight, const W* bias, const T* residual, T* out, W* mean, W* rstd, Groups groups,
-               int64_t channels, double eps, bool relu, int threads);
+void norm_rows(const T* x, const W* weight, const W* bias, const T* residual, T* out, W* mean, W* rstd, W* var,
+               Groups groups, int64_t channels, double eps, bool relu, int threads);
 
 // Gradients of norm_rows. `out` (of the forward) tells where ReLU passed and is null without ReLU; grad_residual may
 // be null. grad_weight and grad_bias [channels] are written.

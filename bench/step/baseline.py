@@ -169,7 +169,7 @@ class Baseline(nn.Module):
                 reconstruction = self._reconstruct(views[0], masks.grid, masks.pixels)
             queries = [self._features(views[0], method.num_subwords)]
             if method.permute:
-                order = self.order(batch)
+                order = batch.order if batch.order is not None else self.order(batch)
                 permuted = batch.permuted if batch.permuted is not None else self.permute(views[0], order)
                 queries.append(self._features(permuted, method.num_subwords, order))
             with torch.no_grad():

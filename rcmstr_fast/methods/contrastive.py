@@ -109,7 +109,7 @@ class ContrastiveMethod(nn.Module):
 
     def _permuted(self, batch: StepBatch) -> PermutedQuery:
         method, seed = self.config.method, self.config.seed
-        return PermutedQuery(batch.views[0], batch.index, batch.epoch, method, seed, batch.permuted)
+        return PermutedQuery(batch.views[0], batch.index, batch.epoch, method, seed, batch.permuted, batch.order)
 
     def _online_frames(
         self, images: Tensor, passes: int, batch: StepBatch, pictures: bool

@@ -25,32 +25,39 @@ class MaskedImageModelling(nn.Module):
 
     def masks(self, batch: StepBatch) -> ops.Masks:
         """Masks of a micro-batch, a function of (seed, epoch, index)."""
-        method = self.config.method
-        size = (self.config.model.height, self.config.model.image_width)
-        return ops.draw_masks(
-            batch.index, seed=self.config.seed, epoch=batch.epoch, size=size,
-            unit=self.unit, mask_ratio=method.mask_ratio, num_blocks=method.num_blocks,
-        )  # fmt: skip
+        return self._draw(batch.index, batch.epoch)
 
     def forward(
-        self, encoder: nn.Module, images: Tensor, masks: ops.Masks, collectives: Collectives
+        self, encoder: nn.Module, images: Tensor, batch: StepBatch, masks: ops.Masks, collectives: Collectives
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction loss.
 
         Args:
             encoder: the online encoder.
             images: [B, 3, H, W] normalised (rectified) query view.
+            batch: the micro-batch that they come from.
             masks: what is hidden.
-            collectives: the divisor 3N of Eq. 8 counts the hidden pixels of all processes.
+            collectives: the divisor 3N of Eq. 8 counts the hidden pixels of the step: of all processes and micro-batches.
         Returns:
-            loss_mim 0-d, prediction [B, 3, H, W], encoder features.
+            loss_mim 0-d, whose mean over processes and micro-batches is that of the step; prediction [B, 3, H, W];
+            encoder features.
         """
         features, active = encoder.forward_masked(images, masks, self.config.method.mask_rule)
         prediction = self.head(features, active)
         loss = ops.masked_mse(full_precision(prediction), self.target(images, masks), masks.pixels)
-        hidden = masks.pixels.sum().to(loss.dtype)
-        share = hidden / collectives.mean(hidden).clamp(min=1)
-        return loss * share, prediction, features
+        hidden = average = masks.pixels.sum().to(loss.dtype)
+        if batch.step_index is not None:
+            whole = self._draw(batch.step_index, batch.epoch).pixels.sum().to(loss.dtype)
+            average = whole * (len(batch.index) / len(batch.step_index))
+        return loss * (hidden / collectives.mean(average).clamp(min=1)), prediction, features
+
+    def _draw(self, index: Tensor, epoch: int | Tensor) -> ops.Masks:
+        method = self.config.method
+        size = (self.config.model.height, self.config.model.image_width)
+        return ops.draw_masks(
+            index, seed=self.config.seed, epoch=epoch, size=size,
+            unit=self.unit, mask_ratio=method.mask_ratio, num_blocks=method.num_blocks,
+        )  # fmt: skip
 
     def target(self, images: Tensor, masks: ops.Masks) -> Tensor:
         """Pixels in [0, 1], or (norm_pix) normalised over each mask unit: [B, 3, H, W] float32 (float64 for float64 images)."""

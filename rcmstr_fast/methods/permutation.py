@@ -123,15 +123,16 @@ class PermutedQuery:
         method: division, num_patches, group_size, shared_permutation.
         seed: seed of the run.
         permuted: like images, in `permuted_order`; where they have been made already (not for moved cuts).
+        order: [B, N] int64; `permuted_order`, where it has been drawn already.
     """
 
     def __init__(
         self, images: Tensor, index: Tensor, epoch: int | Tensor, method: MethodConfig, seed: int,
-        permuted: Tensor | None = None,
+        permuted: Tensor | None = None, order: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.method = method
         self._shape = {"num_patches": method.num_patches, "group_size": method.group_size}
-        self.order = permuted_order(index, epoch, method, seed)
+        self.order = permuted_order(index, epoch, method, seed) if order is None else order
         self._cuts = None
         if method.division == "vertical_projection":
             self._cuts = find_cuts(images, method.num_patches)

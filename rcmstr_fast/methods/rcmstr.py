@@ -25,7 +25,7 @@ class RCMSTR(ContrastiveMethod):
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         query = images[: len(batch.index)]
         masks = self.mim.masks(batch)
-        loss, prediction, features = self.mim(self.online.encoder, query, masks, self.collectives)
+        loss, prediction, features = self.mim(self.online.encoder, query, batch, masks, self.collectives)
         if self.config.method.coupled:
             frames = [self.online.encoder.masked_frames(features)]
             if passes > 1:

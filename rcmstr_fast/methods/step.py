@@ -16,12 +16,16 @@ class StepBatch:
         epoch: the epoch; int, or 0-d int64 tensor on the device (a recorded step reads it there).
         permuted: [B, 3, H, W] like views; the query view with its strips permuted by `permuted_order`, where it has been made
             together with the views; None: the method permutes it.
+        order: [B, N] int64; `permuted_order`, where it has been drawn already; None: the method draws it.
+        step_index: [A * B] int64; `index` of all A micro-batches of this process in the step; None: this is the only one.
     """
 
     views: Tensor
     index: Tensor
     epoch: int | Tensor
     permuted: Tensor | None = None
+    order: Tensor | None = None
+    step_index: Tensor | None = None
 
 
 @dataclass

@@ -11,6 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rcmstr_fast.ops import grouped_batch_norm
 from rcmstr_fast.ops.masked_norm import group_sizes
 
+#: What a layer saw in one forward: batch mean and unbiased variance `[groups, C]`, and its passes.
+Seen = tuple[Tensor, Tensor, int]
+
 
 class GroupedBatchNorm(_BatchNorm):
     """Batch norm whose training statistics are taken over consecutive groups of `group_size` images.
@@ -24,6 +27,8 @@ class GroupedBatchNorm(_BatchNorm):
         passes: equal parts of the batch that are normalised, and move the running statistics, as if each had been
             passed on its own, the first one first.
         tracking: whether training moves the running statistics.
+        held: whether each forward notes in `seen` what they are to move by, instead of moving them (`HeldStatistics`).
+        seen: these notes.
     """
 
     def __init__(self, channels: int, dims: int, *, affine: bool = True, group_size: int = 0) -> None:
@@ -43,7 +48,8 @@ class GroupedBatchNorm(_BatchNorm):
         self.dims = dims
         self.group_size = group_size
         self.passes = 1
-        self.tracking = True
+        self.tracking, self.held = True, False
+        self.seen: list[Seen] = []
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise, add the residual, apply ReLU.
@@ -90,17 +96,70 @@ class GroupedBatchNorm(_BatchNorm):
             rows, weight, bias, passes=self.passes, group_size=self.group_size, eps=self.eps,
             residual=residual, relu=relu,
         )  # fmt: skip
-        if self.tracking:
-            self._follow(made.mean, made.var)
+        seen = made.mean, made.var, self.passes
+        if self.tracking and self.held:
+            self.seen.append(seen)
+        elif self.tracking:
+            _move([self], [[seen]])
         return made.out.view(x.shape) if rows is not x else made.out
 
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics by the mean and variance `[groups, C]` of each group, pass by pass."""
-        self.num_batches_tracked.add_(self.passes)
-        for running, seen in ((self.running_mean, mean), (self.running_var, var)):
-            for of_pass in seen.to(running.dtype).unflatten(0, (self.passes, -1)).mean(1):
-                running.lerp_(of_pass, self.momentum)
+
+class HeldStatistics:
+    """Running statistics that move together when told to, in a handful of operations for all layers.
+
+    Args:
+        norms: on one device.
+    """
+
+    def __init__(self, norms: list[GroupedBatchNorm]) -> None:
+        self._norms = norms
+        self._seen: list[list[Seen]] = [[] for _ in norms]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While entered, running statistics stay and layers note what they see; for one pass of each network.
+
+        The notes of a layer are empty at the beginning: what torch.compile makes of a layer holds for that number only.
+        """
+        for layer in self._norms:
+            layer.held = True
+        try:
+            yield
+        finally:
+            for layer, seen in zip(self._norms, self._seen, strict=True):
+                layer.held = False
+                seen += layer.seen
+                layer.seen.clear()
+
+    def move(self, wanted: Tensor) -> None:
+        """Move the statistics by all that has been noted, pass by pass, as if they had not waited.
+
+        Args:
+            wanted: 0-d bool on the device of the layers; where False they stay as they are.
+        """
+        seen, self._seen = self._seen, [[] for _ in self._norms]
+        _move(self._norms, seen, wanted)
+
+
+@torch.no_grad()
+def _move(norms: list[GroupedBatchNorm], noted: list[list[Seen]], wanted: Tensor | None = None) -> None:
+    """Move each layer's running statistics by its notes; layers with notes of the same shapes at once."""
+    alike: dict[tuple, list[int]] = {}
+    for i, (layer, notes) in enumerate(zip(norms, noted, strict=True)):
+        if notes:
+            calls = tuple((passes, len(mean)) for mean, _, passes in notes)
+            alike.setdefault((layer.momentum, calls), []).append(i)
+    for (momentum, calls), members in alike.items():
+        running = [x for i in members for x in (norms[i].running_mean, norms[i].running_var)]
+        moved = before = torch.cat(running)
+        for call, (passes, _) in enumerate(calls):
+            seen = torch.cat([x for i in members for x in noted[i][call][:2]], dim=1).to(before.dtype)
+            for of_pass in seen.unflatten(0, (passes, -1)).mean(1):
+                moved = moved.lerp(of_pass, momentum)
+        if wanted is not None:
+            moved = torch.where(wanted, moved, before)
+        torch._foreach_copy_(running, moved.split([len(x) for x in running]))
+        torch._foreach_add_([norms[i].num_batches_tracked for i in members], sum(passes for passes, _ in calls))
 
 
 def norms_of(module: nn.Module) -> list[GroupedBatchNorm]:

@@ -1,11 +1,12 @@
 """Batch normalisation over groups of images, with residual and ReLU in the same pass."""
 
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rcmstr_fast.ops import checks, reference, triton_backend
+from rcmstr_fast.ops import checks, packed, reference, site_rows, triton_backend
 from rcmstr_fast.ops.dispatch import operation, register
 from rcmstr_fast.ops.reference.batch_norm import GroupedNorm as GroupedNorm
 from rcmstr_fast.ops.reference.masked_norm import group_sizes
@@ -41,7 +42,7 @@ def grouped_batch_norm(
         eps: above 0; added to the variance.
         residual: like x; added before ReLU.
         relu: apply ReLU.
-        backend: None (automatic), "reference" or "triton".
+        backend: None (automatic), "reference", "cpp" or "triton".
     Returns:
         `out` like x; `mean` and unbiased variance `var` [groups, C] in the dtype of weight, without gradient.
     Raises:
@@ -162,3 +163,38 @@ register(
     _grouped_batch_norm, "triton", _triton,
     unsupported_reasons=_triton_reasons, available=triton_backend.reasons, avoid=triton_backend.avoid_on_cpu,
 )  # fmt: skip
+
+
+def _cpp(
+    x: Tensor, weight: Tensor, bias: Tensor, *, passes: int, group_size: int, eps: float, residual: Tensor | None,
+    relu: bool,
+) -> GroupedNorm:  # fmt: skip
+    """Rows of C channels, as packed ones: one pass for the statistics, one that normalises, adds and applies ReLU."""
+
+    def rows(y: Tensor) -> Tensor:
+        return (y.movedim(1, -1) if y.dim() == 4 else y).reshape(-1, len(weight))
+
+    sizes = _groups(x, passes, group_size)[1] * passes
+    starts = list(accumulate(sizes, initial=0))
+    added = None if residual is None else rows(residual)
+    out, mean, var = packed.batch_norm(rows(x), weight, bias, starts, eps, added, relu)
+    if x.dim() != 4:
+        return GroupedNorm(out.view(x.shape), mean, var)
+    return GroupedNorm(out.view(x.shape[0], *x.shape[2:], len(weight)).movedim(-1, 1), mean, var)
+
+
+def _cpp_reasons(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> list[str]:
+    found = packed.unsupported_rows(x)
+    if torch.compiler.is_compiling():
+        found.append("its C++ functions are opaque to torch.compile")
+    return found + ([] if x.numel() else ["x must not be empty"])
+
+
+def _cpp_avoid(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> list[str]:
+    rows = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.is_contiguous()
+    return [] if rows else ["the channels of x do not lie side by side in memory"]
+
+
+register(
+    _grouped_batch_norm, "cpp", _cpp, unsupported_reasons=_cpp_reasons, available=site_rows.reasons, avoid=_cpp_avoid
+)

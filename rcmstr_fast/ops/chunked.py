@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Similarities held at once, a chunk of rows x K: four such float32 tensors stay in a few MiB of cache.
-CHUNK_ELEMENTS = 1 << 19
+#: Similarities held at once, a chunk of rows x K: a few such float32 tensors, 1 MiB each, stay in the cache.
+CHUNK_ELEMENTS = 1 << 18
 
 
 def rows_per_chunk(keys: int) -> int:
@@ -125,9 +125,11 @@ def relation_kl(
     kls = query.new_empty(pairs, dtype=dtype)
     for start in range(0, pairs, step):
         here = slice(start, start + step)
-        b = (key.index_select(0, key_rows[here]).to(dtype) / tau) @ queue.T
+        distinct, place = torch.unique_consecutive(key_rows[here], return_inverse=True)  # many pairs share a key
+        b = (key.index_select(0, distinct).to(dtype) / tau) @ queue.T
+        p = torch.softmax(b, dim=1)
         a = (query.index_select(0, query_rows[here]).to(dtype) / tau) @ queue.T
-        kls[here], weight = _kl_chunk(a, b, torch.softmax(b, dim=1), with_gradient)
+        kls[here], weight = _kl_chunk(a, b.index_select(0, place), p.index_select(0, place), with_gradient)
         if gradient is not None and weight is not None:
             gradient.index_add_(0, query_rows[here], weight.mul_(1 / (pairs * tau)) @ queue)
     return kls.mean(), gradient

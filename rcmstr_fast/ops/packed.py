@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast.ops.dispatch import Operation, register
-from rcmstr_fast.ops.reference import Sites
+from rcmstr_fast.ops.reference import CastWeight, Sites
+from rcmstr_fast.ops.reference.cast_weight import operands
 from rcmstr_fast.ops.site_rows import RowList, Window, WindowLists, native, reasons
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -55,10 +56,10 @@ def _columns(x: Tensor, lists: WindowLists) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """x [inputs, C] and weight [O, C, kh, kw] to [outputs, O]."""
+    """x [inputs, C] and weight [O, C, kh, kw] to [outputs, O]; the gradient of the weight goes to `full`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, lists: WindowLists) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, full: Tensor, lists: WindowLists) -> Tensor:
         ctx.lists, ctx.columns = lists, x.shape[1] < _COLUMNS_BELOW and not lists.identity
         ctx.kernel = weight.shape[2:]
         if ctx.columns:
@@ -76,7 +77,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor, None]:
         x, matrix = ctx.saved_tensors
         run = _columns_backward if ctx.columns else _identity_backward if ctx.lists.identity else _pairs_backward
         grad_x, grad_matrix = run(x, matrix, grad.contiguous(), ctx.lists, ctx.needs_input_grad[0])
@@ -85,7 +86,7 @@ class _Convolution(torch.autograd.Function):
             grad_weight = grad_matrix.unflatten(1, (height, width, x.shape[1])).permute(0, 3, 1, 2)
         else:
             grad_weight = grad_matrix.unflatten(0, (height, width)).permute(2, 3, 0, 1)
-        return grad_x, grad_weight, None
+        return grad_x, None, grad_weight, None
 
 
 def _columns_backward(
@@ -144,28 +145,29 @@ class _MaxPool(torch.autograd.Function):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """x, residual [N, C], weight, bias [C] to [N, C]; statistics a group of rows."""
+    """x, residual [N, C], weight, bias [C] to [N, C], mean and unbiased variance [groups, C] of each group of rows."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, starts: list[int], eps: float,
         relu: bool,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         residual = None if residual is None else residual.contiguous()
-        mean, rstd = weight.new_zeros(2, len(starts) - 1, x.shape[1])
+        mean, rstd, var = weight.new_zeros(3, len(starts) - 1, x.shape[1])
         native("norm_rows", x.dtype)(
             x.data_ptr(), weight.contiguous().data_ptr(), bias.contiguous().data_ptr(),
-            0 if residual is None else residual.data_ptr(), out.data_ptr(), mean.data_ptr(), rstd.data_ptr(), starts,
-            x.shape[1], eps, relu, torch.get_num_threads(),
+            0 if residual is None else residual.data_ptr(), out.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+            var.data_ptr(), starts, x.shape[1], eps, relu, torch.get_num_threads(),
         )  # fmt: skip
         ctx.starts, ctx.relu, ctx.added = starts, relu, residual is not None
         ctx.save_for_backward(x, weight, mean, rstd, *([out] if relu else []))
-        return out
+        ctx.mark_non_differentiable(mean, var)
+        return out, mean, var
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd, *out = ctx.saved_tensors
         grad, weight = grad.contiguous(), weight.contiguous()
         grad_x, (grad_weight, grad_bias) = torch.empty_like(x), weight.new_empty(2, len(weight))
@@ -178,13 +180,11 @@ class _BatchNorm(torch.autograd.Function):
         return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
 
 
-def convolution(x: Tensor, weight: Tensor, lists: WindowLists) -> Tensor:
+def convolution(x: Tensor, weight: Tensor | CastWeight, lists: WindowLists) -> Tensor:
     """Rows [inputs, C] to [outputs, O]; autocast applies as in `conv2d`."""
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(dtype), weight.to(dtype)
+    arguments = operands(x, weight)
     with torch.autocast("cpu", enabled=False):
-        return _Convolution.apply(x, weight, lists)
+        return _Convolution.apply(*arguments, lists)
 
 
 def max_pool(x: Tensor, lists: WindowLists) -> Tensor:
@@ -194,8 +194,8 @@ def max_pool(x: Tensor, lists: WindowLists) -> Tensor:
 
 def batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, starts: list[int], eps: float, residual: Tensor | None, relu: bool
-) -> Tensor:
-    """Rows [N, C] normalised a group of rows; arithmetic in float32 at least."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [N, C] normalised a group of rows, mean and unbiased variance [groups, C]; arithmetic in float32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     residual = None if residual is None else residual.to(x.dtype)
     return _BatchNorm.apply(x, residual, weight.to(dtype), bias.to(dtype), starts, eps, relu)
@@ -257,7 +257,8 @@ def as_map(x: Tensor, rows: RowList) -> Tensor:
     return x if x.dim() == 4 else rows.unpack(x)
 
 
-def _unsupported(x: Tensor, *_: Any, **__: Any) -> list[str]:
+def unsupported_rows(x: Tensor, *_: Any, **__: Any) -> list[str]:
+    """Why the C++ functions cannot work on x."""
     found = [] if x.device.type == "cpu" else [f"x must be on cpu, got {x.device}"]
     return found if x.dtype in DTYPES else [*found, f"x must be one of {DTYPES}, got {x.dtype}"]
 
@@ -268,4 +269,4 @@ def _avoid(*_: Any, **__: Any) -> list[str]:
 
 def register_packed(op: Operation, run: Callable[..., Tensor]) -> None:
     """Register `run`, which packs and unpacks around one layer, as backend "cpp"."""
-    register(op, "cpp", run, unsupported_reasons=_unsupported, available=reasons, avoid=_avoid)
+    register(op, "cpp", run, unsupported_reasons=unsupported_rows, available=reasons, avoid=_avoid)

@@ -112,7 +112,9 @@ class CapturedStep:
             self.forget()
             self._kind = kind
             self._inputs = [
-                StepBatch(torch.empty_like(b.views), torch.empty_like(b.index), b.epoch, _like(b.permuted))
+                StepBatch(
+                    torch.empty_like(b.views), torch.empty_like(b.index), b.epoch, _like(b.permuted), _like(b.order)
+                )
                 for b in micro
             ]
         for held, batch in zip(self._inputs, micro, strict=True):
@@ -121,8 +123,8 @@ class CapturedStep:
                     place.copy_(x)
 
 
-def _tensors(batch: StepBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-    return batch.views, batch.index, batch.permuted
+def _tensors(batch: StepBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    return batch.views, batch.index, batch.permuted, batch.order
 
 
 def _like(x: Tensor | None) -> Tensor | None:

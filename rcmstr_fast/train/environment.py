@@ -13,6 +13,7 @@ import torch
 import rcmstr_fast
 import rcmstr_fast.ops
 from rcmstr_fast import env
+from rcmstr_fast.data.loader import chosen_decoder
 from rcmstr_fast.ops import dispatch, storage
 
 _LIBRARIES = (
@@ -78,6 +79,7 @@ def extension() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Everything about this process that can change a result or its speed; plain values for JSON."""
+    decoder, why = chosen_decoder("auto")
     return {
         "version": rcmstr_fast.__version__,
         "commit": commit(),
@@ -88,9 +90,10 @@ def environment() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
         "cuda": torch.version.cuda,
-        "libraries": {name: version_of(name) for name in _LIBRARIES},
+        # Its metadata may lack what it was built for (+cu130), which its own version has.
+        "libraries": {name: version_of(name) for name in _LIBRARIES} | {"torch": torch.__version__},
         "extension": extension(),
         "variables": {name: os.environ[name] for name in env.VARIABLES if name in os.environ},
         "backends": dispatch.availability(),
-        "choices": storage.describe(),
+        "choices": [*storage.describe(), f"pictures are decoded by {decoder} (data.decoder=auto: {why})"],
     }

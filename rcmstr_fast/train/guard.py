@@ -4,22 +4,21 @@ Every decision stays on the device; the host looks at a small vector at interval
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcmstr_fast.config import RunError
 from rcmstr_fast.train.distributed import World
 
 
 class Guard:
-    """Counts steps with a non-finite loss or gradient and keeps batch-norm statistics clean of them.
+    """Counts steps with a non-finite loss or gradient.
 
     Args:
-        method: its running batch-norm statistics are put back after a bad step.
         limit: consecutive bad steps after which the run stops.
         world: device and processes.
     """
 
-    def __init__(self, method: nn.Module, limit: int, world: World) -> None:
+    def __init__(self, limit: int, world: World) -> None:
         self.limit = limit
         self.world = world
         self.interval = 1 if world.device.type == "cpu" else 10
@@ -29,24 +28,15 @@ class Guard:
         self._first = torch.zeros_like(self.total)
         self._bad_terms: Tensor | None = None
         self._names: list[str] = []
-        self._statistics = running_statistics(method)
-        self._saved = [torch.empty_like(x) for x in self._statistics]
-
-    def begin_step(self) -> None:
-        """Remember the running statistics as they are before the forward passes."""
-        if self._statistics:
-            torch._foreach_copy_(self._saved, self._statistics)
 
     def end_step(self, step: Tensor, finite: Tensor, terms: dict[str, Tensor]) -> None:
-        """Count the step and undo what a bad one did to the running statistics; all in place.
+        """Count the step, in place.
 
         Args:
             step: 0-d int64, number of the step.
             finite: 0-d bool, the same on every process.
             terms: loss terms of this process, 0-d, the culprits to name.
         """
-        for now, before in zip(self._statistics, self._saved, strict=True):
-            torch.where(finite, now, before, out=now)
         self._names = list(terms)
         bad_terms = ~torch.isfinite(torch.stack([x.detach().float() for x in terms.values()]))
         if self._bad_terms is None:
@@ -84,8 +74,3 @@ class Guard:
             f"step {int(self._first)}: not finite: {'; '.join(culprits) or 'a gradient'}; "
             f"stopped after {int(self._longest)} such steps in a row, the weights are those before the first of them"
         )
-
-
-def running_statistics(method: nn.Module) -> list[Tensor]:
-    """Running means and variances of every batch norm, in place."""
-    return [x for name, x in method.named_buffers() if name.endswith(("running_mean", "running_var"))]

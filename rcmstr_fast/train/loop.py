@@ -112,7 +112,7 @@ class Trainer:
         dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.method = method.to(world.device, dtype, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.method, config.optim)
-        self.guard = Guard(self.method, config.train.max_nonfinite, world)
+        self.guard = Guard(config.train.max_nonfinite, world)
         self.meter = Meter()
         self.state = RunState(config, plan, world, folder, self.method, self.optimizer, self.guard, self.meter)
         self.take = Step(config, world, self.method, self.optimizer, self.guard, self.meter)
@@ -168,7 +168,7 @@ class Trainer:
         rate = learning_rate(self.step, self.config.optim, self.plan)
         requests = signals.received != 0, self.state.due()
         self.take.set(self.step + 1, batches[0].epoch, rate, requests)
-        micro = [StepBatch(b.views, b.index, self.take.epoch, b.permuted) for b in batches]
+        micro = [StepBatch(b.views, b.index, self.take.epoch, b.permuted, b.order) for b in batches]
         if self.captured is not None and not drawn:
             return self.captured(micro, monitor)[0]
         drawing = drawn and self.world.rank == 0

@@ -5,11 +5,15 @@ rate), and everything a step leaves behind is written in place: parameters, mome
 meter. The host decides nothing inside a step and waits for nothing.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods import StepBatch
+from rcmstr_fast.methods import StepBatch, StepOutput
+from rcmstr_fast.models.batch_norm import HeldStatistics, norms_of
+from rcmstr_fast.models.working_weights import WorkingWeights
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.gradients import GradientAverage
 from rcmstr_fast.train.guard import Guard
@@ -38,8 +42,10 @@ class Step:
     ) -> None:  # fmt: skip
         self.world, self.method, self.optimizer, self.guard, self.meter = world, method, optimizer, guard, meter
         self.parameters: list[Tensor] = [p for p in method.parameters() if p.requires_grad]
+        self.statistics = HeldStatistics(norms_of(method))
         self.gradients = GradientAverage(self.parameters, world)
         self.bf16 = use_bf16(config.train.precision, world.device)
+        self.weights = WorkingWeights(method, torch.bfloat16 if self.bf16 else None)
         self.clip = config.optim.clip
         self.number, self.epoch = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(2))
         self.rate = torch.zeros((), device=world.device)
@@ -70,24 +76,22 @@ class Step:
             monitor: also compute the monitors.
             pictures: also return the pictures of the first micro-batch.
         """
-        terms: dict[str, Tensor] = {}
-        monitors: dict[str, Tensor] = {}
-        sheet: dict[str, Tensor] = {}
-        self.guard.begin_step()
+        outputs: list[StepOutput] = []
+        whole = torch.cat([batch.index for batch in micro]) if len(micro) > 1 else None
         self.method.begin_step()
+        self.weights.refresh()
         self.optimizer.zero_grad()
-        for number, batch in enumerate(micro):
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-                output = self.method(batch, monitor=monitor, pictures=pictures and number == 0)
-            if number == len(micro) - 1:
-                self.gradients.begin_last()
-            (output.loss / len(micro)).backward()
-            for sums, new in ((terms, {"loss": output.loss, **output.terms}), (monitors, output.monitors)):
-                for name, value in new.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach().float() / len(micro)
-            sheet |= output.pictures
-        self._update(terms)
-        return monitors, sheet
+        for number, part in enumerate(micro):
+            with self.statistics.held(), self.weights.shared():
+                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                    batch = replace(part, step_index=whole)
+                    output = self.method(batch, monitor=monitor, pictures=pictures and number == 0)
+                if number == len(micro) - 1:
+                    self.gradients.begin_last()
+                (output.loss / len(micro)).backward()
+            outputs.append(replace(output, loss=output.loss.detach()))
+        self._update(_means([{"loss": output.loss, **output.terms} for output in outputs]))
+        return _means([output.monitors for output in outputs]), outputs[0].pictures
 
     def _update(self, terms: dict[str, Tensor]) -> None:
         """Average the gradients and change the weights, unless something is not finite."""
@@ -96,6 +100,13 @@ class Step:
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         apply_gradients(self.optimizer, self.rate, norm, finite, self.clip)
         self.method.end_step()
+        self.statistics.move(finite)
         self.guard.end_step(self.number, finite, terms)
         self.meter.add({**terms, "grad_norm": norm}, finite)
         self.requested += torch.stack(requests)
+
+
+def _means(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Means of the values of each name, 0-d float32, in a few operations."""
+    rows = [torch.stack([x.detach() for x in values.values()]) for values in found if values]
+    return dict(zip(found[0], torch.stack(rows).float().mean(0), strict=True)) if rows else {}

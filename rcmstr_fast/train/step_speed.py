@@ -74,7 +74,9 @@ class OurStep:
         method = self._initial().to(device, memory_format=torch.channels_last).train()
         bf16 = use_bf16(self.trainer.config.train.precision, device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            output = method(StepBatch(batch.views, batch.index, batch.epoch, batch.permuted), monitor=False)
+            output = method(
+                StepBatch(batch.views, batch.index, batch.epoch, batch.permuted, batch.order), monitor=False
+            )
         return float(output.loss)
 
     def state(self) -> dict[str, Tensor]:
@@ -107,7 +109,7 @@ def made_up_batches(config: PretrainConfig, plan: Plan, world: World, count: int
         views = ops.augment_views(
             images, seed=config.seed, epoch=0, index=index, num_views=2, size=size, order=order
         )  # fmt: skip
-        made.append(TrainBatch(images, views[:2], index, 0, views[2] if len(views) > 2 else None))
+        made.append(TrainBatch(images, views[:2], index, 0, views[2] if len(views) > 2 else None, order))
     return [made[i * parts : (i + 1) * parts] for i in range(count)]
 
 

@@ -20,6 +20,21 @@ VIEWS = 2
 
 
 @dataclass
+class ViewInputs:
+    """What views are made of; for a GPU in page-locked memory, from where copies overlap with computation.
+
+    Attributes:
+        images: [b, H, W, 3] uint8.
+        index: [b] int64 slots of the epoch.
+        order: [b, N] int64, in which the strips of the query view are written once more; None: not at all.
+    """
+
+    images: Tensor
+    index: Tensor
+    order: Tensor | None
+
+
+@dataclass
 class TrainBatch:
     """A micro-batch of this process.
 
@@ -29,6 +44,7 @@ class TrainBatch:
         index: [b] int64 slots of the epoch, on the device of training.
         epoch: 0-based.
         permuted: [b, 3, H, W] like views, the permuted query view; None where the method makes it or needs none.
+        order: [b, N] int64, of its strips, on the device of training.
     """
 
     images: Tensor
@@ -36,6 +52,7 @@ class TrainBatch:
     index: Tensor
     epoch: int
     permuted: Tensor | None = None
+    order: Tensor | None = None
 
 
 class Stream:
@@ -56,7 +73,7 @@ class Stream:
         self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
         self._loader: Loader | None = None
         self._make: Callable[..., Tensor] = ops.augment_views
-        self._dtype = torch.float32
+        self._device, self._dtype = torch.device("cpu"), torch.float32
 
     @property
     def epoch_size(self) -> int:
@@ -75,48 +92,65 @@ class Stream:
 
     def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step from the 0-based `step` on, without end."""
-        on_cpu = world.device.type == "cpu"
         model, parts = self.config.model, self.config.train.accumulate
         self.prepare(plan, world.device)
+        early = views_in_threads(world.device)
+
+        def ahead(images: Tensor, index: Tensor, epoch: int) -> tuple[ViewInputs, Tensor | None]:
+            inputs = self.inputs(images, index, epoch)
+            return inputs, self.views(inputs, epoch) if early else None
+
         self._loader = Loader(
             self._source, self._order, height=model.height, width=model.image_width, data=self.config.data,
             local_batch=plan.micro_batch, rank=world.rank, world_size=world.world_size, accumulate=parts,
-            transform=self.views if on_cpu else lambda images, index, epoch: pinned(images),
+            transform=ahead,
         )  # fmt: skip
         while True:
             epoch, inside = divmod(step, plan.steps_per_epoch)
             micro: list[TrainBatch] = []
             for loaded in self._loader.batches(epoch, inside):
-                micro.append(self._on_device(loaded, epoch, world))
+                micro.append(self._batch(loaded, epoch))
                 if len(micro) == parts:
                     step += 1
                     yield micro
                     micro = []
 
     def prepare(self, plan: Plan, device: torch.device) -> None:
-        """Open what `views` needs; before its first call."""
+        """Open what `views` needs on a device; before its first call."""
+        self._device = device
         self._dtype = torch.bfloat16 if use_bf16(self.config.train.precision, device) else torch.float32
         if self.config.data.augment == "dali":
             self._make = self._dali(plan.micro_batch, device)
 
-    def _on_device(self, loaded: LoadedBatch, epoch: int, world: World) -> TrainBatch:
-        if world.device.type == "cpu":
-            return self._batch(loaded, loaded.views, loaded.index, epoch)
-        images = loaded.views.to(world.device, non_blocking=True)
-        index = loaded.index.to(world.device, non_blocking=True)
-        return self._batch(loaded, self.views(images, index, epoch), index, epoch)
+    def inputs(self, images: Tensor, index: Tensor, epoch: int) -> ViewInputs:
+        """What `views` needs of decoded images [b, H, W, 3] and their slots; for the loader's threads.
 
-    def _batch(self, loaded: LoadedBatch, views: Tensor, index: Tensor, epoch: int) -> TrainBatch:
-        return TrainBatch(loaded.images, views[:VIEWS], index, epoch, views[VIEWS] if len(views) > VIEWS else None)
+        The order of the strips is drawn here, on the CPU: on a GPU it would be a hundred launches of nearly nothing.
+        """
+        order = self._order_of_strips(index, epoch)
+        return ViewInputs(self._pinned(images), self._pinned(index), None if order is None else self._pinned(order))
 
-    def views(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Views of decoded images [b, H, W, 3], with the permuted query view last where the method takes one."""
-        size = (self.config.model.height, self.config.model.image_width)
+    def views(self, inputs: ViewInputs, epoch: int) -> Tensor:
+        """Views on the device, with the permuted query view last where the method takes one; nothing is waited for."""
+        order = None if inputs.order is None else self._sent(inputs.order)
         views = self._make(
-            images, seed=self.config.seed, epoch=epoch, index=index, num_views=VIEWS, size=size,
-            order=self._order_of_strips(images, index, epoch), dtype=self._dtype,
+            self._sent(inputs.images), seed=self.config.seed, epoch=epoch, index=inputs.index, num_views=VIEWS,
+            size=(self.config.model.height, self.config.model.image_width), order=order, dtype=self._dtype,
         )  # fmt: skip
         return views.double() if self.config.train.precision == "fp64" else views
+
+    def _batch(self, loaded: LoadedBatch, epoch: int) -> TrainBatch:
+        inputs, views = loaded.views
+        views = self.views(inputs, epoch) if views is None else views
+        permuted = views[VIEWS] if len(views) > VIEWS else None
+        order = None if inputs.order is None else self._sent(inputs.order)
+        return TrainBatch(loaded.images, views[:VIEWS], self._sent(inputs.index), epoch, permuted, order)
+
+    def _pinned(self, x: Tensor) -> Tensor:
+        return x.pin_memory() if self._device.type == "cuda" and x.device.type == "cpu" else x
+
+    def _sent(self, x: Tensor) -> Tensor:
+        return x.to(self._device, non_blocking=True)
 
     def _dali(self, batch: int, device: torch.device) -> Callable[..., Tensor]:
         try:
@@ -125,14 +159,14 @@ class Stream:
             raise ConfigError(f"data.augment=dali must have NVIDIA DALI, which cannot be imported: {error}") from error
         return DaliViews(batch=VIEWS * batch, threads=self.config.data.workers or env.threads(), device=device)
 
-    def _order_of_strips(self, images: Tensor, index: Tensor, epoch: int) -> Tensor | None:
+    def _order_of_strips(self, index: Tensor, epoch: int) -> Tensor | None:
         """The order in which the query view is written once more; None where the view itself decides on the cuts."""
         method = self.config.method
         if not method.permute or method.division == "vertical_projection":
             return None
-        return permuted_order(index.to(images.device), epoch, method, self.config.seed)
+        return permuted_order(index, epoch, method, self.config.seed)
 
 
-def pinned(images: Tensor) -> Tensor:
-    """Images in page-locked memory, from where copies overlap with computation; those on a GPU stay there."""
-    return images if images.device.type == "cuda" else images.pin_memory()
+def views_in_threads(device: torch.device) -> bool:
+    """Whether views are made in the loader's threads; on a GPU the thread that trains launches them."""
+    return device.type == "cpu"

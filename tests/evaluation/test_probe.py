@@ -85,10 +85,10 @@ def resized(label):
 def test_learns_to_read(tmp_path):
     write_words(tmp_path / "train", digits(200, 1, longest=1))
     write_words(tmp_path / "test", digits(20, 2, longest=1))
-    config = tiny_config(tmp_path, mode="scratch", decoder="attention", steps=40, eval_every=20, lr=1e-3, batch_size=20)
+    config = tiny_config(tmp_path, mode="scratch", decoder="attention", steps=60, eval_every=20, lr=1e-3, batch_size=20)
     result = probe(config)
-    assert result.sets[0].score.accuracy >= 0.75
-    assert result.info["val_accuracy"] >= 0.75
+    assert result.sets[0].score.accuracy >= 0.9
+    assert result.info["val_accuracy"] >= 0.9
 
 
 def test_resume_is_exact(tmp_path, monkeypatch):

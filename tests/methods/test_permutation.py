@@ -99,10 +99,10 @@ def test_permuted_images_that_come_along_change_nothing(division):
     order = permutation.permuted_order(index, 2, config.method, config.seed)
     views = ops.augment_views(pictures, seed=0, epoch=2, index=index, num_views=2, size=shape, order=order)
     losses = []
-    for permuted in (views[2], None):
+    for permuted, drawn in ((views[2], order), (views[2], None), (None, None)):
         method = build_method(config).train()
-        losses.append(method(StepBatch(views[:2], index, 2, permuted)).loss)
-    assert torch.equal(*losses)
+        losses.append(method(StepBatch(views[:2], index, 2, permuted, drawn)).loss)
+    assert torch.equal(losses[0], losses[2]) and torch.equal(losses[1], losses[2])
     if division == "vertical_projection":
         return
     shuffled = PermutedQuery(views[0], index, 2, config.method, config.seed)

@@ -4,8 +4,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rcmstr_fast.models.batch_norm import GroupedBatchNorm, group_sizes, set_bn_groups
+from rcmstr_fast.models.batch_norm import (
+    GroupedBatchNorm,
+    HeldStatistics,
+    batch_norm_state,
+    group_sizes,
+    norms_of,
+    set_bn_groups,
+)
 
 MAPS, ROWS, TOKENS = (7, 5, 3, 4), (7, 5), (7, 6, 5)
 
@@ -113,3 +121,95 @@ def test_errors_say_what_came(dims, shape, says):
 def test_dims_are_checked():
     with pytest.raises(ValueError, match="dims must be 1"):
         GroupedBatchNorm(5, 3)
+
+
+def network(layers: int = 3) -> nn.Sequential:
+    """Norms of two sizes and momenta; the last one is passed twice as often."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(GroupedBatchNorm(c, 1, group_size=2) for c in [5] * layers), GroupedBatchNorm(5, 1)).double()
+    net[0].momentum = 0.3
+    return net
+
+
+def passes(net: nn.Sequential, seed: int) -> None:
+    """Two parts in one batch, then some more through the last layer alone."""
+    torch.manual_seed(seed)
+    with batch_norm_state(norms_of(net), passes=2):
+        y = net(torch.randn(8, 3, 5, dtype=torch.float64) * 3 + 1)
+    net[-1](y * 2)
+
+
+def test_held_statistics_move_as_if_they_had_not_waited():
+    now, later = network(), network()
+    held = HeldStatistics(norms_of(later))
+    start = {name: x.clone() for name, x in later.state_dict().items()}
+    for seed in range(3):
+        passes(now, seed)
+        with held.held():
+            passes(later, seed)
+    assert all(torch.equal(x, start[name]) for name, x in later.state_dict().items())
+    held.move(torch.tensor(True))
+    for name, x in later.state_dict().items():
+        assert torch.equal(x, now.state_dict()[name]), name
+    held.move(torch.tensor(True))  # nothing is left to move by
+    assert all(torch.equal(x, now.state_dict()[name]) for name, x in later.state_dict().items())
+    passes(now, 3)
+    passes(later, 3)
+    assert all(torch.equal(x, now.state_dict()[name]) for name, x in later.state_dict().items())
+
+
+def test_unwanted_statistics_are_dropped():
+    net = network()
+    held = HeldStatistics(norms_of(net))
+    start = {name: x.clone() for name, x in net.state_dict().items()}
+    with held.held():
+        net(torch.full((8, 3, 5), float("nan"), dtype=torch.float64))
+    held.move(torch.tensor(False))
+    for name, x in net.state_dict().items():
+        assert torch.equal(x, start[name]) or name.endswith("num_batches_tracked"), name
+
+
+def test_no_layer_is_held_after_an_error():
+    net = network()
+    with pytest.raises(RuntimeError, match="stop"), HeldStatistics(norms_of(net)).held():
+        passes(net, 0)
+        raise RuntimeError("stop")
+    assert not any(layer.held or layer.seen for layer in norms_of(net))
+
+
+class Count(TorchDispatchMode):
+    """Counts operations but for views."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_more_operations_for_more_layers():
+    counts = []
+    for layers in (2, 30):
+        net = network(layers)
+        held = HeldStatistics(norms_of(net))
+        with held.held():
+            passes(net, 0)
+        with Count() as count:
+            held.move(torch.tensor(True))
+        counts.append(count.number)
+    assert counts[0] == counts[1] < 40
+
+
+def test_held_layers_are_compiled_once():
+    compiled = []
+    net = GroupedBatchNorm(5, 1)
+    net.compile(backend=lambda graph, _: compiled.append(1) or graph.forward)
+    held, plain = HeldStatistics([net]), GroupedBatchNorm(5, 1)
+    for seed in range(3):
+        x = torch.randn(8, 5, generator=torch.Generator().manual_seed(seed))
+        with held.held():
+            net(x)
+        plain(x)
+    held.move(torch.tensor(True))
+    assert len(compiled) == 1 and not net.seen
+    torch.testing.assert_close(net.running_var, plain.running_var)

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from rcmstr_fast import ops
+from rcmstr_fast.ops import batch_norm
 from rcmstr_fast.ops.dispatch import availability
 from rcmstr_fast.ops.reference.masked_norm import group_sizes
 
-BACKENDS = ["reference", "triton"]
+BACKENDS = ["reference", "cpp", "triton"]
 MAP, ROWS, TOKENS = (6, 70, 3, 5), (6, 5), (6, 4, 5)
 DIVISIONS = [(1, 0), (2, 0), (2, 2), (3, 2), (1, 4), (1, 5)]
 
@@ -78,8 +79,8 @@ def test_against_torch(backend, shape, passes, group_size, added, relu):
         torch.testing.assert_close(mine.double(), expected, rtol=2e-4, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_many_rows_go_to_several_programs():
-    backend = "triton"
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_many_rows_are_added_in_parts(backend):
     usable(backend)
     x, _, weight, bias, weights = operands((4, 3, 40, 33))
     x = x + 1000  # cancellation shows in E[x^2] - E[x]^2
@@ -95,6 +96,8 @@ def test_many_rows_go_to_several_programs():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_types_keep_their_type(backend, dtype):
     usable(backend)
+    if backend == "cpp" and dtype == torch.float16:
+        pytest.skip("cpp: float16 is for GPUs")
     x, residual, weight, bias, _ = operands(MAP, dtype)
     made = ops.grouped_batch_norm(x, weight, bias, passes=2, residual=residual, relu=True, backend=backend)
     expected = oracle(*(y.double() for y in (x, weight, bias)), 2, 0, residual.double(), True)
@@ -124,6 +127,17 @@ def test_errors_say_what_came(change, says):
     x, _, weight, bias, _ = operands(MAP)
     with pytest.raises(ValueError, match=says):
         ops.grouped_batch_norm(x, weight, bias, **change)
+
+
+def test_automatic_on_a_cpu_takes_rows_where_channels_lie_side_by_side(monkeypatch):
+    usable("cpp")
+    x, _, weight, bias, _ = operands(MAP)
+    taken = []
+    made = batch_norm.packed.batch_norm
+    monkeypatch.setattr(batch_norm.packed, "batch_norm", lambda *a: taken.append(1) or made(*a))
+    ops.grouped_batch_norm(x, weight, bias)
+    ops.grouped_batch_norm(x.contiguous(), weight, bias)
+    assert taken == [1]
 
 
 def test_custom_operator_is_well_formed():

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, TrainConfig
 from rcmstr_fast.methods import build_method
+from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train import captured as module
 from rcmstr_fast.train.captured import CapturedStep
 from rcmstr_fast.train.distributed import World
@@ -46,14 +48,24 @@ def batches(trainer, step, batch=None):
     for part in range(parts):
         noise = random_batch(trainer.config, batch or trainer.plan.micro_batch, seed=step * parts + part)
         views, index = noise.views.to(trainer.world.device), noise.index.to(trainer.world.device)
-        made.append(TrainBatch(torch.empty(0), views, index, step // STEPS_AN_EPOCH))
+        made.append(TrainBatch(torch.empty(0), views, index, step // STEPS_AN_EPOCH, *permuted(trainer, noise, step)))
     return made
+
+
+def permuted(trainer, batch, step):
+    """The permuted query view and its order, as the stream makes them."""
+    config, device = trainer.config, trainer.world.device
+    if not config.method.permute or config.method.division == "vertical_projection":
+        return None, None
+    order = permuted_order(batch.index, step // STEPS_AN_EPOCH, config.method, config.seed)
+    strips = {"num_patches": config.method.num_patches, "group_size": config.method.group_size}
+    return ops.permute_strips(batch.views[0], order, **strips).to(device), order.to(device)
 
 
 def all_state(trainer):
     """Every tensor that a step changes but for gradients."""
     guard, meter = trainer.guard, trainer.meter
-    counts = [guard.total, guard._streak, guard._longest, guard._first, guard._bad_terms, *guard._saved, meter.sums]
+    counts = [guard.total, guard._streak, guard._longest, guard._first, guard._bad_terms, meter.sums]
     optimizer = [x for state in trainer.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
     held = [*trainer.method.parameters(), *trainer.method.buffers(), trainer.take.requested, *optimizer, *counts]
     return [x for x in held if x is not None]

@@ -1,6 +1,7 @@
 """The trainer's data: the same pixels after a restart, disjoint ranks that together are the epoch."""
 
 import sys
+import threading
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, resolve
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.methods.permutation import permuted_order
+from rcmstr_fast.train import stream as stream_module
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.plan import make_plan
 from rcmstr_fast.train.stream import Stream, TrainBatch
@@ -63,6 +65,25 @@ def test_views_of_dali_need_dali(data, monkeypatch):
         batches(data, 0, 1, data__augment="dali")
 
 
+@pytest.mark.parametrize("division", ["direct", "vertical_projection"])
+def test_views_launched_by_the_training_thread_are_the_same(data, monkeypatch, division):
+    """The order of work on a GPU, on this device."""
+    threads = set()
+    make = ops.augment_views
+    monkeypatch.setattr(ops, "augment_views", lambda *a, **k: threads.add(threading.current_thread()) or make(*a, **k))
+    ahead = batches(data, 0, 3, method__division=division)
+    assert threading.main_thread() not in threads
+    threads.clear()
+    monkeypatch.setattr(stream_module, "views_in_threads", lambda device: False)
+    late = batches(data, 0, 3, method__division=division)
+    assert threads == {threading.main_thread()}
+    for a, b in zip(ahead, late, strict=True):
+        assert torch.equal(a.index, b.index) and torch.equal(a.images, b.images) and torch.equal(a.views, b.views)
+        assert (a.permuted is None) == (division != "direct")
+        for x, y in ((a.permuted, b.permuted), (a.order, b.order)):
+            assert x is y is None or torch.equal(x, y)
+
+
 def test_two_ranks_share_the_epoch(data):
     whole = batches(data, 0, STEPS_AN_EPOCH)
     parts = [batches(data, 0, STEPS_AN_EPOCH, rank=rank, world_size=2) for rank in range(2)]
@@ -79,6 +100,7 @@ def test_the_permuted_query_view_comes_along(data):
     order = permuted_order(batch.index, 0, config.method, config.seed)
     shape = {"num_patches": config.method.num_patches, "group_size": config.method.group_size}
     assert batch.views.shape[0] == 2
+    assert torch.equal(batch.order, order)
     assert torch.equal(batch.permuted, ops.permute_strips(batch.views[0], order, **shape))
 
 

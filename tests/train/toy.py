@@ -14,6 +14,7 @@ from torch import nn
 from rcmstr_fast import random
 from rcmstr_fast.config import ConfigError, PretrainConfig, RunError
 from rcmstr_fast.methods import StepOutput
+from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.train.loop import pretrain
 from rcmstr_fast.train.stream import TrainBatch
 
@@ -24,7 +25,7 @@ class ToyEncoder(nn.Sequential):
     out_channels = 4
 
     def __init__(self):
-        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), GroupedBatchNorm(4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
 
 class ToyMethod(nn.Module):
