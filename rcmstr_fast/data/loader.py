@@ -41,8 +41,8 @@ class Decoder(Protocol):
 def chosen_decoder(wanted: str) -> tuple[str, str]:
     """What a value of `data.decoder` means on this machine, and why.
 
-    `auto` is DALI where there is a GPU to feed and Pillow elsewhere: on few cores Pillow takes no more processor time,
-    and its pixels do not depend on what is installed. Where DALI is not installed, Pillow takes its place.
+    `auto` is DALI where there is a GPU to feed and Pillow elsewhere: without a GPU decoding is a hundredth of the work,
+    and Pillow's pixels do not depend on what is installed. Where DALI is not installed, Pillow takes its place.
 
     Args:
         wanted: auto, dali, dali_mixed or pillow.
