@@ -11,6 +11,7 @@
 
 #include "augment.h"
 #include "lmdb_reader.h"
+#include "loss_rows.h"
 #include "rows.h"
 #include "sites.h"
 
@@ -241,6 +242,19 @@ void bind_rows(py::module_& m, const std::string& suffix) {
         release());
 }
 
+void bind_loss_rows(py::module_& m) {
+  m.def("loss_rows",
+        [](uintptr_t a, uintptr_t b, uintptr_t p, uintptr_t place, uintptr_t positive, uintptr_t weight, uintptr_t info,
+           uintptr_t rest, uintptr_t kl, int64_t rows, int64_t keys, float ratio, float scale_info, float scale_kl,
+           int threads) {
+          rcmstr::loss_rows({pointer<float>(a), pointer<float>(b), pointer<float>(p), pointer<int64_t>(place),
+                             pointer<float>(positive), pointer<float>(weight), pointer<float>(info),
+                             pointer<float>(rest), pointer<float>(kl), rows, keys, ratio, scale_info, scale_kl},
+                            threads);
+        },
+        py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -261,4 +275,5 @@ PYBIND11_MODULE(_C, m) {
   bind_rows<float, float>(m, "float32");
   bind_rows<double, double>(m, "float64");
   bind_rows<rcmstr::bfloat16, float>(m, "bfloat16");
+  bind_loss_rows(m);
 }

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "rows_common.h"
+#include "vectors.h"
 
 namespace rcmstr {
 
@@ -16,7 +17,7 @@ namespace narrow {
 #undef RCMSTR_VECTOR
 }  // namespace narrow
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if RCMSTR_BROAD
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace broad {
@@ -25,10 +26,6 @@ namespace broad {
 #undef RCMSTR_VECTOR
 }  // namespace broad
 #pragma GCC pop_options
-const bool kBroad = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#define RCMSTR_BLOCK(function, ...) (kBroad ? broad::function(__VA_ARGS__) : narrow::function(__VA_ARGS__))
-#else
-#define RCMSTR_BLOCK(function, ...) narrow::function(__VA_ARGS__)
 #endif
 
 // Sums over the rows of each group in blocks of kRows. add(first, last, sums [outputs, channels] in W) fills the sums of
@@ -72,7 +69,7 @@ void norm_rows(const T* x, const W* weight, const W* bias, const T* residual, T*
                Groups groups, int64_t channels, double eps, bool relu, int threads) {
   // Sums are taken about the group's first row: E[x^2] - E[x]^2 then loses no digits to a large mean.
   const auto sums = group_sums<W>(groups, channels, 2, threads, [&](int64_t g, int64_t begin, int64_t end, W* sum) {
-    RCMSTR_BLOCK(sums_block, x + begin * channels, x + groups.starts[g] * channels, sum, end - begin, channels);
+    RCMSTR_LOOP(sums_block, x + begin * channels, x + groups.starts[g] * channels, sum, end - begin, channels);
   });
   std::vector<W> scale(groups.count * channels);
   for (int64_t g = 0; g < groups.count; ++g) {
@@ -89,7 +86,7 @@ void norm_rows(const T* x, const W* weight, const W* bias, const T* residual, T*
   }
   for_group_rows(groups, channels, threads, [&](int64_t g, int64_t begin, int64_t end) {
     const int64_t i = begin * channels, c = g * channels;
-    RCMSTR_BLOCK(normalise_block, x + i, residual ? residual + i : nullptr, out + i, mean + c, scale.data() + c, bias,
+    RCMSTR_LOOP(normalise_block, x + i, residual ? residual + i : nullptr, out + i, mean + c, scale.data() + c, bias,
                  end - begin, channels, relu);
   });
 }
@@ -100,7 +97,7 @@ void norm_rows_backward(const T* grad_out, const T* x, const T* out, const W* we
                         int threads) {
   const auto sums = group_sums<W>(groups, channels, 2, threads, [&](int64_t g, int64_t begin, int64_t end, W* sum) {
     const int64_t i = begin * channels, c = g * channels;
-    RCMSTR_BLOCK(gradient_sums_block, grad_out + i, x + i, out ? out + i : nullptr, mean + c, rstd + c, sum, end - begin,
+    RCMSTR_LOOP(gradient_sums_block, grad_out + i, x + i, out ? out + i : nullptr, mean + c, rstd + c, sum, end - begin,
                  channels);
   });
   std::vector<W> average(groups.count * 2 * channels);
@@ -117,7 +114,7 @@ void norm_rows_backward(const T* grad_out, const T* x, const T* out, const W* we
   }
   for_group_rows(groups, channels, threads, [&](int64_t g, int64_t begin, int64_t end) {
     const int64_t i = begin * channels, c = g * channels;
-    RCMSTR_BLOCK(gradients_block, grad_out + i, x + i, out ? out + i : nullptr, weight, mean + c, rstd + c,
+    RCMSTR_LOOP(gradients_block, grad_out + i, x + i, out ? out + i : nullptr, weight, mean + c, rstd + c,
                  average.data() + 2 * c, grad_x + i, grad_residual ? grad_residual + i : nullptr, end - begin, channels);
   });
 }

@@ -4,14 +4,17 @@ A chunk of rows meets the whole queue at once, so softmaxes are exact and need n
 similarities are used for the gradient while they are still in the cache. With a = query @ queue.T / tau_kl,
 b = key @ queue.T / tau_kl and d = b - a the symmetric KL is (E_P[d] - E_Q[d]) / 2 and its gradient in a
 (Q (1 + E_Q[d] - d) - P) / 2; docs/ops/relational_loss.md derives both. Arithmetic in float32 (float64
-for float64 queries). Bitwise repeatable for a fixed number of threads.
+for float64 queries). What lies between the products of a chunk is csrc/loss_rows.h for float32 on a CPU, else `_rows`.
+Bitwise repeatable for a fixed number of threads.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from rcmstr_fast.ops.site_rows import _C
 
 #: Similarities held at once, a chunk of rows x K: a few such float32 tensors, 1 MiB each, stay in the cache.
 CHUNK_ELEMENTS = 1 << 18
@@ -22,26 +25,80 @@ def rows_per_chunk(keys: int) -> int:
     return max(32, CHUNK_ELEMENTS // keys)
 
 
-def _kl_chunk(a: Tensor, b: Tensor, p: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Symmetric KL a row and its gradient in `a`; overwrites `a` where the gradient is asked for."""
+class _Info(NamedTuple):
+    """The InfoNCE of a chunk: similarities [R] of the pairs over tau_info, tau_kl / tau_info, weight of its gradient."""
+
+    positive: Tensor
+    ratio: float
+    scale: float
+
+
+class _Rows(NamedTuple):
+    """KL and InfoNCE [R] of a chunk's rows, one minus the positive's probability (both empty for the KL alone), and the
+    gradient in `a` [R, K]."""
+
+    kl: Tensor
+    info: Tensor
+    rest: Tensor
+    weight: Tensor | None
+
+
+def _rows(
+    a: Tensor, b: Tensor, p: Tensor, place: Tensor | None, scale_kl: float, info: _Info | None, with_gradient: bool
+) -> _Rows:
+    """What the similarities of a chunk say.
+
+    Args:
+        a: [R, K] of the queries over tau_kl; overwritten.
+        b: of the keys.
+        p: softmax of b.
+        place: [R] int64, the row of `b` and `p` of each row; None: its own.
+        scale_kl: weight of the KL's gradient.
+        info: None: the KL alone.
+        with_gradient: False skips `weight`.
+    """
+    if _C is not None and hasattr(_C, "loss_rows") and a.device.type == "cpu" and a.dtype == torch.float32:
+        return _compiled_rows(a, b, p, place, scale_kl, info, with_gradient)
+    if place is not None:
+        b, p = b.index_select(0, place), p.index_select(0, place)
     q = torch.softmax(a, dim=1)
+    weight, losses, rest = None, a.new_empty(0), a.new_empty(0)
+    if info is not None:
+        losses, rest, weight = _info_rows(a * info.ratio, info, with_gradient)
     d = torch.sub(b, a, out=a)
     mean_q = torch.linalg.vecdot(q, d)
     kl = (torch.linalg.vecdot(p, d) - mean_q) / 2
-    if not with_gradient:
-        return kl, None
-    weight = d.neg_().add_((1 + mean_q)[:, None]).mul_(q).sub_(p).mul_(0.5)
-    return kl, weight
+    if with_gradient:
+        weight_kl = d.neg_().add_((1 + mean_q)[:, None]).mul_(q).sub_(p).mul_(0.5 * scale_kl)
+        weight = weight_kl if weight is None else weight.add_(weight_kl)
+    return _Rows(kl, losses, rest, weight)
 
 
-def _info_chunk(logits: Tensor, positive: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """InfoNCE a row, minus the gradient in the positive logit, and softmax over the queue (overwrites `logits`)."""
-    largest = torch.maximum(logits.amax(dim=1), positive)
+def _info_rows(logits: Tensor, info: _Info, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """InfoNCE a row, one minus the probability of the positive, and the scaled softmax over the queue (in `logits`)."""
+    largest = torch.maximum(logits.amax(dim=1), info.positive)
     mass = logits.sub_(largest[:, None]).exp_().sum(dim=1)
-    own = torch.exp(positive - largest)
+    own = torch.exp(info.positive - largest)
     total = mass + own
-    info = torch.log1p(mass + (own - 1)) - (positive - largest)  # exact where the positive dominates: own is 1
-    return info, mass / total, logits.div_(total[:, None]) if with_gradient else None
+    losses = torch.log1p(mass + (own - 1)) - (info.positive - largest)  # exact where the positive dominates: own is 1
+    return losses, mass / total, logits.mul_((info.scale / total)[:, None]) if with_gradient else None
+
+
+def _compiled_rows(
+    a: Tensor, b: Tensor, p: Tensor, place: Tensor | None, scale_kl: float, info: _Info | None, with_gradient: bool
+) -> _Rows:
+    kl, (losses, rest) = a.new_empty(len(a)), a.new_empty(2, 0 if info is None else len(a))
+    weight = torch.empty_like(a) if with_gradient else None
+    positive, ratio, scale_info = (None, 1.0, 0.0) if info is None else (info.positive.contiguous(), *info[1:])
+
+    def pointer(x: Tensor | None) -> int:
+        return 0 if x is None else x.data_ptr()
+
+    _C.loss_rows(
+        *map(pointer, (a, b, p, place, positive, weight, losses, rest, kl)), *a.shape, ratio, scale_info, scale_kl,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return _Rows(kl, losses, rest, weight)
 
 
 def relational_loss(
@@ -82,12 +139,12 @@ def relational_loss(
         for i, rows in enumerate(queries):
             a = (rows[here] / tau_kl) @ queue.T
             positive = torch.linalg.vecdot(rows[here], key[here]) / tau_info
-            infos[i, here], rest, weight = _info_chunk(a * (tau_kl / tau_info), positive, with_gradient)
-            kls[i, here], weight_kl = _kl_chunk(a, b, p, with_gradient)
-            if weight is not None and weight_kl is not None:
-                weight.mul_(share / tau_info).add_(weight_kl, alpha=share * alpha / tau_kl)
-                torch.matmul(weight, queue, out=gradients[i][here])
-                gradients[i][here].addcmul_(key[here], rest[:, None], value=-share / tau_info)
+            of_info = _Info(positive, tau_kl / tau_info, share / tau_info)
+            found = _rows(a, b, p, None, share * alpha / tau_kl, of_info, with_gradient)
+            kls[i, here], infos[i, here] = found.kl, found.info
+            if found.weight is not None:
+                torch.matmul(found.weight, queue, out=gradients[i][here])
+                gradients[i][here].addcmul_(key[here], found.rest[:, None], value=-share / tau_info)
     info, kl = infos.mean(), kls.mean()
     return info + alpha * kl, info, kl, gradients
 
@@ -129,9 +186,10 @@ def relation_kl(
         b = (key.index_select(0, distinct).to(dtype) / tau) @ queue.T
         p = torch.softmax(b, dim=1)
         a = (query.index_select(0, query_rows[here]).to(dtype) / tau) @ queue.T
-        kls[here], weight = _kl_chunk(a, b.index_select(0, place), p.index_select(0, place), with_gradient)
-        if gradient is not None and weight is not None:
-            gradient.index_add_(0, query_rows[here], weight.mul_(1 / (pairs * tau)) @ queue)
+        found = _rows(a, b, p, place, 1 / (pairs * tau), None, with_gradient)
+        kls[here] = found.kl
+        if gradient is not None and found.weight is not None:
+            gradient.index_add_(0, query_rows[here], found.weight @ queue)
     return kls.mean(), gradient
 
 
