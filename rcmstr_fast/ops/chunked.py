@@ -16,9 +16,9 @@ from torch import Tensor
 
 from rcmstr_fast.ops.site_rows import _C
 
-#: Similarities held at once, a chunk of rows x K: a few float32 tensors of 4 MiB. A row fits the cache whatever the chunk;
-#: fewer, larger products are faster, and threads that sleep between loops are woken less often.
-CHUNK_ELEMENTS = 1 << 20
+#: Similarities held at once, a chunk of rows x K: a few float32 tensors of 2 MiB. A row fits the cache whatever the chunk;
+#: more at once leave the cache between the products, fewer wake sleeping threads more often.
+CHUNK_ELEMENTS = 1 << 19
 
 
 def rows_per_chunk(keys: int) -> int:
