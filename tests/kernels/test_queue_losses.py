@@ -89,6 +89,22 @@ def test_query_near_key_has_small_gradients_and_non_contiguous_rows_are_fine(bac
     compare(backend, query, key, queue)
 
 
+@TRITON
+@pytest.mark.parametrize("tau", [0.04, 0.07])
+def test_where_query_key_and_queue_nearly_coincide_the_error_lies_along_the_query(tau):
+    """Backward of the L2 norm removes that direction; docs/ops/relational_loss.md says where the error comes from."""
+    query = unit_rows(40, 64, seed=1, device=DEVICE)
+    key = torch.nn.functional.normalize(query + 0.1 * unit_rows(40, 64, seed=2, device=DEVICE), dim=1)
+    queue = queue_rows("own", query, 64).half().float()
+    query, key = query.half().float(), key.half().float()
+    _, expected, _ = run(query, key, queue, dtype=torch.float64, tau_info=tau, tau_kl=tau)
+    _, found, _ = run(query, key, queue, backend="triton", tau_info=tau, tau_kl=tau)
+    unit = torch.nn.functional.normalize(query.double(), dim=1)
+    across = [g.double() - (g.double() * unit).sum(1, keepdim=True) * unit for g in (found, expected)]
+    assert relative(*across) < 1e-3
+    assert relative(found, expected) < 4e-3
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_kl_it_is_cross_entropy(backend):
     query, key, queue = (unit_rows(n, 64, seed=n, device=DEVICE).half().float() for n in (33, 33, 100))
