@@ -7,6 +7,8 @@ Values that a preset or a method decides are None here and filled in by `resolve
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rcmstr_fast.fields import ConfigError
+
 Level = Literal["frame", "subword", "word"]
 LEVELS: tuple[Level, ...] = ("frame", "subword", "word")
 
@@ -14,10 +16,6 @@ LEVELS: tuple[Level, ...] = ("frame", "subword", "word")
 def as_list(value: list[str] | str) -> list[str]:
     """A single string stands for a list of one: `--data.roots PATH`."""
     return [value] if isinstance(value, str) else value
-
-
-class ConfigError(ValueError):
-    """A wrong value of the user's; shown as one line, exit status 2."""
 
 
 class RunError(RuntimeError):

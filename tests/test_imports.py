@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rcmstr_fast"
-EVERYONE = {"rcmstr_fast", "config", "env", "random"}
+EVERYONE = {"rcmstr_fast", "config", "env", "fields", "random"}
 MAY_IMPORT = {
     "config": set(),
     "env": set(),
+    "fields": set(),
     "random": set(),
     "kernels": {"kernels"},
     "reference": {"random", "reference"},
