@@ -343,7 +343,7 @@ def _check(config: PretrainConfig) -> None:
         (method.tau_info > 0, "method.tau_info must be positive", method.tau_info),
         (method.tau_kl > 0, "method.tau_kl must be positive", method.tau_kl),
         (0 <= method.momentum <= 1, "method.momentum must be in [0, 1]", method.momentum),
-        (model.width in (0.25, 0.5, 1.0), "model.width must be 0.25, 0.5 or 1", model.width),
+        (model.width in (0.125, 0.25, 0.5, 1.0), "model.width must be 0.125, 0.25, 0.5 or 1", model.width),
         (model.height == 32, "model.height must be 32", model.height),
         (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4 from 16",
          model.image_width),
