@@ -22,7 +22,9 @@ COMMANDS = (
     "read",
     "embed",
     "export",
+    "study",
     "report",
+    "recipes",
     "bench",
 )
 
