@@ -43,11 +43,13 @@ class Runs:
 
 def runs_of(planned: Sequence[Cell], folder: Path) -> Runs:
     """The run folders of a study; of several seeds the first."""
-    first = list(reversed(planned))
-    return Runs(
-        {c.row: folder / c.id for c in first if c.command == "pretrain"},
-        {f"{c.evaluation} {c.row}": folder / c.id for c in first if c.evaluation},
-    )
+    runs = Runs()
+    for cell in planned:
+        if cell.command == "pretrain":
+            runs.pretraining.setdefault(cell.row, folder / cell.id)
+        elif cell.evaluation:
+            runs.evaluation.setdefault(f"{cell.evaluation} {cell.row}", folder / cell.id)
+    return runs
 
 
 def write_page(record: Json, runs: Runs, out: Path) -> list[Path]:

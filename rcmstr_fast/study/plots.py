@@ -43,7 +43,8 @@ def curves(title: str, x: str, y: str, lines: Mapping[str, Points]) -> str | Non
     axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
     for i, (name, points) in enumerate(lines.items()):
         style = ("-", "--", ":", "-.")[i // 10 % 4]
-        axes.plot(*zip(*points), style, color=f"C{i % 10}", label=name, linewidth=1.4)
+        marker = "o" if len(points) == 1 else None
+        axes.plot(*zip(*points), style, marker=marker, color=f"C{i % 10}", label=name, linewidth=1.4)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     for side in ("top", "right"):
