@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rcmstr_fast import models
-from rcmstr_fast.config import MethodConfig, PretrainConfig
+from rcmstr_fast.config import MethodConfig, PretrainConfig, num_frames
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of
 
@@ -45,9 +45,10 @@ class MethodSpec:
         encoders: values of `model.encoder` that it serves.
         needs: what it keeps or asks for beside an encoder (queue, momentum network, labels, ..), in words.
         labels: batches hold the labels; the configuration then has `charset` and `max_length`.
-        divisible: a step in several micro-batches or processes is the step in one (not so where the other images of
-            a forward pass are the negatives and nothing is gathered).
-        tiny: fields of `method` of the smallest configuration, for tests.
+        accumulates: a step in several micro-batches is the step in one (not so where the other images of a forward
+            pass are the negatives). In several processes it always is: see `Collectives.gather_with_grad`.
+        tiny: fields of `method` of the smallest configuration, for tests; other parts by dotted name
+            (`model.image_width`).
     """
 
     name: str
@@ -57,7 +58,7 @@ class MethodSpec:
     encoders: tuple[str, ...]
     needs: tuple[str, ...] = ()
     labels: bool = False
-    divisible: bool = True
+    accumulates: bool = True
     tiny: dict[str, Any] | None = None
 
 
@@ -155,6 +156,15 @@ class EncoderMethod(PretrainMethod):
     def compile_networks(self) -> None:
         """The encoder's dense pass."""
         self.encoder.compile(dynamic=False)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames T of an image."""
+        return num_frames(self.config.model)
+
+    def apart(self, part: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """`part` of several equal inputs [B, ..] as one batch, while its batch norm sees them one by one."""
+        return in_passes(part, part, *inputs)
 
     def frames(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Frames [B, T, C] of each view [B, 3, H, W], encoded as one batch; batch norm sees the views one by one."""

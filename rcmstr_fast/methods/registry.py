@@ -30,7 +30,7 @@ def register(
     encoders: Iterable[str] = ALL,
     needs: Iterable[str] = (),
     labels: bool = False,
-    divisible: bool = True,
+    accumulates: bool = True,
     tiny: dict[str, Any] | None = None,
 ) -> Callable[[M], M]:
     """Make a `PretrainMethod` known under the default of its `Config.name`; arguments as in `MethodSpec`.
@@ -46,7 +46,7 @@ def register(
         if not name or (before and before.method.__qualname__ != method.__qualname__):
             raise ValueError(f"{method.__name__}.Config.name must be a name of its own, got {name!r}")
         spec = MethodSpec(
-            name, method, config, paper, tuple(encoders), tuple(needs), labels, divisible, dict(tiny or {})
+            name, method, config, paper, tuple(encoders), tuple(needs), labels, accumulates, dict(tiny or {})
         )  # fmt: skip
         method.spec, config.encoders = spec, spec.encoders
         _known[name] = spec
