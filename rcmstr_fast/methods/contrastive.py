@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,6 @@ class ContrastiveMethod(PretrainMethod):
         return queue.after(self._keys.gather()[level]) if self.settings.inter_after_enqueue else queue.rows
 
 
-
 def _ordered_ahead(config: PretrainConfig) -> bool:
     """Whether the order of the strips is known before the query view is: moved cuts depend on its pixels."""
     method: RelationalSettings = config.method  # type: ignore[assignment]
@@ -203,7 +203,7 @@ class SeqMoCoConfig(RelationalSettings):
         name: seqmoco.
     """
 
-    own = {"levels": ["subword"], "permute": False, "inter": "none"}
+    own: ClassVar[dict[str, Any]] = {"levels": ["subword"], "permute": False, "inter": "none"}
     name: str = "seqmoco"
 
 
@@ -224,7 +224,7 @@ class RCLSTRConfig(RelationalSettings):
         name: rclstr.
     """
 
-    own = {"levels": list(LEVELS), "permute": True, "inter": "both"}
+    own: ClassVar[dict[str, Any]] = {"levels": list(LEVELS), "permute": True, "inter": "both"}
     name: str = "rclstr"
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from rcmstr_fast import ops
 from rcmstr_fast.methods.levels import RelationalSettings
-from rcmstr_fast.methods.permutation import kept_frames, pairing_windows
 from rcmstr_fast.methods.parts.monitors import some_rows, spread
 from rcmstr_fast.methods.parts.queue import WholeQueue
+from rcmstr_fast.methods.permutation import kept_frames, pairing_windows
 
 
 class RelationalLoss(nn.Module):

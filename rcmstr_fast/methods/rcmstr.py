@@ -1,7 +1,7 @@
 """RCMSTR: RCLSTR with masked image modelling through the same encoder (paper Eq. 9)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class RCMSTRConfig(RelationalSettings, MaskSettings):
         mim_view: the view that is masked: the query view, or a third one of its own (the paper speaks of both).
     """
 
-    own = {"levels": list(LEVELS), "permute": True, "inter": "both"}
+    own: ClassVar[dict[str, Any]] = {"levels": list(LEVELS), "permute": True, "inter": "both"}
     name: str = "rcmstr"
     beta: float = number(0.1, low=0)
     coupled: bool = False

@@ -106,7 +106,12 @@ class Trainer:
     """
 
     def __init__(
-        self, config: PretrainConfig, plan: Plan, world: World, folder: RunFolder, method: PretrainMethod,
+        self,
+        config: PretrainConfig,
+        plan: Plan,
+        world: World,
+        folder: RunFolder,
+        method: PretrainMethod,
         stream: Stream,
     ) -> None:
         self.config, self.plan, self.world, self.folder, self.stream = config, plan, world, folder, stream
@@ -162,9 +167,7 @@ class Trainer:
                 return number
         raise RunError("the data ended before the run")
 
-    def _train_step(
-        self, batches: list[Batch], signals: StopSignals, monitor: bool, drawn: bool
-    ) -> dict[str, Tensor]:
+    def _train_step(self, batches: list[Batch], signals: StopSignals, monitor: bool, drawn: bool) -> dict[str, Tensor]:
         """One optimiser step over the micro-batches of this process; returns the monitors."""
         rate = learning_rate(self.step, self.config.optim, self.plan)
         requests = signals.received != 0, self.state.due()
@@ -207,7 +210,7 @@ class Trainer:
         })  # fmt: skip
 
     def _draw(self, batch: Batch, pictures: dict[str, Tensor]) -> None:
-        assert batch.images is not None  # noqa: S101 (batches of a stream have them)
+        assert batch.images is not None
         original, index = batch.images[:PICTURES], batch.index[:PICTURES].cpu()
         alone = ops.each_operation(original, seed=self.config.seed, epoch=int(batch.epoch), index=index)
         columns = {name: picture * 0.5 + 0.5 for name, picture in alone.items()}

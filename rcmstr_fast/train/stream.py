@@ -142,7 +142,9 @@ class Stream:
             from rcmstr_fast.ops.augment_dali import DaliViews
         except ImportError as error:
             raise ConfigError(f"data.augment=dali must have NVIDIA DALI, which cannot be imported: {error}") from error
-        return DaliViews(batch=self.maker.calls * batch, threads=self.config.data.workers or env.threads(), device=device)
+        return DaliViews(
+            batch=self.maker.calls * batch, threads=self.config.data.workers or env.threads(), device=device
+        )
 
 
 def views_in_threads(device: torch.device) -> bool:
