@@ -16,6 +16,7 @@ COMMANDS = (
     "doctor",
     "data",
     "pretrain",
+    "methods",
     "probe",
     "finetune",
     "segment",
@@ -72,6 +73,7 @@ def _run(name: str, argv: list[str]) -> int:
 
     command = importlib.import_module(f"rcmstr_fast.cli.{name}")
     parser = Parser(prog=f"rcmstr {name}", description=command.HELP)
+    parser.given = argv
     command.add_arguments(parser)
     return command.run(parser.instantiate(parser.parse_args(argv)))
 
