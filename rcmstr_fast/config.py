@@ -332,6 +332,14 @@ def num_frames(model: ModelConfig) -> int:
     return model.image_width // 4 + (0 if model.encoder.startswith("vit") else 1)
 
 
+def used_levels(method: MethodConfig) -> list[str]:
+    """Levels with a loss of their own or as a side of an inter-level term, in the order of `LEVELS`."""
+    used = set(method.levels or ())
+    used |= {"frame", "subword"} if method.inter in ("f2s", "both") else set()
+    used |= {"subword", "word"} if method.inter in ("s2w", "both") else set()
+    return [level for level in LEVELS if level in used]
+
+
 def _check(config: PretrainConfig) -> None:
     method, model, train = config.method, config.model, config.train
     rules = [

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "data": {"data", "ops", "_C"},
     "train": {"train", "methods", "models", "data", "ops", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
-    "cli": {"cli", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
+    "measure": {"measure", "train", "methods", "models", "data", "ops"},
+    "cli": {"cli", "measure", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, line, made_up_batches, measure, release, with_batch
 
 from bench import step as bench_step
 from bench.gpu.setting import ROOT, Rows, Setting, encoders, pretrain_config
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, line, made_up_batches, measure, release, with_batch
 
 #: Capacities in GiB of the table of largest batches, and the share of each that a run may take.
 CARDS, USABLE = (12, 24, 40, 80, 140), 0.94

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, made_up_batches
 from torch import Tensor
 
 from bench.gpu.setting import pretrain_config
 from rcmstr_fast import ops
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, made_up_batches
 
 
 def _unit(rows: int, width: int, device: str) -> Tensor:

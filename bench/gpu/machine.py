@@ -11,12 +11,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import torch
+from rcmstr_fast.train.costs import measure_ceilings
+from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, made_up_batches
 
 from bench.gpu.setting import ROOT, Rows, Setting, encoders, find_tool, pretrain_config
 from bench.step import products
-from rcmstr_fast.train.costs import measure_ceilings
 from rcmstr_fast.train.distributed import World, use_bf16
-from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, made_up_batches
 
 
 def build(setting: Setting) -> Rows:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rcmstr_fast import random
-from rcmstr_fast.config import PretrainConfig, num_frames
+from rcmstr_fast.config import PretrainConfig, num_frames, used_levels
 from rcmstr_fast.methods.losses import RelationalLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
 from rcmstr_fast.methods.permutation import PermutedQuery
@@ -31,7 +31,7 @@ class ContrastiveMethod(nn.Module):
         self.config = config
         self.collectives = collectives
         method = config.method
-        self.levels = self._network_levels()
+        self.levels = used_levels(method)
         self.online = Network(config.model, self.levels, method.bn_group_size)
         self.online.encoder.checkpointing = config.train.checkpoint_activations
         self.momentum = MomentumNetwork(self.online, method.momentum)
@@ -53,15 +53,6 @@ class ContrastiveMethod(nn.Module):
     def rectifier(self) -> nn.Module:
         """The rectifier that is exported with it (`nn.Identity` for none)."""
         return self.online.rectifier
-
-    def _network_levels(self) -> list[str]:
-        """Levels with a loss of their own or as a side of an inter-level term."""
-        used = set(self.config.method.levels or ())
-        if self.config.method.inter in ("f2s", "both"):
-            used |= {"frame", "subword"}
-        if self.config.method.inter in ("s2w", "both"):
-            used |= {"subword", "word"}
-        return [level for level in ("frame", "subword", "word") if level in used]
 
     def _queue_size(self, level: str, frames: int) -> int:
         size = self.config.method.queue_size

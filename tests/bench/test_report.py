@@ -4,10 +4,10 @@ import copy
 import json
 
 import pytest
+from bench.records import NOT_YET, load
 
 from bench import plots, predictions, report
 from bench.gpu.pieces import PIECES
-from bench.records import NOT_YET, load
 
 STEP = {
     "status": "ok", "encoder": "resnet29", "width": 1.0, "method": "rcmstr", "batch": 512, "processes": 1,

@@ -3,9 +3,10 @@
 import torch
 
 from rcmstr_fast.config import PretrainConfig, resolve
+from rcmstr_fast.measure.running import inputs, made_up_batches
+from rcmstr_fast.methods import StepBatch
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.plan import make_plan
-from rcmstr_fast.train.step_speed import made_up_batches
 
 CPU = torch.device("cpu")
 
@@ -23,4 +24,9 @@ def tiny(encoder: str = "resnet29", batch: int = 4, **method) -> PretrainConfig:
 
 def tiny_batch(config: PretrainConfig):
     world = World(CPU)
-    return made_up_batches(config, make_plan(config, 1 << 20, 1), world, 1)[0][0]
+    return inputs(made_up_batches(config, make_plan(config, 1 << 20, 1), world, 1)[0][0])
+
+
+def step_batch(given) -> StepBatch:
+    """What our method takes, of the inputs of a step."""
+    return StepBatch(torch.stack([given.query, given.key]), given.index, given.epoch, given.permuted)

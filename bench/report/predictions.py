@@ -1,6 +1,7 @@
 """What the model of the step predicted before anything had been measured, the targets, and what came of both."""
 
 from bench.records import NOT_YET, Records, Row, best, gpus, number, rows_of, steps
+
 from rcmstr_fast.evaluation.report import markdown
 
 #: provider -> (H200, A100) ms of a whole step: CNN, RCMSTR, B = 512, 32x100, bf16

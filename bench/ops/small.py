@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.queue_losses import Entry, Provider, unit
+from bench.ops.entry import Entry, Provider
+from bench.ops.queue_losses import unit
 from rcmstr_fast import ops
 from rcmstr_fast.ops import reference
 

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import predictions
 from bench.records import NOT_YET, Records, Row, gpus, load, number, rows_of, steps
+
+from bench import predictions
 from rcmstr_fast.evaluation.report import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
