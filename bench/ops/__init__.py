@@ -33,7 +33,7 @@ def rows(subject: Subject, device: str, rounds: int) -> Iterator[Row]:
             errors[name] = entry.check(name, expected)
         except Exception as error:  # a peer's failure is a result, not the end of the run
             yield entry.head(name) | failure(error)
-    for mode in entry.modes:
+    for mode in subject.modes:
         together = [list(errors)] if device == "cpu" else [[name] for name in errors]
         for names in together:
             yield from _timed(entry, names, mode, errors, device, rounds)

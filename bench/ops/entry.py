@@ -1,6 +1,6 @@
 """An operation at one shape with everybody who can do it, and the check that comes before any timing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,6 @@ class Entry:
         expected: float64 results, as a provider returns them with gradient.
         providers: name -> provider.
         flops: multiply-adds x 2 of the fp16 tensor work of the two-pass design, forward with gradient.
-        modes: of FORWARD and BOTH, those worth timing.
         limit: largest relative error of every result; None: VALUE for numbers and GRADIENT for the others.
         about: further facts for the rows.
     """
@@ -43,7 +42,6 @@ class Entry:
     expected: Callable[[], list[Tensor]]
     providers: dict[str, Provider] = field(default_factory=dict)
     flops: float = 0.0
-    modes: Sequence[str] = (FORWARD, BOTH)
     limit: float | None = None
     about: dict[str, Any] = field(default_factory=dict)
 

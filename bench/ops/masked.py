@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.ops.entry import BOTH, Entry, Provider
+from bench.ops.entry import Entry, Provider
 from rcmstr_fast import ops
 from rcmstr_fast.measure import timer
 from rcmstr_fast.models.resnet import BasicBlock, ResNet29
@@ -139,7 +139,6 @@ def masked_pass(stage: str, width: float, ratio: float, batch: int, dtype: torch
         f"{stage} C={channels} B={batch} hidden {100 * ratio:.0f} % {name}",
         lambda: [ordered(run, "reference").double()],
         {"dense": _provider(run, "reference", device), "sparse": _provider(run, SPARSE[device], device)},
-        modes=(BOTH,),
         limit=LIMITS[dtype],
         about=about,
     )

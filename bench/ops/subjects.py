@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from bench.ops import masked, queue_losses, small
-from bench.ops.entry import Entry
+from bench.ops.entry import BOTH, FORWARD, Entry
 
 SIZES = ("tiny", "cpu", "gpu")
 
@@ -25,11 +25,13 @@ class Subject:
         name: of the operation and what tells its shapes apart.
         build: makes the entry.
         providers: names of those of its providers that are measured.
+        modes: of FORWARD and BOTH, those worth timing.
     """
 
     name: str
     build: Callable[[], Entry]
     providers: tuple[str, ...]
+    modes: tuple[str, ...]
 
 
 _LOSS = ("eager", "compile", "chunk_loop", "chunk_loop_compile", "ours")
@@ -57,7 +59,8 @@ def _subject(operation: str, shape: str, build: Callable[[], Entry], size: str) 
     names = everywhere + (on_gpu if size == "gpu" else ())
     if size == "tiny":
         names = tuple(name for name in names if "compile" not in name)
-    return Subject(f"{operation} {shape}".strip(), build, names)
+    modes = (BOTH,) if operation == "masked_pass" else (FORWARD, BOTH)
+    return Subject(f"{operation} {shape}".strip(), build, names, modes)
 
 
 def subjects(size: str) -> Iterator[Subject]:

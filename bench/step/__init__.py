@@ -10,7 +10,15 @@ from bench.step.providers import MODES, build, factory
 from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.measure.ceilings import measure_ceilings
 from rcmstr_fast.measure.records import Row
-from rcmstr_fast.measure.running import OurStep, exact_or_fast, inputs, made_up_batches, precision_of, release
+from rcmstr_fast.measure.running import (
+    OurStep,
+    exact_or_fast,
+    initial_state,
+    inputs,
+    made_up_batches,
+    precision_of,
+    release,
+)
 from rcmstr_fast.measure.step import Factory
 from rcmstr_fast.train.distributed import World
 
@@ -46,7 +54,7 @@ def part_rows(config: PretrainConfig, names: list[str], world: World, repetition
     ceilings = measure_ceilings(world.device, precision)
     with tempfile.TemporaryDirectory() as folder, exact_or_fast(config, world.device):
         ours = OurStep(config, world, Path(folder) / "run")
-        batches, state = made_up_batches(config, ours.plan, world, 1)[0], ours.state()
+        batches, state = made_up_batches(config, ours.plan, world, 1)[0], initial_state(config, world)
         ours.step(batches)  # the part `update` needs gradients
         sides: parts.Sides = parts.OurSides(ours, inputs(batches[0]))
         found = parts.rows("ours", sides, ceilings, precision, repetitions, graphs=True)

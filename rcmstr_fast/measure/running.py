@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcmstr_fast import ops
 from rcmstr_fast.config import PretrainConfig
@@ -75,30 +75,28 @@ class OurStep:
         self.trainer = Trainer(config, self.plan, world, RunFolder(folder), method, stream)  # type: ignore[arg-type]
         self._signals = StopSignals()
 
-    def first_loss(self, batch: TrainBatch) -> float:
-        """Loss of a batch, computed by a second method with the same initial weights: the trainer stays as it is."""
-        device = self.world.device
-        method = self._initial().to(device, memory_format=torch.channels_last).train()
-        bf16 = use_bf16(self.config.train.precision, device)
-        given = StepBatch(batch.views, batch.index, batch.epoch, batch.permuted, batch.order)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return float(method(given, monitor=False).loss)
-
-    def state(self) -> dict[str, Tensor]:
-        """The method's initial state on the CPU."""
-        return self._initial().state_dict()
-
     def weights(self) -> Tensor:
         """All trained weights in one vector."""
         return torch.cat([p.detach().flatten() for p in self.trainer.method.parameters() if p.requires_grad])
-
-    def _initial(self) -> nn.Module:
-        return build_method(self.config, self.world)
 
     def step(self, batches: list[TrainBatch]) -> None:
         """One optimiser step at the first learning rate."""
         self.trainer._train_step(batches, self._signals, False, False)
         self.trainer.step = 0
+
+
+def first_loss(config: PretrainConfig, world: World, batch: TrainBatch) -> float:
+    """Loss of a micro-batch in a method with its initial weights, which is made for it and forgotten."""
+    method = build_method(config, world).to(world.device, memory_format=torch.channels_last).train()
+    bf16 = use_bf16(config.train.precision, world.device)
+    given = StepBatch(batch.views, batch.index, batch.epoch, batch.permuted, batch.order)
+    with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+        return float(method(given, monitor=False).loss)
+
+
+def initial_state(config: PretrainConfig, world: World) -> dict[str, Tensor]:
+    """The method's initial state on the CPU."""
+    return build_method(config, world).state_dict()
 
 
 def made_up_batches(config: PretrainConfig, plan: Plan, world: World, count: int) -> list[list[TrainBatch]]:

@@ -5,6 +5,7 @@ On a CPU providers take turns, step by step, so that a busy machine meets all of
 peak memory.
 """
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Callable
@@ -23,12 +24,13 @@ from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import (
     OurStep,
     exact_or_fast,
+    first_loss,
+    initial_state,
     made_up_batches,
     made_up_plan,
     precision_of,
     release,
 )
-from rcmstr_fast.measure.timer import Times
 from rcmstr_fast.train.distributed import World
 
 #: Largest relative difference of the first loss from ours, by precision.
@@ -42,11 +44,11 @@ _BATCHES = 2
 
 
 class StepProvider(Protocol):
-    """One way to run a training step; a step's data is the list of its micro-batches."""
+    """One way to run a training step; a step's data is the list of its micro-batches.
 
-    def first_loss(self, batch: Any) -> float:
-        """Loss of a micro-batch with the weights it was made with."""
-        ...
+    One that is not ours also has `first_loss(batch) -> float`, by which it is checked: the loss of a micro-batch with the
+    weights it was made with.
+    """
 
     def step(self, batches: list[Any]) -> None:
         """One whole step; does not wait for the device."""
@@ -110,40 +112,48 @@ class Contest:
         self.flop, self.floor_ms = sum(w.flop for w in works), ceilings.ms(works)
         self.rows: list[Row] = []
 
+    @functools.cached_property
+    def expected(self) -> float:
+        """Our loss of the first micro-batch, with the initial weights."""
+        return first_loss(self.config, self.world, self.batches[0][0])
+
+    @functools.cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The initial weights and queues of our method, on the CPU, from which every provider is built."""
+        return initial_state(self.config, self.world)
+
     def enter(self, factories: dict[str, Factory], repetitions: int) -> None:
         """Time ours and the others; one that fails or disagrees is reported and not timed."""
-        together = self.world.device.type == "cpu"
-        ours = self._guarded("ours", lambda: OurStep(self.config, self.world, self.folder))
-        if ours is None:
-            return
-        expected, state = ours.first_loss(self.batches[0][0]), ours.state() if factories else {}
-        providers: dict[str, StepProvider] = {"ours": ours}
-        del ours
-        if not together:
-            self._time(providers, repetitions)
-            providers.clear()
-        for name, factory in factories.items():
+        alone, providers = self.world.device.type == "cuda", {}
+        for name in ("ours", *factories):
             release(self.world.device)
-            made = self._checked(name, factory, state, expected)
+            made = self.ready(name, factories.get(name))
             if made is None:
                 continue
             providers[name] = made
             del made
-            if not together:
+            if alone:
                 self._time(providers, repetitions)
                 providers.clear()
-        if together:
+        if providers:
             self._time(providers, repetitions)
 
-    def _checked(self, name: str, factory: Factory, state: dict[str, Tensor], expected: float) -> StepProvider | None:
-        """A provider whose loss of the first batch is ours; otherwise a row says why not."""
-        made = self._guarded(name, lambda: factory(self.config, self.world.device, state))
+    def ready(self, name: str, factory: Factory | None) -> StepProvider | None:
+        """A provider that may be timed: ours, or one whose loss of the first batch is ours; else None, and a row why.
+
+        Args:
+            name: of the provider; `ours` needs no factory.
+            factory: of another.
+        """
+        if factory is None:
+            return self._guarded(name, lambda: OurStep(self.config, self.world, self.folder))
+        made = self._guarded(name, lambda: factory(self.config, self.world.device, self.state))
         loss = None if made is None else self._guarded(name, lambda: made.first_loss(self.batches[0][0]))
         if loss is None:
             return None
-        error = abs(loss - expected) / max(abs(expected), 1e-12)
+        error = abs(loss - self.expected) / max(abs(self.expected), 1e-12)
         if not error <= AGREEMENT[self.precision]:
-            self.rows.append(self._head(name) | {"status": "FAIL", "error": error})
+            self.rows.append(self.head(name) | {"status": "FAIL", "error": error})
             return None
         return made
 
@@ -153,11 +163,11 @@ class Contest:
         except ConfigError:
             raise
         except torch.cuda.OutOfMemoryError:
-            self.rows.append(self._head(name) | {"status": "out of memory"})
+            self.rows.append(self.head(name) | {"status": "out of memory"})
         except Exception as error:  # a provider's failure is a result, not the end of the run
             if name == "ours":
                 raise
-            self.rows.append(self._head(name) | {"status": f"{type(error).__name__}: {str(error)[:300]}"})
+            self.rows.append(self.head(name) | {"status": f"{type(error).__name__}: {str(error)[:300]}"})
         return None
 
     def _time(self, providers: dict[str, StepProvider], repetitions: int) -> None:
@@ -169,9 +179,11 @@ class Contest:
             ", ".join(steps), lambda: timer.alternate(steps, device, rounds=repetitions, warm_up=warm_up)
         )
         for name, found in (times or {}).items():
-            self.rows.append(self._head(name) | self.numbers(found))
+            memory = {"peak_gib": found.peak_gib, "reserved_gib": found.reserved_gib}
+            self.rows.append(self.head(name) | found.row() | memory | self.numbers(found.median))
 
-    def _head(self, name: str) -> Row:
+    def head(self, name: str) -> Row:
+        """The names of a provider's row."""
         config = self.config
         return {
             "group": "step", "provider": name, "encoder": config.model.encoder, "width": config.model.width,
@@ -180,34 +192,15 @@ class Contest:
             "switches": {name: getattr(config.train, name) for name in SWITCHES},
         }  # fmt: skip
 
-    def numbers(self, times: Times) -> Row:
-        """What a table shows of timed steps."""
-        return times.row() | {
-            "status": "ok", "peak_gib": times.peak_gib, "reserved_gib": times.reserved_gib,
-            "ceilings": self.ceilings.source,
-        } | rates(times.median, self.plan.global_batch, self.flop, self.floor_ms, self.ceilings, self.precision)  # fmt: skip
-
-
-def rates(ms: float, images: int, flop: float, floor_ms: float, ceilings: Ceilings, precision: str) -> Row:
-    """Rates of a step of `ms`: images/s, shares of roofline and product rate, and MFU where the data sheet is known.
-
-    Args:
-        ms: of a step.
-        images: of all processes.
-        flop: operations of this process that the step needs.
-        floor_ms: shortest time of its work.
-        ceilings: of the device.
-        precision: bf16 or fp32.
-    """
-    rate, known = flop / (ms / 1e3), peak(ceilings.source)
-    return {
-        "images_per_s": 1e3 * images / ms,
-        "tflop": flop / 1e12,
-        "floor_ms": floor_ms,
-        "share_of_roofline": floor_ms / ms,
-        "share_of_product_ceiling": rate / ceilings.flop_per_s,
-        "mfu": rate / known.sheet if known and precision == "bf16" else None,
-    }
+    def numbers(self, ms: float) -> Row:
+        """What follows from a step of `ms`: images/s, shares of roofline and product rate, MFU for a known data sheet."""
+        rate, known = self.flop / (ms / 1e3), peak(self.ceilings.source)
+        return {
+            "status": "ok", "images_per_s": 1e3 * self.plan.global_batch / ms, "tflop": self.flop / 1e12,
+            "floor_ms": self.floor_ms, "share_of_roofline": self.floor_ms / ms,
+            "share_of_product_ceiling": rate / self.ceilings.flop_per_s,
+            "mfu": rate / known.sheet if known and self.precision == "bf16" else None, "ceilings": self.ceilings.source,
+        }  # fmt: skip
 
 
 def stepping(provider: StepProvider, batches: list[list[Any]]) -> timer.Run:
