@@ -40,8 +40,14 @@ def _results(loss: Callable[..., Tensor], queries: list[Tensor], gradient: bool)
 
 
 def compiled(function: Callable, device: str) -> Callable:
-    """torch.compile as fast as it gets, every shape on its own; on a CPU without tuning."""
-    return torch.compile(function, mode="max-autotune-no-cudagraphs" if device == "cuda" else "default", dynamic=False)
+    """torch.compile as fast as it gets, every shape on its own; on a CPU without tuning. Compiled at the first call."""
+
+    @functools.cache
+    def made() -> Callable:
+        mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
+        return torch.compile(function, mode=mode, dynamic=False)
+
+    return lambda *arguments, **named: made()(*arguments, **named)
 
 
 def _by_chunks(loss: Callable[..., Tensor], queries: list[Tensor], keys: Tensor, gradient: bool) -> list[Tensor]:

@@ -1,158 +1,241 @@
-"""What the model of the step predicted before anything had been measured, the targets, and what came of both."""
+"""What the model of the step predicted before anything had been measured on a GPU, and the targets.
 
-from bench.records import NOT_YET, Records, Row, best, gpus, number, rows_of, steps
+Each prediction and target knows how to find its own measured value in the records; the pages show a column of measured
+values as soon as a GPU has left a record.
+"""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.report.rows import Records, Row, best, good, gpus, group, number, piece, shortest
 from rcmstr_fast.evaluation.report import markdown
 
-#: provider -> (H200, A100) ms of a whole step: CNN, RCMSTR, B = 512, 32x100, bf16
-STEP_MS = {
-    "published style, float32": (538, 1200), "eager": (305, 676), "compile": (147, 337), "ours": (97, 227),
-    "roofline": (62, 155),
-}  # fmt: skip
-#: part -> (floor, eager, torch.compile, ours) ms on an H200; the parts as the model cut them
-PARTS_MS = {
-    "dense convolutions": (45.8, 67, 67, 67), "masked pass": (3.3, 29, 29, 6.6), "norms, ReLU, residuals": (6.6, 29, 16, 10.6),
-    "loss": (4.7, 169, 27, 8.5), "projector (BiLSTM)": (0.7, 5, 5, 2.5), "optimiser and momentum": (0.3, 3, 0.6, 0.4),
-}  # fmt: skip
-#: what the model took for granted: quantity -> value on an H200
-ASSUMED = {
-    "bf16 product, 8192^3": "790 TFLOP/s",
-    "copy, bytes read and written": "4.3 TB/s",
-    "share of the product's rate that cuDNN reaches in dense convolutions": "0.68 to 0.72",
-    "the same of the masked convolution": "0.50 to 0.58",
-    "the same of the loss": "0.55",
-    "share of the copy's rate that elementwise work reaches": "0.85",
-}
-#: target -> where it is measured
-TARGETS = {
-    "CNN, B = 512: images/s of ours over torch.compile at least 1.5 (goal 2)": "compile-cnn",
-    "CNN, B = 512: images/s of ours over eager at least 3": "step-cnn",
-    "CNN, B = 512: share of the roofline, goal 65 %": "step-cnn",
-    "ViT-Small, B = 512: MFU at least 45 %": "step-vit",
-    "data-wait under 2 %": "real",
-    "no host synchronisation in a steady step": "steady",
-    "B = 512: GPU memory at most 60 % of the compiled baseline's": "compile-cnn",
-    "CPU, tiny recipe: at least 1.3 times as fast as the plain PyTorch step": "cpu",
-}
-#: row of the learning table -> (its name in the paper, IIIT5K accuracy in % with CTC, with attention)
-TABLE_ONE = {
-    "seqmoco-nokl": ("SeqMoCo w/o KL", 41.63, 50.97), "seqmoco": ("SeqMoCo", 42.97, 51.83), "ere": ("+ ERE", 48.43, 56.30),
-    "intra": ("+ INTRA", 51.90, 59.03), "inter": ("+ INTER (RCLSTR)", 54.83, 61.07), "rcmstr": ("RCMSTR", 64.97, 70.00),
-}  # fmt: skip
+#: (records, machine) -> the measured value in words; empty where there is none
+Found = Callable[[Records, str], str]
 
 
-def model(records: Records) -> str:
-    """Predictions beside what was measured."""
-    measured = {name: _measured_step(records, name) for name in STEP_MS}
-    whole = [[name, number(h200, 0), number(a100, 0), measured[name]] for name, (h200, a100) in STEP_MS.items()]
-    parts = [[name, *(number(x) for x in values), _measured_part(records, name)] for name, values in PARTS_MS.items()]
-    taken = [[name, value, _measured_rate(records, name)] for name, value in ASSUMED.items()]
+def step_of(records: Records, machine: str, provider: str, encoder: str = "resnet29") -> Row | None:
+    """The whole step of RCMSTR at B = 512 on one process."""
+    rows = group(records, machine, "step")
+    return best(rows, provider=provider, encoder=encoder, batch=512, method="rcmstr", processes=1, width=1.0)
+
+
+def step_ms(provider: str) -> Found:
+    """Time of a provider's step."""
+
+    def found(records: Records, machine: str) -> str:
+        row = step_of(records, machine, provider)
+        return number(row["ms"]) if row else ""
+
+    return found
+
+
+def floor_ms(records: Records, machine: str) -> str:
+    """The floor of the step, from the rates measured in its run."""
+    row = step_of(records, machine, "ours")
+    return number(row["floor_ms"]) if row else ""
+
+
+def nothing(records: Records, machine: str) -> str:
+    """No benchmark measures it."""
+    return ""
+
+
+def part_ms(name: str) -> Found:
+    """Time of a part of our step."""
+
+    def found(records: Records, machine: str) -> str:
+        row = _part(records, machine, name)
+        return number(row["ms"]) if row else ""
+
+    return found
+
+
+def _part(records: Records, machine: str, name: str) -> Row | None:
+    return best(piece(records, machine, "parts"), part=name, provider="ours", encoder="resnet29", batch=512)
+
+
+def _layers_ms(records: Records, machine: str) -> float | None:
+    rows = piece(records, machine, "ceilings")
+    return next((r["ms"] for r in rows if r.get("what") == "products of a step" and r["encoder"] == "resnet29"), None)
+
+
+def layers_ms(records: Records, machine: str) -> str:
+    """Time of the encoder's dense layers, each alone."""
+    found = _layers_ms(records, machine)
+    return "" if found is None else f"{number(found)} (layers alone)"
+
+
+def between_layers_ms(records: Records, machine: str) -> str:
+    """Time of the encoder less that of its layers."""
+    layers, encoder = _layers_ms(records, machine), _part(records, machine, "encoder")
+    return f"{number(encoder['ms'] - layers)} (encoder less its layers)" if encoder and layers is not None else ""
+
+
+def _ceiling(records: Records, machine: str, what: str, field: str) -> float | None:
+    return next((r[field] for r in piece(records, machine, "ceilings") if r.get("what") == what), None)
+
+
+def product_rate(records: Records, machine: str) -> str:
+    """Rate of a large product."""
+    rate = _ceiling(records, machine, "product", "tflop_per_s")
+    return f"{number(rate, 0)} TFLOP/s" if rate else ""
+
+
+def copy_rate(records: Records, machine: str) -> str:
+    """Rate of a large copy."""
+    rate = _ceiling(records, machine, "copy", "gbyte_per_s")
+    return f"{number(rate / 1e3, 2)} TB/s" if rate else ""
+
+
+def cudnn_share(records: Records, machine: str) -> str:
+    """Rate of the encoder's dense layers over that of a large product."""
+    rate = _ceiling(records, machine, "product", "tflop_per_s")
+    rows = [r for r in piece(records, machine, "ceilings") if r.get("what") == "layer" and r["encoder"] == "resnet29"]
+    if not rate or not rows:
+        return ""
+    flop, ms = (sum(r[field] * r["count"] for r in rows) for field in ("tflop", "ms"))
+    return number(1e3 * flop / ms / rate, 2)
+
+
+#: whole step: CNN, RCMSTR, B = 512, 32x100, bf16 -> (H200 ms, A100 ms, measured)
+STEPS: dict[str, tuple[float, float, Found]] = {
+    "published style, float32": (538, 1200, nothing),
+    "eager": (305, 676, step_ms("eager")),
+    "compile": (147, 337, step_ms("compile")),
+    "ours": (97, 227, step_ms("ours")),
+    "roofline": (62, 155, floor_ms),
+}
+#: part of the step on an H200 -> ((floor, eager, torch.compile, ours) ms, ours measured)
+PARTS: dict[str, tuple[tuple[float, float, float, float], Found]] = {
+    "dense convolutions": ((45.8, 67, 67, 67), layers_ms),
+    "masked pass": ((3.3, 29, 29, 6.6), part_ms("masked pass")),
+    "norms, ReLU, residuals": ((6.6, 29, 16, 10.6), between_layers_ms),
+    "loss": ((4.7, 169, 27, 8.5), part_ms("loss")),
+    "projector (BiLSTM)": ((0.7, 5, 5, 2.5), part_ms("projector")),
+    "optimiser and momentum": ((0.3, 3, 0.6, 0.4), part_ms("update")),
+}
+#: what the model took for granted on an H200 -> (value, measured)
+ASSUMED: dict[str, tuple[str, Found]] = {
+    "bf16 product, 8192^3": ("790 TFLOP/s", product_rate),
+    "copy, bytes read and written": ("4.3 TB/s", copy_rate),
+    "share of the product's rate that cuDNN reaches in dense convolutions": ("0.68 to 0.72", cudnn_share),
+    "the same of the masked convolution": ("0.50 to 0.58", nothing),
+    "the same of the loss": ("0.55", nothing),
+    "share of the copy's rate that elementwise work reaches": ("0.85", nothing),
+}
+
+
+def over_compiled(records: Records, machine: str) -> str:
+    """Speed of ours over the faster of the two compiled baselines."""
+    ours, compiled = step_of(records, machine, "ours"), _compiled(records, machine)
+    return number(compiled["ms"] / ours["ms"], 2) if ours and compiled else ""
+
+
+def _compiled(records: Records, machine: str) -> Row | None:
+    rows = [step_of(records, machine, name) for name in ("compile", "compile_max")]
+    return min((row for row in rows if row), key=lambda row: row["ms"], default=None)
+
+
+def over_eager(records: Records, machine: str) -> str:
+    """Speed of ours over the eager baseline."""
+    ours, eager = step_of(records, machine, "ours"), step_of(records, machine, "eager")
+    return number(eager["ms"] / ours["ms"], 2) if ours and eager else ""
+
+
+def roofline_share(records: Records, machine: str) -> str:
+    """Floor over time of our step."""
+    row = step_of(records, machine, "ours")
+    return f"{number(row['share_of_roofline'], 0, 100)} %" if row else ""
+
+
+def vit_mfu(records: Records, machine: str) -> str:
+    """MFU of our step with the ViT."""
+    row = step_of(records, machine, "ours", "vit_small")
+    return f"{number(row['mfu'], 0, 100)} %" if row and row.get("mfu") else ""
+
+
+def data_wait(records: Records, machine: str) -> str:
+    """Largest median share of a real run that waits for data."""
+    rows = piece(records, machine, "real")
+    waits = [value for row in rows for name, value in row.items() if name.startswith("median_") and "wait" in name]
+    return f"{max(waits):.2f} %" if waits else ""
+
+
+def steady(records: Records, machine: str) -> str:
+    """Whether a steady step waits for the device."""
+    rows = [row for row in piece(records, machine, "steady") if "synchronises" in row]
+    return ("none" if len(good(rows)) == len(rows) else "it does") if rows else ""
+
+
+def memory_share(records: Records, machine: str) -> str:
+    """Memory of ours over that of the compiled baseline."""
+    ours, compiled = step_of(records, machine, "ours"), _compiled(records, machine)
+    return f"{100 * ours['reserved_gib'] / compiled['reserved_gib']:.0f} %" if ours and compiled else ""
+
+
+def cpu_over_eager(records: Records, machine: str) -> str:
+    """Speed of ours over eager with the tiny recipe, best of alternating steps."""
+    rows = group(records, machine, "step")
+    eager, ours = (best(rows, provider=name, encoder="resnet29", width=0.25) for name in ("eager", "ours"))
+    return number(shortest(eager) / shortest(ours), 2) if eager and ours else ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to be reached.
+
+    Attributes:
+        text: what.
+        measured: finds what was reached.
+        piece: of `make gpu` that measures it; `cpu`: `make bench`.
+    """
+
+    text: str
+    measured: Found
+    piece: str
+
+
+TARGETS = (
+    Target("CPU, tiny recipe: at least 1.3 times as fast as the plain PyTorch step", cpu_over_eager, "cpu"),
+    Target("CNN, B = 512: images/s of ours over torch.compile at least 1.5 (goal 2)", over_compiled, "compile-cnn"),
+    Target("CNN, B = 512: images/s of ours over eager at least 3", over_eager, "step-cnn"),
+    Target("CNN, B = 512: share of the roofline, goal 65 %", roofline_share, "step-cnn"),
+    Target("ViT-Small, B = 512: MFU at least 45 %", vit_mfu, "step-vit"),
+    Target("data-wait under 2 %", data_wait, "real"),
+    Target("no host synchronisation in a steady step", steady, "steady"),
+    Target("B = 512: GPU memory at most 60 % of the compiled baseline's", memory_share, "compile-cnn"),
+)
+
+
+def section(records: Records) -> str:
+    """The page's section on GPUs: targets, predictions, and beside them what was measured, if anything was."""
+    machines = gpus(records)
+    targets = [target for target in TARGETS if target.piece != "cpu"]
+    wholes = [([name, number(h200, 0), number(a100, 0)], found) for name, (h200, a100, found) in STEPS.items()]
+    parts = [([name, *(number(x) for x in values)], found) for name, (values, found) in PARTS.items()]
+    taken = [([name, value], found) for name, (value, found) in ASSUMED.items()]
+    head = "## Predicted for a GPU"
+    if not machines:
+        head += (
+            "\n\nNothing in this section is measured: no GPU has run `make gpu` for these sources yet. The figures\n"
+            "come from a model that stood before any measurement."
+        )
     return "\n\n".join([
-        "## Predicted and measured",
-        "The model counts operations and bytes of RCMSTR with the CNN at B = 512, 32x100 in bf16, and divides by assumed rates. "
-        "Dense convolutions, which cuDNN runs, are two thirds of an optimal step.",
-        markdown(["whole step", "H200 predicted ms", "A100 predicted ms", "measured ms"], whole),
-        markdown(["part (H200, ms)", "floor", "eager", "torch.compile", "ours", "ours measured"], parts),
-        markdown(["assumed", "value", "measured"], taken, left=2),
+        head,
+        "The model counts operations and bytes of RCMSTR with the CNN at B = 512, 32x100 in bf16, and divides\n"
+        "by assumed rates. Dense convolutions, which cuDNN runs, are two thirds of an optimal step.",
+        "![predicted steps](plots/predicted-steps.svg)",
+        _beside(records, ["whole step", "H200, ms", "A100, ms"], wholes),
+        _beside(records, ["part (H200, ms)", "floor", "eager", "torch.compile", "ours"], parts),
+        _beside(records, ["assumed (H200)", "value"], taken, left=2),
+        "Targets, and the piece of `make gpu` that measures each:",
+        _beside(records, ["target", "piece"], [([t.text, t.piece], t.measured) for t in targets], left=2),
     ])  # fmt: skip
 
 
-def _measured_step(records: Records, provider: str) -> str:
-    if provider.startswith("published"):
-        return "not part of the benchmark"
-    texts = []
-    for machine in gpus(records):
-        rows = steps(records, machine)
-        wanted = {"provider": "ours" if provider == "roofline" else provider, "encoder": "resnet29", "method": "rcmstr"}
-        row = best(rows, batch=512, processes=1, width=1.0, **wanted)
-        if row:
-            texts.append(f"{machine} {number(row['floor_ms'] if provider == 'roofline' else row['ms'])}")
-    return ", ".join(texts) or NOT_YET
-
-
-def _measured_part(records: Records, name: str) -> str:
-    known = {"masked pass": "masked pass", "loss": "loss", "projector (BiLSTM)": "projector",
-             "optimiser and momentum": "update"}  # fmt: skip
-    texts = []
-    for machine in gpus(records):
-        found = rows_of(records, machine, "gpu-parts")
-        row = best(
-            [r for r in found if r.get("part") == known.get(name)], provider="ours", encoder="resnet29", batch=512
-        )
-        if row:
-            texts.append(f"{machine} {number(row['ms'])}")
-        layers = [r for r in rows_of(records, machine, "gpu-ceilings") if r.get("what") == "products of a step"]
-        products = next((r["ms"] for r in layers if r["encoder"] == "resnet29"), None)
-        encoder = best([r for r in found if r.get("part") == "encoder"], provider="ours", encoder="resnet29", batch=512)
-        if name == "dense convolutions" and products is not None:
-            texts.append(f"{machine} {number(products)} (layers alone)")
-        if name.startswith("norms") and encoder and products is not None:
-            texts.append(f"{machine} {number(encoder['ms'] - products)} (encoder less its layers)")
-    return ", ".join(texts) or NOT_YET
-
-
-def _measured_rate(records: Records, name: str) -> str:
-    texts = []
-    for machine in gpus(records):
-        rows = rows_of(records, machine, "gpu-ceilings")
-        product = next((r["tflop_per_s"] for r in rows if r.get("what") == "product"), None)
-        copy = next((r["gbyte_per_s"] for r in rows if r.get("what") == "copy"), None)
-        dense = [r for r in rows if r.get("what") == "layer" and r["encoder"] == "resnet29"]
-        if name.startswith("bf16 product") and product:
-            texts.append(f"{machine} {number(product, 0)} TFLOP/s")
-        elif name.startswith("copy") and copy:
-            texts.append(f"{machine} {number(copy / 1e3, 2)} TB/s")
-        elif "cuDNN" in name and dense and product:
-            flop, time = (sum(r[k] * r["count"] for r in dense) for k in ("tflop", "ms"))
-            texts.append(f"{machine} {number(1e3 * flop / time / product, 2)}")
-    return ", ".join(texts) or NOT_YET
-
-
-def targets(records: Records) -> str:
-    """Every target with its measured value."""
-    rows = [[text, _reached(records, text, piece)] for text, piece in TARGETS.items()]
-    return "## Targets\n\n" + markdown(["target", "measured"], rows, left=2)
-
-
-def _reached(records: Records, text: str, piece: str) -> str:
-    texts = []
-    for machine in ["cpu"] if piece == "cpu" else gpus(records):
-        value = _value(records, machine, text)
-        if value:
-            texts.append(value if machine == "cpu" else f"{machine}: {value}")
-    return ", ".join(texts) or ("not yet measured" if piece == "cpu" else NOT_YET)
-
-
-def _value(records: Records, machine: str, text: str) -> str:
-    rows = steps(records, machine)
-
-    def pick(provider: str, encoder: str = "resnet29") -> Row | None:
-        return best(rows, provider=provider, encoder=encoder, batch=512, method="rcmstr", processes=1)
-
-    if machine == "cpu":
-        eager, ours = (best(rows, provider=p, encoder="resnet29", width=0.25) for p in ("eager", "ours"))
-        return f"{eager['best_ms'] / ours['best_ms']:.2f}" if eager and ours else ""
-    ours = pick("ours")
-    if "torch.compile" in text or "compiled" in text:
-        made = [row for row in (pick("compile"), pick("compile_max")) if row]
-        fastest = min(made, key=lambda row: row["ms"], default=None)
-        if not (ours and fastest):
-            return ""
-        if "memory" in text:
-            return f"{100 * ours['reserved_gib'] / fastest['reserved_gib']:.0f} %"
-        return f"{fastest['ms'] / ours['ms']:.2f}"
-    if "over eager" in text:
-        eager = pick("eager")
-        return f"{eager['ms'] / ours['ms']:.2f}" if eager and ours else ""
-    if "roofline" in text:
-        return f"{100 * ours['share_of_roofline']:.0f} %" if ours else ""
-    if "MFU" in text:
-        vit = pick("ours", "vit_small")
-        return f"{100 * vit['mfu']:.0f} %" if vit and vit.get("mfu") else ""
-    if "data-wait" in text:
-        waits = [
-            v for r in rows_of(records, machine, "gpu-real") for k, v in r.items() if "median" in k and "wait" in k
-        ]
-        return f"{max(waits):.2f} %" if waits else ""
-    states = [row for row in rows_of(records, machine, "gpu-steady") if "synchronises" in row]
-    return ("none" if all(row["status"] == "ok" for row in states) else "it does") if states else ""
+def _beside(records: Records, head: list[str], rows: list[tuple[list[str], Found]], left: int = 1) -> str:
+    """A table with one column of measured values for each GPU that has any."""
+    machines = [name for name in gpus(records) if any(found(records, name) for _, found in rows)]
+    body = [[*cells, *(found(records, name) or "-" for name in machines)] for cells, found in rows]
+    return markdown([*head, *(f"{name}, measured" for name in machines)], body, left=left)

@@ -1,26 +1,38 @@
-"""Reads the result files of `bench/results` for the pages that are generated from them."""
+"""The records of `bench/results`, and what pages choose from them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-NOT_YET = "not yet measured: no GPU run"
-Row = dict[str, Any]
+from rcmstr_fast.measure import records as measured
+from rcmstr_fast.measure.records import Record, Row
+
 #: machine -> name of a record without the version -> record
-Records = dict[str, dict[str, dict[str, Any]]]
+Records = dict[str, dict[str, Record]]
+#: group of rows -> names of records that hold it, the best first: steps and the data path are timed in turn by the
+#: command, operations by pytest-benchmark. What a GPU piece left counts always.
+SOURCES = {
+    "ops": (("benchmarks",), ("ops", "masked-pass")),
+    "step": (("step",), ("benchmarks",)),
+    "data": (("pipeline",), ("benchmarks",)),
+}
+#: Folders beside the machines.
+_OTHERS = ("aot", "studies")
 
 
 def load(results: Path) -> Records:
-    """All records of all machines; the tables of ahead-of-time builds stay apart."""
+    """All records of all machines; ahead-of-time builds and studies stay apart."""
     found: Records = {}
     for path in sorted(results.glob("*/*.json")):
-        if path.parent.name == "aot":
-            continue
-        record = json.loads(path.read_text(encoding="utf-8"))
-        name, version = path.stem, record.get("version") or record.get("environment", {}).get("version", "")
-        name = name.removesuffix(version).rstrip("-") or "ops"
-        found.setdefault(path.parent.name, {})[name] = record
+        if path.parent.name not in _OTHERS:
+            record = measured.read(path)
+            version = record["machine_info"].get("version", "")
+            found.setdefault(path.parent.name, {})[path.stem.removesuffix(version).rstrip("-")] = record
     return found
+
+
+def studies(results: Path) -> list[Record]:
+    """The records of studies, in the order of their file names."""
+    return [measured.read(path) for path in sorted((results / "studies").glob("*.json"))]
 
 
 def gpus(records: Records) -> list[str]:
@@ -29,12 +41,43 @@ def gpus(records: Records) -> list[str]:
 
 
 def rows_of(records: Records, machine: str, *names: str) -> list[Row]:
-    """Rows of the records whose names begin with one of `names`, those that could be measured or failed."""
+    """Rows of the records with these names, without pieces that were stopped."""
     found = []
-    for name, record in records.get(machine, {}).items():
-        if name.startswith(names):
-            found += [row for row in record.get("rows", []) if row.get("status", "ok") != "stopped"]
+    for name in names:
+        record = records.get(machine, {}).get(name)
+        found += [] if record is None else [r for r in measured.rows_of(record) if r.get("status", "ok") != "stopped"]
     return found
+
+
+def piece(records: Records, machine: str, *names: str) -> list[Row]:
+    """Rows of the pieces of `make gpu` whose names begin with one of `names`."""
+    families = [name for name in records.get(machine, {}) if name.startswith("gpu-")]
+    return [row for row in rows_of(records, machine, *families) if row.get("piece", "").startswith(names)]
+
+
+def group(records: Records, machine: str, name: str) -> list[Row]:
+    """Rows of a group of SOURCES, from the best records that a machine has, and from the pieces of `make gpu`."""
+    families = [record for record in records.get(machine, {}) if record.startswith("gpu-")]
+    for names in SOURCES[name]:
+        found = [row for row in rows_of(records, machine, *names) if row.get("group") == name]
+        if found:
+            break
+    return found + [row for row in rows_of(records, machine, *families) if row.get("group") == name]
+
+
+def good(rows: list[Row], **wanted: Any) -> list[Row]:
+    """The rows that could be measured and have the wanted values."""
+    return [r for r in rows if r.get("status") == "ok" and all(r.get(k) == v for k, v in wanted.items())]
+
+
+def best(rows: list[Row], **wanted: Any) -> Row | None:
+    """The fastest row that could be measured and has the wanted values."""
+    return min(good(rows, **wanted), key=lambda row: row["ms"], default=None)
+
+
+def shortest(row: Row) -> float:
+    """The shortest time of a row, in ms; its median where only that was kept."""
+    return row.get("best_ms", row["ms"])
 
 
 def number(value: float | None, digits: int = 1, scale: float = 1.0) -> str:
@@ -42,14 +85,17 @@ def number(value: float | None, digits: int = 1, scale: float = 1.0) -> str:
     return "-" if value is None else f"{scale * value:,.{digits}f}"
 
 
-def best(rows: list[Row], **wanted: Any) -> Row | None:
-    """The fastest row that could be measured and has the wanted values."""
-    fitting = [r for r in rows if r.get("status") == "ok" and all(r.get(k) == v for k, v in wanted.items())]
-    return min(fitting, key=lambda row: row["ms"], default=None)
-
-
-def steps(records: Records, machine: str) -> list[Row]:
-    """Whole steps of every provider, from the command and from the GPU pieces."""
-    names = ("step", "gpu-step", "gpu-compile", "gpu-large", "gpu-methods", "gpu-switches", "gpu-memory")
-    rows = rows_of(records, machine, *names)
-    return [row for row in rows if "provider" in row and "part" not in row and "batch" in row]
+def origin(record: Record) -> str:
+    """Where a record comes from: commit, versions, command."""
+    about = record["machine_info"]
+    commit = record["commit_info"]
+    dirty = " with changes" if commit["dirty"] else ""
+    command = " ".join(about["command"]) if isinstance(about["command"], list) else about["command"]
+    parts = [
+        about.get("cpu") and f"{about['cpu']}, {about.get('cpus')} processors",
+        f"{about['threads']} threads" if "threads" in about else None,
+        f"torch {about.get('libraries', {}).get('torch')}",
+        f"commit {(commit['id'] or 'unknown')[:7]}{dirty}",
+        f"`{command}`",
+    ]
+    return ", ".join(part for part in parts if part)
