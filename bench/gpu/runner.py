@@ -8,10 +8,9 @@ import subprocess
 import sys
 import time
 import traceback
-from pathlib import Path
 
 from bench.gpu import kept
-from bench.gpu.setting import ROOT, Piece, Setting
+from bench.gpu.setting import ROOT, Piece, Rows, Setting
 
 
 def run(piece: Piece, setting: Setting, again: bool) -> int:
@@ -87,5 +86,5 @@ def inside(piece: Piece, setting: Setting) -> int:
     return int(any(row["status"] in kept.WRONG for row in rows))
 
 
-def _keep(piece: Piece, setting: Setting, rows: list[dict]) -> Path:
-    return kept.write(piece, setting, [{"status": "ok"} | row for row in rows], whole=False)
+def _keep(piece: Piece, setting: Setting, rows: Rows) -> None:
+    kept.write(piece, setting, [{"status": "ok"} | row for row in rows], whole=False)

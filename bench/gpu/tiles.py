@@ -9,7 +9,7 @@ fit says so. A winner goes into a table only if bench.aot finds neither stack no
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from torch import Tensor
 from bench.gpu.setting import Rows, Setting
 from bench.ops.masked import masks_of
 from bench.ops.queue_losses import ALPHA, TAU_INFO, TAU_KL, unit
-from rcmstr_fast import ops
+from rcmstr_fast import env, ops
 from rcmstr_fast.kernels import masked_conv, relational_loss, runtime, tiles
 from rcmstr_fast.kernels.masked_tiles import ConvTile
 from rcmstr_fast.kernels.tiles import Tile
@@ -171,10 +171,13 @@ class MaskedConv:
         return made[1 - int(wanted[0])]
 
 
-def convolutions(setting: Setting, candidates: Iterable[tuple[int, int, int, int, int]] = CONV_TILES) -> Rows:
+def convolutions(setting: Setting) -> Rows:
     """The masked convolution at the shapes of `conv_shapes`: lists, cuDNN, the shipped tiles, and every candidate."""
+    if setting.device == "cpu" and not env.triton_interpreter():
+        return [{"status": "not run", "reason": "Triton runs on a CPU with TRITON_INTERPRET=1 only"}]
     rows: Rows = []
-    device, rounds = setting.torch_device, setting.choose(20, 2)
+    candidates = setting.choose(CONV_TILES, ((32, 16, 16, 4, 2),))
+    device, rounds = setting.torch_device, setting.choose(20, 1)
     for shape in conv_shapes(setting):
         conv = MaskedConv(shape, device)
         runs: dict[tuple[str, str], Callable[[], Any]] = {("lists", "sites"): conv.lists}

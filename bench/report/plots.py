@@ -66,7 +66,7 @@ def _bars(axes: Any, groups: Sequence[tuple[str, list[tuple[str, float]]]], unit
         first = place
         for label, value in bars:
             axes.barh(place, value, height=0.8, color=COLOURS.get(label, _OTHER))
-            axes.text(value, place, f" {label} {value:,.3g}{unit}", va="center", fontsize=7)
+            axes.text(value, place, f" {label} {_short_number(value)}{unit}", va="center", fontsize=7)
             place += 1
         ticks.append((first + place - 1) / 2)
         names.append(name)
@@ -74,6 +74,10 @@ def _bars(axes: Any, groups: Sequence[tuple[str, list[tuple[str, float]]]], unit
     axes.set_yticks(ticks, names)
     axes.invert_yaxis()
     axes.margins(x=0.25)
+
+
+def _short_number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def steps(records: Records, machine: str) -> Any:

@@ -22,7 +22,7 @@ from tests.train.real import write_words
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="dry runs are for machines without a GPU")
 #: Heavy ones, whose code the others or tests of their own run too.
 ELSEWHERE = {
-    "once", "tests-ops", "tests-train", "loss-tiles", "data", "methods", "step-vit", "racecheck", "large-cnn",
+    "once", "conv-tiles", "tests-ops", "tests-train", "loss-tiles", "data", "methods", "step-vit", "racecheck", "large-cnn",
     "large-vit", "small-cnn", "compile-cnn", "compile-vit", "compile-max-cnn", "compile-max-vit", "real",
 }  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_the_cnn_steps_dense_and_sparse(dry):
 
 
 def test_tiles_of_the_masked_convolution_are_tried(dry):
-    rows = tiles.convolutions(dry, candidates=[(32, 16, 16, 4, 2)])
+    rows = tiles.convolutions(dry)
     assert {(row["way"], row["pass"]) for row in rows if row["what"] == "masked convolution"} == {
         ("lists", "sites"), ("cuDNN", "forward"), ("cuDNN", "data"), ("cuDNN", "weight")
     }  # fmt: skip
@@ -108,7 +108,7 @@ def test_a_piece_that_is_done_is_left_out_and_a_stopped_one_is_not(tmp_path, cap
     monkeypatch.setattr(runner, "subprocess", None)  # nothing is started
     assert runner.inside(piece, chosen) == 0 and runner.run(piece, chosen, False) == 0
     assert "short: done" in capsys.readouterr().out
-    broken = Piece("broken", "machine", "a test", lambda s: s.keep([{"what": "first"}]) or 1 / 0)
+    broken = Piece("broken", "machine", "a test", lambda s: (s.keep([{"what": "first"}]), 1 / 0))
     assert runner.inside(broken, chosen) == 1 and kept.done(broken, chosen) is None
     first, stopped = kept.rows_of(broken, chosen)
     assert first["what"] == "first" and stopped["status"] == "stopped" and "ZeroDivisionError" in stopped["reason"]
