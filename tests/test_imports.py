@@ -95,3 +95,14 @@ def test_import_leaves_heavy_libraries_and_the_gpu_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
+
+
+def test_no_import_of_the_measuring_rooms_goes_round_in_a_circle():
+    """Imports inside of functions count; a package stands for its `__init__.py`."""
+    files = [*PACKAGE.joinpath("measure").glob("*.py"), *(ROOT / "bench").rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    graph = {name: (imports(path) & names.keys()) - {name} for name, path in names.items()}
+    while leaves := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, {name: others & graph.keys() for name, others in graph.items()}

@@ -156,8 +156,11 @@ class MaskedConv:
                 return self.forward(self.x, self.weight)
         x = self.x.detach().requires_grad_(kind == "both")
         weight = self.weight.detach().requires_grad_()
-        wanted = [weight, x] if kind == "both" else [weight]
-        return torch.autograd.grad(self.forward(x, weight).float().square().sum(), wanted)[-1]
+        loss = self.forward(x, weight).float().square().sum()
+        if kind == "weight":
+            return torch.autograd.grad(loss, [weight])[0]
+        gradient = torch.autograd.grad(loss, [weight, x])[1]
+        return torch.where(self.stage.active, gradient, torch.zeros_like(gradient))  # elsewhere it holds anything
 
     def dense(self, kind: str) -> Tensor:
         """cuDNN's convolution of the whole map: forward, or one of its gradients."""

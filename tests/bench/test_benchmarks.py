@@ -21,7 +21,7 @@ def run(*words):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "bench/test_operations.py", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_a_record_is_written_and_compared_with(tmp_path):
