@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, made_up_batches
 from torch import Tensor
 
 from bench.gpu.recipes import configured
 from rcmstr_fast import ops
+from rcmstr_fast.measure.running import OurStep, exact_or_fast, made_up_batches
 from rcmstr_fast.train.distributed import World
 
 
