@@ -6,6 +6,7 @@ twice, a matrix product's operands are read once and its result is written once.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +75,9 @@ def _products(module: nn.Module, x: Tensor) -> list[tuple[Product, nn.Module]]:
             batch, n, dim = inputs[0].shape
             found.append((Product(4.0 * batch * n * n * dim, 3.0 * taken, made, 0, (n, dim)), layer))
             return
-        weight = layer.weight.numel()  # type: ignore[union-attr]
-        flop = 2.0 * weight * made / layer.weight.shape[0]  # type: ignore[union-attr]
+        kernel = cast(Tensor, layer.weight)
+        weight = kernel.numel()
+        flop = 2.0 * weight * made / kernel.shape[0]
         shape = tuple(inputs[0].shape[1:])
         found.append((Product(flop, taken, made, weight, shape, first=not found), layer))
 
@@ -226,7 +228,7 @@ def _update(config: PretrainConfig) -> Work:
     """Optimiser and momentum network: every number of their state read and written once."""
     with torch.device("meta"):
         encoder = models.build_encoder(config.model)
-        network = [encoder, models.build_projector(config.model, encoder.out_channels)]
+        network: list[nn.Module] = [encoder, models.build_projector(config.model, encoder.out_channels)]
         network += [models.build_predictor(config.model) for _ in used_levels(config.method)]
         head = [models.build_mim_head(config.model, encoder)] if config.method.name == "rcmstr" else []
     shared, alone = (sum(p.numel() for m in part for p in m.parameters()) for part in (network, head))

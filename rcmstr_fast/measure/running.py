@@ -87,7 +87,9 @@ class OurStep:
 
 def first_loss(config: PretrainConfig, world: World, batch: TrainBatch) -> float:
     """Loss of a micro-batch in a method with its initial weights, which is made for it and forgotten."""
-    method = build_method(config, world).to(world.device, memory_format=torch.channels_last).train()
+    method = build_method(config, world)
+    method.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.train()
     bf16 = use_bf16(config.train.precision, world.device)
     given = StepBatch(batch.views, batch.index, batch.epoch, batch.permuted, batch.order)
     with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
