@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "train": {"train", "methods", "models", "data", "ops", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
     "study": {"study", "evaluation", "data", "train"},
-    "cli": {"study", "cli", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
+    "measure": {"measure", "train", "methods", "models", "data", "ops"},
+    "cli": {"cli", "study", "measure", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}
@@ -96,3 +97,17 @@ def test_import_leaves_heavy_libraries_and_the_gpu_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
+
+
+def test_no_import_of_the_measuring_rooms_goes_round_in_a_circle():
+    """Imports inside of functions count; a package stands for its `__init__.py`, where that itself is asked for."""
+    files = [*PACKAGE.joinpath("measure").glob("*.py"), *(ROOT / "bench").rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    graph = {}
+    for name, path in names.items():
+        found = imports(path) & names.keys()
+        graph[name] = {other for other in found if not any(each.startswith(f"{other}.") for each in found)} - {name}
+    while leaves := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, {name: others & graph.keys() for name, others in graph.items()}

@@ -1,118 +1,112 @@
-"""Pieces that measure speed: operations, masked pass, tiles, data path, whole steps, parts, kernels, memory."""
+"""Pieces that measure speed: operations, data path, whole steps, parts, kernels, memory."""
 
-import json
-import subprocess
-import sys
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import ops as bench_ops
 from bench import step as bench_step
-from bench.gpu.setting import ROOT, Rows, Setting, encoders, pretrain_config
+from bench.gpu.recipes import configured, recipe
+from bench.gpu.setting import Rows, Setting, encoders
+from bench.gpu.words import words
 from rcmstr_fast.config import PretrainConfig
+from rcmstr_fast.measure.running import OurStep, exact_or_fast, made_up_batches, release, with_batch
+from rcmstr_fast.measure.step import line, measure
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, line, made_up_batches, measure, release, with_batch
 
 #: Capacities in GiB of the table of largest batches, and the share of each that a run may take.
 CARDS, USABLE = (12, 24, 40, 80, 140), 0.94
+#: How the masked pass of a CNN may be ordered to run.
+MASKED = ("dense", "sparse")
 
 
-def of_main(setting: Setting, run: Callable[[list[str]], int], words: list[str]) -> Rows:
-    """Rows of another benchmark's `main(words)`, which writes its own record, row by row (see `Setting.unfinished`)."""
-    setting.unfinished.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(dir=setting.unfinished)
-    status = run([*words, "--out", folder])
-    (path,) = Path(folder).rglob("*.json")
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    if status and not any(row["status"] != "ok" for row in rows):
-        rows.append({"status": "failed", "reason": f"it ended with status {status}"})
+@contextmanager
+def masked_stages(order: str) -> Iterator[None]:
+    """Order the stages of the masked pass to be dense or sparse while entered; empty: as the package decides."""
+    name = "RCMSTR_FAST_MASKED_STAGES"
+    before = os.environ.get(name)
+    if order:
+        os.environ[name] = order
+    try:
+        yield
+    finally:
+        if order and before is None:
+            del os.environ[name]
+        elif before is not None:
+            os.environ[name] = before
+
+
+def operations(setting: Setting, only: Iterable[str]) -> Rows:
+    """The entries of bench.ops whose name contains one of `only`."""
+    torch.set_float32_matmul_precision("high")  # TF32 for the baselines, which they would use in training
+    rows: Rows = []
+    size = "tiny" if setting.dry else "gpu"
+    for subject in bench_ops.chosen(size, only):
+        for row in bench_ops.rows(subject, setting.device, setting.choose(10, 2)):
+            rows.append(row)
+            setting.keep(rows)
+            print(bench_ops.line(row), flush=True)
+        release(setting.torch_device)
     return rows
-
-
-def keep(setting: Setting, rows: Rows) -> None:
-    """Leave the rows of a piece so far, for the case that it is stopped."""
-    setting.unfinished.mkdir(parents=True, exist_ok=True)
-    (setting.unfinished / "rows.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
-
-
-def operations(setting: Setting, only: tuple[str, ...]) -> Rows:
-    """bench.ops, the entries whose operation and shape contain one of `only`."""
-    from bench import ops
-
-    dry = ["--only", "enqueue_", "--repetitions", "2"]
-    runs = setting.choose([["--only", text] for text in only], [dry])
-    return [row for words in runs for row in of_main(setting, ops.main, words)]
-
-
-def masked_pass(setting: Setting) -> Rows:
-    """bench.masked_pass at the training size, from few hidden sites to many."""
-    from bench import masked_pass as bench
-
-    full = ["--batch", "512", "--widths", "1", "--dtypes", "bfloat16", "--ratios", "0.7", "0.5", "0.3", "0.1"]
-    dry = ["--batch", "2", "--widths", "0.125", "--only", "4x26", "--ratios", "0.5", "--repetitions", "2"]
-    return of_main(setting, bench.main, setting.choose(full, dry))
-
-
-def sweep(setting: Setting) -> Rows:
-    """bench.sweep: its printed rows; it needs a GPU even for small sizes."""
-    command = [sys.executable, "-m", "bench.sweep"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(30.0, setting.limit - 15))
-    rows = [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
-    if rows:
-        return rows
-    reason = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["it printed nothing"]
-    return [{"status": "not run" if setting.device == "cpu" else "stopped", "reason": reason[0]}]
 
 
 def data_path(setting: Setting) -> Rows:
     """Rates of the data path, its stages and their peers over rendered words."""
-    from bench import pipeline
-    from bench.gpu.training import words
-    from rcmstr_fast.train import throughput
+    from bench import data
+    from rcmstr_fast.measure import pipeline
 
     values = recipe(setting, "resnet29")
-    values["data"] = {"roots": [str(words(setting, "speed", setting.choose(20_000, 16), 0))]}
-    config = pretrain_config(values, setting.changes)
-    report = throughput.measure(config, seconds=setting.choose(20.0, 0.1), repetitions=setting.choose(5, 1))
+    values["data.roots"] = [str(words(setting, "speed", setting.choose(20_000, 16), 0))]
+    config = configured(values, setting.changes)
+    report = pipeline.measure(config, seconds=setting.choose(20.0, 0.1), repetitions=setting.choose(5, 1))
     rates = {name: vars(rate) for name, rate in report.stages.items()}
     sides = {name: getattr(report, name) for name in ("data", "model", "both", "wait_percent")}
     rows: Rows = [{"what": "rates", "images_per_s": sides, "stages": rates, "verdict": report.verdict}]
-    return rows + [{"what": "peer", **row} for row in pipeline.peers(throughput.sample(config), setting.choose(5, 1))]
-
-
-def recipe(setting: Setting, encoder: str, method: str = "rcmstr", batch: int = 512, **train: Any) -> dict[str, Any]:
-    """Nested values of a configuration: the training size, or the smallest one in a dry run."""
-    values: dict[str, Any] = {"preset": "fast", "model": {"encoder": encoder}, "method": {"name": method}}
-    values["train"] = {"global_batch_size": batch, "device": setting.device, **train}
-    if setting.dry:
-        values["model"] |= {"width": 0.25, "depth": 1, "projector_hidden": 32, "feature_dim": 16}
-        values["method"]["queue_size"] = 64
-        values["train"] |= {"global_batch_size": 4, "precision": "fp32"}
-    return values
+    return rows + data.peers(pipeline.sample(config), setting.choose(5, 1))
 
 
 def steps(
-    setting: Setting, encoder: str, providers: list[str], batches: tuple[int, ...], method: str = "rcmstr"
+    setting: Setting,
+    encoder: str,
+    providers: list[str],
+    batches: tuple[int, ...],
+    method: str = "rcmstr",
+    masked: Iterable[str] = ("",),
 ) -> Rows:
-    """Whole steps of ours and of other providers at several batches."""
+    """Whole steps of ours and of other providers at several batches.
+
+    Args:
+        setting: of the run.
+        encoder: of the configuration.
+        providers: other than ours; they run with the first of `masked` only, as they have no sparse pass.
+        batches: images a step.
+        method: of the configuration.
+        masked: how the masked pass is ordered to run, of MASKED; empty: as the package decides.
+    """
     rows: Rows = []
     encoder = setting.choose(encoder, encoder.replace("small", "tiny"))
-    world, repetitions = World(setting.torch_device), setting.choose(20, 2)
+    world, rounds = World(setting.torch_device), setting.choose(20, 2)
     for batch in setting.choose(batches, (4,)):
-        config = pretrain_config(recipe(setting, encoder, method, batch), setting.changes)
-        others = bench_step.factories(providers)
-        try:
-            rows += measure(config, world, others, repetitions)
-        except torch.cuda.OutOfMemoryError:
-            rows.append({"provider": "ours", "encoder": encoder, "batch": batch, "status": "out of memory"})
-        release(setting.torch_device)
-        keep(setting, rows)
-        for row in rows[-1 - len(providers) :]:
-            print(line(row) if "ms" in row else row, flush=True)
+        config = configured(recipe(setting, encoder, method, batch), setting.changes)
+        for number, order in enumerate(masked):
+            others = bench_step.factories([] if number else providers)
+            try:
+                with masked_stages(order):
+                    found = measure(config, world, others, rounds)
+            except torch.cuda.OutOfMemoryError:
+                found = [{"provider": "ours", "encoder": encoder, "batch": batch, "status": "out of memory"}]
+            found = [row | {"masked": order} if order and row["provider"] == "ours" else row for row in found]
+            rows += found
+            release(setting.torch_device)
+            setting.keep(rows)
+            for row in found:
+                print(line(row) if "ms" in row else row, flush=True)
     return rows
 
 
@@ -122,15 +116,14 @@ def switches(setting: Setting) -> Rows:
     for encoder in encoders(setting):
         for graph in setting.choose(("on", "off"), ("off",)):
             for compiled in setting.choose(("off", "on"), ("off",)):
-                values = recipe(setting, encoder, cuda_graph=graph, compile=compiled)
-                config = pretrain_config(values, setting.changes)
+                config = configured(recipe(setting, encoder, cuda_graph=graph, compile=compiled), setting.changes)
                 try:
                     rows += measure(config, World(setting.torch_device), {}, setting.choose(20, 2))
                 except RuntimeError as error:
                     wrong = {"status": "failed", "reason": str(error)[:300]}
                     rows.append({"encoder": encoder, "switches": {"cuda_graph": graph, "compile": compiled}} | wrong)
                 release(setting.torch_device)
-                keep(setting, rows)
+                setting.keep(rows)
     return rows
 
 
@@ -138,7 +131,7 @@ def parts(setting: Setting) -> Rows:
     """Every part of the step of ours and of the eager baseline, and where the kernels' time goes."""
     rows: Rows = []
     for encoder in encoders(setting):
-        config = pretrain_config(recipe(setting, encoder), setting.changes)
+        config = configured(recipe(setting, encoder), setting.changes)
         rows += bench_step.part_rows(config, ["eager"], World(setting.torch_device), setting.choose(20, 2))
         rows += kernels(setting, replace(config, train=replace(config.train, cuda_graph="off")))
         release(setting.torch_device)
@@ -185,15 +178,14 @@ def memory(setting: Setting) -> Rows:
     rows: Rows = []
     for encoder in encoders(setting):
         for checkpointed in (False, True):
-            values = recipe(setting, encoder, checkpoint_activations=checkpointed)
-            config = pretrain_config(values, setting.changes)
+            config = configured(recipe(setting, encoder, checkpoint_activations=checkpointed), setting.changes)
             found: Rows = []
             for batch in setting.choose((128, 256, 512), (4,)):
                 made = measure(with_batch(config, batch), World(setting.torch_device), {}, setting.choose(3, 1))
                 found += [row | {"checkpointed": checkpointed} for row in made]
                 release(setting.torch_device)
             rows += found
-            keep(setting, rows)
+            setting.keep(rows)
             rows.append({"what": "fit", "encoder": encoder, "checkpointed": checkpointed} | largest_batches(found))
     return rows
 
@@ -202,7 +194,7 @@ def largest_batches(rows: Rows) -> dict[str, Any]:
     """Straight line through peak memory over batch, and the largest multiple of 8 that fits each of CARDS.
 
     Args:
-        rows: of `step_speed.measure` at two or more batches (otherwise there is no line).
+        rows: of `measure.step.measure` at two or more batches (otherwise there is no line).
     """
     points = [(row["batch"], row["reserved_gib"]) for row in rows if row["status"] == "ok" and row["reserved_gib"] > 0]
     if len(points) < 2:

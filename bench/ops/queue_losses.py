@@ -7,37 +7,19 @@ with float64. Peers have only a part: cut-cross-entropy and Liger the cross-entr
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from bench.ops.entry import Entry, Provider
 from rcmstr_fast import ops
-from rcmstr_fast.ops import chunked, reference
+from rcmstr_fast.ops import reference
 
-Provider = Callable[[bool], list[Tensor]]
 TAU_INFO, TAU_KL, ALPHA = 0.07, 0.04, 0.3
 CHUNK = 1024
-
-
-@dataclass
-class Entry:
-    """One operation at one shape.
-
-    Attributes:
-        operation: name of the operation.
-        shape: name of the shape with its sizes.
-        expected: float64 results, as a provider returns them.
-        providers: name -> provider.
-        flops: multiply-adds x 2 of the fp16 tensor work of the two-pass design, forward with gradient.
-    """
-
-    operation: str
-    shape: str
-    expected: Callable[[], list[Tensor]]
-    providers: dict[str, Provider] = field(default_factory=dict)
-    flops: float = 0.0
+#: Ours beside a cross-entropy: it has the positive and the KL too, so that its result is another one.
+OURS_UNCHECKED = "ours (with the positive and the KL, unchecked)"
 
 
 def unit(rows: int, width: int, seed: int, device: str) -> Tensor:
@@ -58,8 +40,14 @@ def _results(loss: Callable[..., Tensor], queries: list[Tensor], gradient: bool)
 
 
 def compiled(function: Callable, device: str) -> Callable:
-    """torch.compile as fast as it gets, every shape on its own; on a CPU without tuning."""
-    return torch.compile(function, mode="max-autotune-no-cudagraphs" if device == "cuda" else "default", dynamic=False)
+    """torch.compile as fast as it gets, every shape on its own; on a CPU without tuning. Compiled at the first call."""
+
+    @functools.cache
+    def made() -> Callable:
+        mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
+        return torch.compile(function, mode=mode, dynamic=False)
+
+    return lambda *arguments, **named: made()(*arguments, **named)
 
 
 def _by_chunks(loss: Callable[..., Tensor], queries: list[Tensor], keys: Tensor, gradient: bool) -> list[Tensor]:
@@ -93,9 +81,13 @@ def relational_loss(shape: str, rows: int, keys: int, width: int, device: str) -
         return lambda gradient: _by_chunks(functools.partial(call, function), queries, key, gradient)
 
     def expected() -> list[Tensor]:
-        q, p, n, e = (t.double() for t in (query, key, queue, permuted))
-        loss, _, _, gradients = chunked.relational_loss(q, p, n, e, TAU_INFO, TAU_KL, ALPHA, True)
-        return [loss, *gradients]
+        p, n = key.double(), queue.double()
+
+        def exact(q: Tensor, e: Tensor) -> Tensor:
+            taus = {"tau_info": TAU_INFO, "tau_kl": TAU_KL, "alpha": ALPHA}
+            return ops.relational_loss(q, p, n, query_permuted=e, backend="chunked", **taus).loss
+
+        return _results(exact, [x.double() for x in queries], True)
 
     providers = {
         "eager": whole(reference.relational_loss),
@@ -130,9 +122,8 @@ def relation_kl(shape: str, pairs: int, keys: int, width: int, device: str) -> E
         return lambda g: _by_chunks(lambda k, q: function(q, k, queue, tau=TAU_KL), [query], key, g)
 
     def expected() -> list[Tensor]:
-        loss, gradient = chunked.relation_kl(query.double(), key.double(), queue.double(), TAU_KL, None, None, True)
-        assert gradient is not None
-        return [loss, gradient]
+        p, n = key.double(), queue.double()
+        return _results(lambda q: ops.relation_kl(q, p, n, tau=TAU_KL, backend="chunked"), [query.double()], True)
 
     providers = {
         "eager": whole(reference.relation_kl),
@@ -167,7 +158,7 @@ def _inf_cl(query: Tensor, queue: Tensor, target: Tensor) -> Tensor:
 
 
 #: label -> package and loss; imported at the first call, so that a package that cannot be imported here is a row
-_CROSS_ENTROPIES: dict[str, tuple[str, Callable[..., Tensor]]] = {
+CROSS_ENTROPIES: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "cut_cross_entropy": ("cut_cross_entropy", _cut_cross_entropy),
     "cut_cross_entropy exact": ("cut_cross_entropy", functools.partial(_cut_cross_entropy, filter_eps=None)),
     "liger": ("liger_kernel", _liger),
@@ -200,10 +191,10 @@ def queue_cross_entropy(shape: str, rows: int, keys: int, width: int, device: st
     providers: dict[str, Provider] = {
         "eager": lambda g: _results(eager, [query], g),
         "compile": lambda g: _results(fast, [query], g),
-        "ours (with the positive and the KL, unchecked)": lambda g: _results(ours, [query], g),
+        OURS_UNCHECKED: lambda g: _results(ours, [query], g),
     }
     if device == "cuda":
-        for label, (package, loss) in _CROSS_ENTROPIES.items():
+        for label, (package, loss) in CROSS_ENTROPIES.items():
             if find_spec(package):
                 providers[label] = lambda g, loss=loss: _results(  # type: ignore[misc]
                     lambda q: loss(q, queue, target), [query], g

@@ -4,59 +4,25 @@ Counted is what the mathematics asks for: hidden sites of a CNN's masked pass ar
 twice, a matrix product's operands are read once and its result is written once. A multiply-add is two operations.
 """
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
-from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
-from rcmstr_fast.methods.levels import RelationalSettings
+from rcmstr_fast.config import PretrainConfig, num_frames
+from rcmstr_fast.measure.ceilings import Work
+from rcmstr_fast.methods.levels import used_levels
 from rcmstr_fast.methods.permutation import pairing_windows
 from rcmstr_fast.models.vit import Attention
 
 #: Parts of a step, in the order of the tables.
 PARTS = ("products", "norms", "masked pass", "reconstruction", "projector", "features", "loss", "update")
-#: GPU name contains -> dense bf16 FLOP/s of its data sheet, the usual denominator of MFU.
-DATA_SHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+#: Images whose masks give the visible share.
 _MASKS = 64
-
-
-@dataclass(frozen=True)
-class Work:
-    """One pass over some data.
-
-    Attributes:
-        part: of PARTS.
-        flop: operations.
-        bytes: read and written in device memory.
-    """
-
-    part: str
-    flop: float
-    bytes: float
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What a device reaches at its best.
-
-    Attributes:
-        flop_per_s: of a large matrix product in the training precision.
-        bytes_per_s: of a large copy, bytes read and written.
-        source: how they were obtained.
-    """
-
-    flop_per_s: float
-    bytes_per_s: float
-    source: str
-
-    def ms(self, works: Iterable[Work]) -> float:
-        """Shortest time of works one after the other: each as long as its longer side."""
-        return 1e3 * sum(max(w.flop / self.flop_per_s, w.bytes / self.bytes_per_s) for w in works)
 
 
 @dataclass(frozen=True)
@@ -110,8 +76,9 @@ def _products(module: nn.Module, x: Tensor) -> list[tuple[Product, nn.Module]]:
             batch, n, dim = inputs[0].shape
             found.append((Product(4.0 * batch * n * n * dim, 3.0 * taken, made, 0, (n, dim)), layer))
             return
-        weight = layer.weight.numel()  # type: ignore[union-attr]
-        flop = 2.0 * weight * made / layer.weight.shape[0]  # type: ignore[union-attr]
+        kernel = cast(Tensor, layer.weight)
+        weight = kernel.numel()
+        flop = 2.0 * weight * made / kernel.shape[0]
         shape = tuple(inputs[0].shape[1:])
         found.append((Product(flop, taken, made, weight, shape, first=not found), layer))
 
@@ -241,14 +208,6 @@ def _rows(config: PretrainConfig, images: int, size: int, trained: int) -> Itera
         yield from product.works(part, images, size, False)
 
 
-def used_levels(method: RelationalSettings) -> list[str]:
-    """Levels with a loss of their own or as a side of an inter-level term."""
-    used = set(method.levels or ())
-    used |= {"frame", "subword"} if method.inter in ("f2s", "both") else set()
-    used |= {"subword", "word"} if method.inter in ("s2w", "both") else set()
-    return [level for level in LEVELS if level in used]
-
-
 def _losses(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
     """Queue losses: each row against the queue once, and once more for the gradient of each query."""
     method, dim = config.method, config.model.feature_dim
@@ -270,47 +229,9 @@ def _update(config: PretrainConfig) -> Work:
     """Optimiser and momentum network: every number of their state read and written once."""
     with torch.device("meta"):
         encoder = models.build_encoder(config.model)
-        network = [encoder, models.build_projector(config.model, encoder.out_channels)]
+        network: list[nn.Module] = [encoder, models.build_projector(config.model, encoder.out_channels)]
         network += [models.build_predictor(config.model) for _ in used_levels(config.method)]
         head = [models.build_mim_head(config.model, encoder)] if config.method.name == "rcmstr" else []
     shared, alone = (sum(p.numel() for m in part for p in m.parameters()) for part in (network, head))
     own = 28 if config.optim.name == "adamw" else 20  # AdamW: weight, gradient, two moments in; weight, moments out
     return Work("update", 0.0, own * (shared + alone) + 8 * shared)
-
-
-def measure_ceilings(device: torch.device, precision: str) -> Ceilings:
-    """Best rates of a matrix product and of a copy on this device, measured now (a second or less).
-
-    Args:
-        device: of the training.
-        precision: bf16 or fp32 of the product.
-    """
-    cuda = device.type == "cuda"
-    side, numbers = (8192, 1 << 30) if cuda else (512, 1 << 22)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    source = torch.empty(numbers, device=device, dtype=torch.float32).fill_(1.0)
-    target = torch.empty_like(source)
-    flop = 2.0 * side**3 / _best_seconds(lambda: torch.mm(a, b), device)
-    copied = 8.0 * numbers / _best_seconds(lambda: target.copy_(source), device)
-    name = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
-    return Ceilings(flop, copied, f"{name}: {side}^3 {precision} product and {4 * numbers >> 20} MiB copy in this run")
-
-
-def _best_seconds(run, device: torch.device) -> float:  # type: ignore[no-untyped-def]
-    best = float("inf")
-    for _ in range(2):
-        run()
-    for _ in range(5):
-        if device.type == "cuda":
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            run()
-            last.record()
-            last.synchronize()
-            best = min(best, first.elapsed_time(last) / 1e3)
-        else:
-            start = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - start)
-    return best

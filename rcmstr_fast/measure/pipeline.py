@@ -16,12 +16,13 @@ from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.data.loader import build_decoder
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import ImageSource, open_sources
-from rcmstr_fast.methods import Batch, build_method
+from rcmstr_fast.measure import timer
+from rcmstr_fast.measure.records import Row
+from rcmstr_fast.measure.running import OurStep
+from rcmstr_fast.methods import Batch
 from rcmstr_fast.train.distributed import World, joined
-from rcmstr_fast.train.loop import Trainer, numerics
+from rcmstr_fast.train.loop import numerics
 from rcmstr_fast.train.plan import Plan, make_plan
-from rcmstr_fast.train.runfolder import RunFolder
-from rcmstr_fast.train.signals import StopSignals
 from rcmstr_fast.train.stream import Stream
 
 _WARM_UP = 2
@@ -49,18 +50,12 @@ def interleaved(runs: dict[str, Callable[[], int]], repetitions: int) -> dict[st
         runs: name -> a call that returns how many images it has done.
         repetitions: timed calls of each, after one to warm up.
     """
-    for run in runs.values():
-        run()
-    best = {name: Rate(0.0, 0.0) for name in runs}
-    for _ in range(repetitions):
-        for name, run in runs.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            count = run()
-            wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            rate = best[name]
-            rate.images_per_s = max(rate.images_per_s, count / wall)
-            rate.per_core = max(rate.per_core, count / max(processor, 1e-9))
-    return best
+    counts = {name: run() for name, run in runs.items()}
+    times = timer.alternate(runs, torch.device("cpu"), rounds=repetitions, warm_up=0)  # the calls wait themselves
+    return {
+        name: Rate(1e3 * count / times[name].best, 1e3 * count / max(min(times[name].processor_ms), 1e-6))
+        for name, count in counts.items()
+    }
 
 
 @dataclass
@@ -188,23 +183,19 @@ def measure(config: PretrainConfig, *, seconds: float, repetitions: int) -> Repo
     """
     with ExitStack() as stack:
         world = stack.enter_context(joined(config.train.device))
-        signals = stack.enter_context(StopSignals())
         stack.enter_context(numerics(config))
         stream = Stream(config)
         plan = make_plan(config, stream.epoch_size, world.world_size)
         stream.prepare(plan, world.device)
         sample = take_sample(config, plan, world.device)
-        stages = interleaved(
-            {"read": read_run(sample), "decode": decode_run(sample, stack, config.data.decoder),
-             "augment": augment_run(sample, stream)}, repetitions,
-        )  # fmt: skip
-        folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
-        trainer = Trainer(config, plan, world, folder, build_method(config, world), stream)
-
-        def step(batches: list[Batch]) -> None:
-            trainer._train_step(batches, signals, False, False)
-            trainer.step = 0  # the learning rate stays that of the first step
-
+        runs = {
+            "read": read_run(sample),
+            "decode": decode_run(sample, stack, config.data.decoder),
+            "augment": augment_run(sample, stream),
+        }
+        stages = interleaved(runs, repetitions)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        step = OurStep(config, world, folder, plan, stream).step
         data, first, _ = _timed(stream, plan, world, seconds, lambda batches: None)
         model, _, _ = _timed(_Same(first), plan, world, seconds, step)
         both, _, waited = _timed(stream, plan, world, seconds, step)
@@ -249,3 +240,24 @@ def sample(config: PretrainConfig) -> Sample:
     """A sample of the data of a resolved configuration, for one process on its device."""
     with joined(config.train.device) as world:
         return take_sample(config, make_plan(config, Stream(config).epoch_size, 1), world.device)
+
+
+def text(report: Report) -> str:
+    """A report for reading."""
+    lines = [f"{'stage':<10}{'images/s':>12}{'a core':>12}"]
+    for name, rate in report.stages.items():
+        lines.append(f"{name:<10}{rate.images_per_s:>12.0f}{rate.per_core:>12.0f}")
+    for name in ("data", "model", "both"):
+        lines.append(f"{name:<10}{getattr(report, name):>12.0f}")
+    return "\n".join([*lines, f"{report.wait_percent:.1f} % of the training time is waiting for data", report.verdict])
+
+
+def line(row: Row) -> str:
+    """One printed line of a stage's provider."""
+    head = f"{row['stage']:<8} {row['provider']:<40}"
+    if row["status"] != "ok":
+        return f"{head} {row['status']}"
+    speed = f"{head} {row['images_per_s']:>10.0f} images/s {row['per_core']:>10.0f} a core"
+    if "ours_is" not in row:
+        return speed
+    return f"{speed}, the first is {row['ours_is']:.2f}x as fast, {row['ours_is_per_core']:.2f}x a core"

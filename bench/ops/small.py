@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.queue_losses import Entry, Provider, unit
+from bench.ops.entry import Entry, Provider
+from bench.ops.queue_losses import compiled, unit
 from rcmstr_fast import ops
 from rcmstr_fast.ops import reference
 
@@ -34,7 +35,7 @@ def hierarchical_pool(batch: int, device: str) -> Entry:
 
     providers = {
         "eager": _differentiable(call(reference.hierarchical_pool), frames),
-        "compile": _differentiable(torch.compile(call(reference.hierarchical_pool)), frames),
+        "compile": _differentiable(compiled(call(reference.hierarchical_pool), device), frames),
         "ours": _differentiable(call(ops.hierarchical_pool), frames),
     }
     exact = _differentiable(call(reference.hierarchical_pool), frames.double())
@@ -57,7 +58,7 @@ def project_levels(batch: int, device: str) -> Entry:
 
     providers = {
         "eager": _differentiable(call(reference.project_levels), frames),
-        "compile": _differentiable(torch.compile(call(reference.project_levels)), frames),
+        "compile": _differentiable(compiled(call(reference.project_levels), device), frames),
         "ours": _differentiable(call(ops.project_levels), frames),
     }
     exact = _differentiable(call(reference.project_levels, torch.float64), frames.double())
@@ -87,7 +88,7 @@ def masked_mse(batch: int, device: str) -> Entry:
 
     providers = {
         "eager": _differentiable(call(reference.masked_mse), prediction),
-        "compile": _differentiable(torch.compile(call(reference.masked_mse)), prediction),
+        "compile": _differentiable(compiled(call(reference.masked_mse), device), prediction),
         "ours": _differentiable(call(ops.masked_mse), prediction),
     }
     exact = _differentiable(call(reference.masked_mse), prediction.double())
@@ -109,7 +110,7 @@ def replace_tokens(batch: int, device: str) -> Entry:
 
     providers = {
         "eager": _differentiable(call(plain), tokens, mask_token),
-        "compile": _differentiable(torch.compile(call(plain)), tokens, mask_token),
+        "compile": _differentiable(compiled(call(plain), device), tokens, mask_token),
         "ours": _differentiable(call(ops.replace_tokens), tokens, mask_token),
     }
     exact = _differentiable(call(reference.replace_tokens), tokens.double(), mask_token.double())
