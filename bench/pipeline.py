@@ -113,7 +113,7 @@ def _augmentation(sample: Sample, repetitions: int) -> list[dict[str, Any]]:
     runs = {"ours": ours, "numpy, scipy, pillow": chain}
     failed = [] if _agrees(pictures[:4], drawn[0, :4]) else [runs.popitem()[0]]
     try:
-        from rcmstr_fast.ops.augment_dali import DaliViews
+        from rcmstr_fast.ops.augment_views.dali import DaliViews
 
         dali = DaliViews(
             batch=_VIEWS * count, threads=sample.config.data.workers or env.threads(), device=sample.device
