@@ -85,8 +85,9 @@ void draw_parameters(const int64_t* index, float* rows, int64_t views, int64_t b
       float* const row = rows + item * ROW_SIZE;
       draw_order(words, preset, row);
       draw_box(words, preset, row);
-      for (int slot = ROW_CONTRAST; slot < ROW_BOX; ++slot) row[slot] = draw_number(words, preset, slot);
-      row[ROW_RADIUS] = draw_number(words, preset, ROW_RADIUS);
+      draw_jitter_order(words, row);
+      for (int slot = ROW_CONTRAST; slot < ROW_JITTER_ORDER; ++slot) row[slot] = draw_number(words, preset, slot);
+      row[ROW_RADIUS] = preset.radius;
     }
   });
 }

@@ -23,9 +23,13 @@ __global__ void draw_kernel(const int64_t* index, float* rows, int64_t batch, ui
   const Stream stream(seed, first_stream + blockIdx.y, epoch, static_cast<uint64_t>(index[image]));
   float* const row = rows + item * ROW_SIZE;
   if (threadIdx.x == 0) draw_order(stream, preset, row);
-  if (threadIdx.x == WARP) draw_box(stream, preset, row);
-  for (int slot = ROW_CONTRAST + threadIdx.x; slot < ROW_SIZE; slot += blockDim.x)
-    if (slot < ROW_BOX || slot >= ROW_RADIUS) row[slot] = draw_number(stream, preset, slot);
+  if (threadIdx.x == WARP) {
+    draw_box(stream, preset, row);
+    draw_jitter_order(stream, row);
+    row[ROW_RADIUS] = preset.radius;
+  }
+  for (int slot = ROW_CONTRAST + threadIdx.x; slot < ROW_JITTER_ORDER; slot += blockDim.x)
+    row[slot] = draw_number(stream, preset, slot);
 }
 
 // A picture in shared memory; every thread of the block calls each function, which reads `from` and writes `to`.

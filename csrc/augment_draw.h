@@ -18,12 +18,15 @@ constexpr int ROW_COUNT = 0, ROW_ORDER = 1, ROW_CONTRAST = 27, ROW_SIGMA = 28, R
               ROW_JITTER_ORDER = 81, ROW_BOX = 85, ROW_RADIUS = 89, ROW_SIZE = 90;
 constexpr int WORD_ORDER = 1, WORD_UNIFORM = 8, WORD_GRID = 20, WORD_CORNERS = 84, WORD_ORDER_REST = 100,
               WORD_CHANCES = 106, WORD_THEN = 119, WORD_JITTER = 132, WORD_JITTER_ORDER = 136, WORD_BOX = 140,
-              WORD_PLACE = 160, WORDS = 162;
-constexpr int MAX_CHAIN = 2 * OPERATIONS, JITTER_STEPS = 4, ATTEMPTS = 10;
+              WORD_PLACE = 158, WORDS = 160;
+// 9 attempts: the words are whole blocks, whose number is a multiple of the host's vectors.
+constexpr int MAX_CHAIN = 2 * OPERATIONS, JITTER_STEPS = 4, ATTEMPTS = 9;
 static_assert(ROW_CONTRAST == ROW_ORDER + MAX_CHAIN);
 
+constexpr float MAX_CORNER = 0.3f;
+
 // Places in Preset::low and ::span.
-constexpr int RANGE_SHARPEN = 6, RANGE_GRID = 8, RANGE_CORNERS = 9, RANGE_ANGLE = 10, RANGE_JITTER = 12,
+constexpr int RANGE_GRID = 8, RANGE_CORNERS = 9, RANGE_ANGLE = 10, RANGE_JITTER = 12,
               RANGE_AREA = 16, RANGE_ASPECT = 17, RANGES = 18;
 
 // A preset as `table` of parameters.py writes it. All are float, whole numbers too.
@@ -71,6 +74,15 @@ RCMSTR_HD inline float draw_range(const Source& source, const Preset& preset, in
   return preset.low[range] + preset.span[range] * uniform_of(source.word(word));
 }
 
+// The jitter's steps from ROW_JITTER_ORDER on, by ascending words.
+template <class Source>
+RCMSTR_HD inline void draw_jitter_order(const Source& source, float* row) {
+  uint32_t keys[JITTER_STEPS];
+  for (int i = 0; i < JITTER_STEPS; ++i) keys[i] = source.word(WORD_JITTER_ORDER + i);
+  for (int i = 0; i < JITTER_STEPS; ++i)
+    row[ROW_JITTER_ORDER + rank_of(keys, JITTER_STEPS, i)] = static_cast<float>(i);
+}
+
 // The four places from ROW_BOX on: of ATTEMPTS crops the first that fits into the picture, the first one cut otherwise.
 // In double, so that host, GPU and reference agree which one fits.
 template <class Source>
@@ -99,7 +111,7 @@ RCMSTR_HD inline void draw_box(const Source& source, const Preset& preset, float
   row[ROW_BOX + 3] = static_cast<float>(width);
 }
 
-// The `slot`-th number of a row, from ROW_CONTRAST on and outside the box: a function of the stream alone, so that GPU
+// The `slot`-th number of a row, from ROW_CONTRAST to ROW_JITTER_ORDER: a function of the stream alone, so that GPU
 // threads can share the row.
 template <class Source>
 RCMSTR_HD inline float draw_number(const Source& source, const Preset& preset, int slot) {
@@ -115,21 +127,12 @@ RCMSTR_HD inline float draw_number(const Source& source, const Preset& preset, i
     const float shift = deviation * normal_of(source.word(word), source.word(word + 1));
     return shift < -node ? -node : (shift > 1.0f - node ? 1.0f - node : shift);
   }
-  if (slot < ROW_JITTER_ORDER) {  // a corner moves inwards, so little that the four stay convex
-    const int i = slot - ROW_CORNERS, word = WORD_CORNERS + 2 * i;
-    const float deviation = draw_range(source, preset, RANGE_CORNERS, WORD_UNIFORM + RANGE_CORNERS);
-    const float size = fabsf(deviation * normal_of(source.word(word), source.word(word + 1)));
-    const bool forward = i < 3 || i == 7;  // clockwise from the top left, y then x
-    return (forward ? 1.0f : -1.0f) * (size < 0.3f ? size : 0.3f);
-  }
-  if (slot < ROW_BOX) {  // the step whose word is the `place`-th smallest
-    uint32_t keys[JITTER_STEPS];
-    for (int i = 0; i < JITTER_STEPS; ++i) keys[i] = source.word(WORD_JITTER_ORDER + i);
-    int step = 0;
-    while (rank_of(keys, JITTER_STEPS, step) != slot - ROW_JITTER_ORDER) ++step;
-    return static_cast<float>(step);
-  }
-  return preset.radius;
+  // A corner moves inwards, so little that the four stay convex.
+  const int i = slot - ROW_CORNERS, word = WORD_CORNERS + 2 * i;
+  const float deviation = draw_range(source, preset, RANGE_CORNERS, WORD_UNIFORM + RANGE_CORNERS);
+  const float size = fabsf(deviation * normal_of(source.word(word), source.word(word + 1)));
+  const bool forward = i < 3 || i == 7;  // clockwise from the top left, y then x
+  return (forward ? 1.0f : -1.0f) * (size < MAX_CORNER ? size : MAX_CORNER);
 }
 
 }  // namespace rcmstr

@@ -23,7 +23,7 @@ GRID, CORNERS, JITTER_ORDER, BOX, RADIUS, ROW = 41, 73, 81, 85, 89, 90
 #: (grid, corners), order of the other operations, chances of `operations` and of `then`, the jitter's ranges and order,
 #: two an attempt at a resized crop, its place.
 WORD_ORDER, WORD_UNIFORM, WORD_GRID, WORD_CORNERS, WORD_ORDER_REST, WORD_CHANCES, WORD_THEN = 1, 8, 20, 84, 100, 106, 119
-WORD_JITTER, WORD_JITTER_ORDER, WORD_BOX, WORD_PLACE, WORDS = 132, 136, 140, 160, 162
+WORD_JITTER, WORD_JITTER_ORDER, WORD_BOX, WORD_PLACE, WORDS = 132, 136, 140, 158, 160
 #: Fields of a preset in the order in which the ranges stand in its table; crops have one for each side.
 RANGES = (
     "contrast", "blur_sigma", "crop_rows", "crop_rows", "crop_columns", "crop_columns", "sharpen_alpha",
@@ -31,9 +31,11 @@ RANGES = (
     "jitter_contrast", "jitter_saturation", "jitter_hue", "resized_area", "resized_aspect",
 )  # fmt: skip
 #: Attempts at a resized crop that fits into the picture; the first one is cut where none does.
-ATTEMPTS = 10
+ATTEMPTS = 9
 #: Corners move by at most this share of the sides: the four stay a convex quadrilateral.
 MAX_CORNER = 0.3
+
+_PRETRAIN = AugmentPreset()
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +62,7 @@ def table(preset: AugmentPreset) -> Tensor:
     return torch.cat([torch.tensor([*head, *lists], dtype=torch.float32), ranges(preset).flatten()])
 
 
-def draw_parameters(index: Tensor, *, seed: int, epoch: int, view: int, preset: AugmentPreset) -> Tensor:
+def draw_parameters(index: Tensor, *, seed: int, epoch: int, view: int, preset: AugmentPreset = _PRETRAIN) -> Tensor:
     """Random parameters of one view, a pure function of (seed, epoch, index, view).
 
     Args:
