@@ -195,7 +195,7 @@ struct Picture {
 };
 
 template <class T>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 2)
     apply_kernel(const uint8_t* images, const float* rows, T* views, int64_t batch, Picture picture, Output output) {
   extern __shared__ float buffers[];
   __shared__ float row[ROW_SIZE];

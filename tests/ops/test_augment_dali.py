@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rcmstr_fast.ops import draw_order, permute_strips
 from rcmstr_fast.fields import ConfigError
+from rcmstr_fast.ops import draw_order, permute_strips
 from rcmstr_fast.ops.augment_views import OPERATIONS, parameters, reference
 
 made = pytest.importorskip("rcmstr_fast.ops.augment_views.dali", reason="DALI is not installed", exc_type=ImportError)

@@ -100,7 +100,9 @@ def test_colours_work_on_grey_levels_after_a_contrast(backend):
     for name in ("solarise", "grey", "colour_jitter"):
         rows = par.only(rows, "contrast")
         rows[:, par.COUNT], rows[:, par.ORDER + 1] = 2, OPERATIONS.index(name)
-        for image, row, view in zip(images.double().numpy(), rows.double().numpy(), _apply(images, rows[None], backend)[0]):
+        for image, row, view in zip(
+            images.double().numpy(), rows.double().numpy(), _apply(images, rows[None], backend)[0]
+        ):
             lower = 127 + row[par.CONTRAST] * (image - 127)
             if name == "solarise":
                 np.testing.assert_allclose(view, np.where(lower >= 127.5, 255 - lower, lower), atol=AGREE)
@@ -141,7 +143,7 @@ def test_resized_crops_lie_in_the_picture_with_area_and_aspect_in_range(name):
     assert min(top.min(), left.min()) >= 0 and max((top + height).max(), (left + width).max()) <= 1 + 1e-6
     area, aspect = (height * width).numpy(), (width / height).numpy()
     assert preset.resized_area[0] - 1e-6 <= area.min() and area.max() <= 1
-    assert 0.75 - 1e-5 <= aspect.min() and aspect.max() <= 4 / 3 + 1e-5
+    assert aspect.min() >= 0.75 - 1e-5 and aspect.max() <= 4 / 3 + 1e-5
     fitting = area < 0.7  # no aspect in range makes such a crop too large: nothing is drawn again
     low = preset.resized_area[0]
     assert stats.kstest(area[fitting], stats.uniform(low, 0.7 - low).cdf).pvalue > 1e-4
@@ -216,7 +218,9 @@ def test_presets_come_from_names_mappings_and_files(tmp_path):
     )
     assert load_preset(given) == expected
     path = tmp_path / "mine.yaml"
-    path.write_text("- none\n- base: simclr\n  operations: {grey: 1, blur: 1.0}\n  blur_sigma: [1, 1.5]\n  subset: [1, 2]\n")
+    path.write_text(
+        "- none\n- base: simclr\n  operations: {grey: 1, blur: 1.0}\n  blur_sigma: [1, 1.5]\n  subset: [1, 2]\n"
+    )
     assert load_preset(str(path)) == load_preset(path) == (PRESETS["none"], expected)
     assert hash(expected) == hash(load_preset(given))  # tables are kept by preset
 

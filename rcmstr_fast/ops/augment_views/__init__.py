@@ -101,9 +101,7 @@ def each_operation(
     images, index = images_uint8.cpu(), index.cpu()
     (of_view,) = views_of(preset, 1)
     rows = parameters.draw_parameters(index, seed=seed, epoch=epoch, view=view, preset=of_view)
-    return {
-        name: reference.apply_parameters(images, parameters.only(rows, name)[None])[0] for name in of_view.names
-    }
+    return {name: reference.apply_parameters(images, parameters.only(rows, name)[None])[0] for name in of_view.names}
 
 
 def _check(images: Tensor, seed: int, epoch: int, index: Tensor, num_views: int, size: tuple[int, int]) -> None:
@@ -142,9 +140,5 @@ def _kind(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-dispatch.register(
-    _OPERATION, "cpp", cpu.run, unsupported_reasons=cpu.unsupported_reasons, available=compiled.missing
-)
-dispatch.register(
-    _OPERATION, "cuda", cuda.run, unsupported_reasons=cuda.unsupported_reasons, available=cuda.missing
-)
+dispatch.register(_OPERATION, "cpp", cpu.run, unsupported_reasons=cpu.unsupported_reasons, available=compiled.missing)
+dispatch.register(_OPERATION, "cuda", cuda.run, unsupported_reasons=cuda.unsupported_reasons, available=cuda.missing)

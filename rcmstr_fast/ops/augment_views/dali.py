@@ -41,7 +41,9 @@ def source_maps(rows: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     maps = np.tile(np.eye(3), (len(rows), 1, 1))
     for i in np.flatnonzero(chosen(rows, "perspective")):
-        maps[i] = np.reshape([*reference.homography(rows[i, layout.CORNERS : layout.JITTER_ORDER].tolist()), 1.0], (3, 3))
+        maps[i] = np.reshape(
+            [*reference.homography(rows[i, layout.CORNERS : layout.JITTER_ORDER].tolist()), 1.0], (3, 3)
+        )
     crop = np.tile(np.eye(3), (len(rows), 1, 1))
     for axis, name, first in ((1, "crop_rows", layout.ROWS), (0, "crop_columns", layout.COLUMNS)):
         shares = rows[:, first : first + 2] * chosen(rows, name)[:, None]

@@ -22,7 +22,15 @@ GRID, CORNERS, JITTER_ORDER, BOX, RADIUS, ROW = 41, 73, 81, 85, 89, 90
 #: Words of a view: subset size, order of the first seven operations, the first twelve of RANGES, two a normal number
 #: (grid, corners), order of the other operations, chances of `operations` and of `then`, the jitter's ranges and order,
 #: two an attempt at a resized crop, its place.
-WORD_ORDER, WORD_UNIFORM, WORD_GRID, WORD_CORNERS, WORD_ORDER_REST, WORD_CHANCES, WORD_THEN = 1, 8, 20, 84, 100, 106, 119
+WORD_ORDER, WORD_UNIFORM, WORD_GRID, WORD_CORNERS, WORD_ORDER_REST, WORD_CHANCES, WORD_THEN = (
+    1,
+    8,
+    20,
+    84,
+    100,
+    106,
+    119,
+)
 WORD_JITTER, WORD_JITTER_ORDER, WORD_BOX, WORD_PLACE, WORDS = 132, 136, 140, 158, 160
 #: Fields of a preset in the order in which the ranges stand in its table; crops have one for each side.
 RANGES = (

@@ -80,7 +80,7 @@ class AugmentPreset:
         for name in ("operations", "then"):
             object.__setattr__(self, name, _chances(name, getattr(self, name)))
         for field in dataclasses.fields(self):
-            if field.name == "subset" or isinstance(field.default, tuple) and "bounds" in field.metadata:
+            if field.name == "subset" or (isinstance(field.default, tuple) and "bounds" in field.metadata):
                 object.__setattr__(self, field.name, _pair(field.name, getattr(self, field.name), self.subset is None))
         check_fields(self, "augmentation preset: ")
         _whole("blur_radius", self.blur_radius)
@@ -208,7 +208,7 @@ def load_preset(source: Any) -> AugmentPreset | tuple[AugmentPreset, ...]:
     Raises:
         ConfigError: a name, file, field or value that does not exist or cannot be; one line.
     """
-    if isinstance(source, Path) or isinstance(source, str) and source.endswith((".yaml", ".yml")):
+    if isinstance(source, Path) or (isinstance(source, str) and source.endswith((".yaml", ".yml"))):
         return load_preset(_read(Path(source)))
     if isinstance(source, AugmentPreset):
         return source

@@ -17,8 +17,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcmstr_fast.ops.augment_views.parameters import (
-    ANGLE, BOX, CONTRAST, CORNERS, COUNT, GRID, JITTER, JITTER_ORDER, ORDER, RADIUS, ROWS, COLUMNS, SHARPEN, SIGMA,
-    THRESHOLD, draw_parameters,
+    ANGLE,
+    BOX,
+    COLUMNS,
+    CONTRAST,
+    CORNERS,
+    COUNT,
+    GRID,
+    JITTER,
+    JITTER_ORDER,
+    ORDER,
+    RADIUS,
+    ROWS,
+    SHARPEN,
+    SIGMA,
+    THRESHOLD,
+    draw_parameters,
 )
 from rcmstr_fast.ops.augment_views.presets import OPERATIONS, views_of
 from rcmstr_fast.ops.reference.permutation import permute_strips
