@@ -14,7 +14,9 @@ def _contrast(image: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(image, (row[layout.SIGMA], row[layout.SIGMA], 0), mode="nearest", truncate=3.0)
+    sigma = float(row[layout.SIGMA])
+    radius = min(int(3.0 * sigma + 0.5), int(row[layout.RADIUS]))
+    return ndimage.gaussian_filter(image, sigma, mode="nearest", radius=radius, axes=(0, 1))
 
 
 def _crop(image: np.ndarray, row: np.ndarray, first: int, rows: bool) -> np.ndarray:
