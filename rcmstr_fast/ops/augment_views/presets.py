@@ -36,6 +36,9 @@ def _always(*names: str) -> Chances:
     return tuple((name, 1.0) for name in names)
 
 
+_PRETRAIN = _always(*OPERATIONS[:7])
+
+
 @dataclass(frozen=True)
 class AugmentPreset:
     """What the views of one kind are made of. Every range is a pair (low, high), drawn from uniformly.
@@ -69,7 +72,7 @@ class AugmentPreset:
         ConfigError: a value out of range, an operation that does not exist, a range turned round.
     """
 
-    operations: Chances = _always(*OPERATIONS[:7])
+    operations: Chances = _PRETRAIN
     subset: tuple[int, int] | None = (1, 5)
     order: Literal["random", "fixed"] = "random"
     then: Chances = ()
