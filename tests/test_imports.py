@@ -37,7 +37,7 @@ def layer(path: Path) -> str:
 
 def is_reference(parts: Sequence[str]) -> bool:
     """ops.reference, or the reference of an operation's folder and the plain data it is written with."""
-    return parts[0] == "ops" and ("reference" in parts[1:] or parts[-1] in {"parameters", "presets"})
+    return parts[0] == "ops" and not {"reference", "parameters", "presets"}.isdisjoint(parts)
 
 
 def imports(path: Path) -> set[str]:
