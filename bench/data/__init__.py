@@ -18,7 +18,7 @@ from rcmstr_fast.measure import timer
 from rcmstr_fast.measure.pipeline import Rate, Sample, decode_run, interleaved, read_run, wait
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import smooth_pictures
-from rcmstr_fast.ops.reference import augment as reference
+from rcmstr_fast.ops.augment_views import AugmentPreset, parameters, reference
 
 #: Pictures of one call of the peers that take milliseconds for each.
 _FEW = 24
@@ -127,7 +127,7 @@ def _chain(images: torch.Tensor) -> Call:
     """The published chain on the host, one picture after the other; it must be the reference's to a grey level."""
     count = len(images)
     index = torch.arange(count)
-    drawn = [reference.draw_parameters(index, seed=0, epoch=0, view=view).numpy() for view in range(_VIEWS)]
+    drawn = [parameters.draw_parameters(index, seed=0, epoch=0, view=view).numpy() for view in range(_VIEWS)]
     pictures, few = images.cpu().numpy(), min(_FEW, count)
     if not _agrees(pictures[:4], drawn[0][:4]):
         return "FAIL"
@@ -142,7 +142,7 @@ def _chain(images: torch.Tensor) -> Call:
 
 def _dali(sample: Sample, images: torch.Tensor, order: torch.Tensor, keys: dict[str, Any]) -> dict[str, Call]:
     try:
-        from rcmstr_fast.ops.augment_dali import DaliViews
+        from rcmstr_fast.ops.augment_views.dali import DaliViews
     except ImportError:
         return {}
     count, index = len(images), torch.arange(len(images))
@@ -177,8 +177,8 @@ def _on_device(sample: Sample, count: int = 512, rounds: int = 50) -> Row:
 
 def _agrees(pictures: np.ndarray, rows: np.ndarray) -> bool:
     """Whether each operation of the SciPy chain is the reference's to a grey level on average."""
-    for name in reference.OPERATIONS:
-        chosen = reference.only(torch.from_numpy(rows), name)
+    for name in AugmentPreset().names:
+        chosen = parameters.only(torch.from_numpy(rows), name)
         expected = reference.apply_parameters(torch.from_numpy(pictures), chosen[None])[0].permute(0, 2, 3, 1).numpy()
         made = np.stack([chain.augment_image(p, r) for p, r in zip(pictures, chosen.numpy(), strict=True)])
         if np.abs(made - expected).mean() > 1 / 127.5:
