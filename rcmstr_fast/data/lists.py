@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.names import Names
+from rcmstr_fast.data.names import Names, folder_of
 from rcmstr_fast.data.text import marked_encoding
 
 _HEAD = 200
@@ -186,9 +186,13 @@ def decoded(data: bytes, encoding: str = "") -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def recognise(text: str, names: Names) -> tuple[str, int]:
+def recognise(text: str, names: Names, near: str = "") -> tuple[str, int]:
     """The format of a list, by how many of its first lines name files that are there.
 
+    Args:
+        text: of the list.
+        names: the files.
+        near: as in `Names.learn`.
     Returns:
         A name of `FORMATS`, and that number of lines.
     """
@@ -199,7 +203,7 @@ def recognise(text: str, names: Names) -> tuple[str, int]:
             continue
         entries = list(islice(parse(text if name == "json" else head), _HEAD))
         files = [entry.file for entry in entries if entry.file is not None]
-        names.learn_prefix(files)
+        names.learn(files, near)
         found = sum(names.find(file) is not None for file in files)
         fit = found, found - len(entries), len(files)
         if fit > best[1]:
@@ -240,7 +244,7 @@ class Listing:
         self.lists[name] = form
         entries = list(FORMATS[form][1](text))
         self.total += len(entries)
-        names.learn_prefix(entry.file for entry in entries if entry.file is not None)
+        names.learn([entry.file for entry in entries if entry.file is not None], folder_of(name))
         for entry in entries:
             if entry.file is None:
                 self.leave_out(f"not of the form {form}", f"{name}, {entry.where}: {entry.label[:60]!r}")
@@ -289,7 +293,7 @@ def read_lists(
             raise ConfigError(f"expected a list of labels {name}, found {', '.join(there) or 'none'}")
     candidates = list(chosen) or ([OWN_LIST] if OWN_LIST in there else there)
     texts = {name: decoded(read(name), encoding) for name in candidates}
-    forms = {name: recognise(text, names) for name, text in texts.items()}
+    forms = {name: recognise(text, names, folder_of(name)) for name, text in texts.items()}
     used = list(chosen) or [name for name in candidates if forms[name][1] > 0]
     used = used or [name for name in candidates if is_list(name, known=True)]
     listing = Listing(unread=[name for name in there if is_list(name, known=True) and name not in used])

@@ -64,7 +64,9 @@ class _PackageReader:
     def __init__(self, path: str) -> None:
         import lmdb
 
-        self._env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
+        self._env = lmdb.open(
+            os.fsencode(path), subdir=False, readonly=True, lock=False, readahead=False, meminit=False
+        )
         found = self._env.stat()
         self.entries = found["entries"]
         self.pid = os.getpid()

@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 
 #: What a picture's file name ends with, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-_TRIED = 500
+#: Names of a list that are looked at, and of these those that all files are searched for.
+_TRIED, _SEARCHED = 500, 20
 
 
 def is_picture(name: str) -> bool:
@@ -21,31 +22,38 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def folder_of(name: str) -> str:
+    """The folder of a file with a `/` at its end; empty for a file at the top."""
+    folder, slash, _ = name.rpartition("/")
+    return folder + slash
+
+
 class Names:
     """Relative file names with `/`; names that are not UTF-8 have surrogates, as `os.fsdecode` makes them.
 
     Attributes:
         names: as given.
-        prefix: what lists put before the names here, such as the folder in which their writer kept the set.
+        cut: what a list puts before the names here, such as the folder in which its writer kept the set.
+        put: what stands here before the names of a list, such as the folder of its pictures.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = set(names)
-        self.prefix = ""
+        self.cut = self.put = ""
         self._loose: dict[str, str] | None = None
 
     def find(self, listed: str) -> str | None:
         """The file that a list means; None where there is none.
 
-        Backslashes, `./`, names relative to `images/`, another Unicode form or case, and `prefix` do no harm. What
+        Backslashes, `./`, names relative to `images/`, another Unicode form or case, `cut` and `put` do no harm. What
         fits several files fits none.
         """
         if listed in self.names:
             return listed
-        clean = listed.replace("\\", "/").removeprefix("./")
-        if self.prefix and clean.startswith(self.prefix):
-            clean = clean[len(self.prefix) :]
-        for name in (clean, f"images/{clean}"):
+        clean = _clean(listed)
+        if self.cut and clean.startswith(self.cut):
+            clean = clean[len(self.cut) :]
+        for name in (self.put + clean, clean, f"images/{clean}") if self.put else (clean, f"images/{clean}"):
             if name in self.names:
                 return name
             if found := self._loosely().get(same_name(name)):
@@ -60,21 +68,36 @@ class Names:
                 self._loose[key] = "" if key in self._loose else name
         return self._loose
 
-    def learn_prefix(self, listed: Iterable[str]) -> None:
-        """Find out what a list puts before the names here, from the first names that are not found as they are.
+    def learn(self, listed: Iterable[str], near: str = "") -> None:
+        """Set `cut` and `put` by the first names of a list that are not found as they are.
 
-        One prefix for the whole list: with each name cut as it fits, names of different folders would become one.
+        One of each for the whole list: with every name cut as it fits, names of different folders would become one.
+
+        Args:
+            listed: names, in the order of the list.
+            near: the list's own folder, with a `/` at its end; preferred where its names fit in several.
         """
-        self.prefix = ""
-        seen: Counter[str] = Counter()
-        for _, name in zip(range(_TRIED), listed):
+        self.cut, self.put = "", ""
+        if near and any(near + _clean(name) in self.names for _, name in zip(range(_TRIED), listed)):
+            self.put = near
+            return
+        cut: Counter[str] = Counter()
+        put: Counter[str] = Counter()
+        for number, name in zip(range(_TRIED), listed):
             if self.find(name) is not None:
                 return
-            parts = PurePosixPath(name.replace("\\", "/")).parts
-            for cut in range(1, len(parts)):
-                rest = "/".join(parts[cut:])
-                if self.find(rest) is not None:
-                    seen[name.replace("\\", "/").removeprefix("./").removesuffix(rest)] += 1
-                    break
-        if seen:
-            self.prefix = seen.most_common(1)[0][0]
+            clean = _clean(name)
+            rests = ("/".join(PurePosixPath(clean).parts[i:]) for i in range(1, len(PurePosixPath(clean).parts)))
+            if rest := next((rest for rest in rests if self.find(rest) is not None), ""):
+                cut[clean.removesuffix(rest)] += 1
+            elif number < _SEARCHED:
+                put.update(file.removesuffix(clean) for file in self.names if file.endswith(f"/{clean}"))
+        if cut:
+            self.cut = cut.most_common(1)[0][0]
+        elif put:
+            most = max(put.values())
+            self.put = min((prefix for prefix in put if put[prefix] == most), key=lambda prefix: (len(prefix), prefix))
+
+
+def _clean(listed: str) -> str:
+    return listed.replace("\\", "/").removeprefix("./")

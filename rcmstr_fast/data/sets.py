@@ -15,7 +15,8 @@ from rcmstr_fast.data.lmdb_read import LmdbFile
 from rcmstr_fast.data.names import Names
 from rcmstr_fast.data.text import guess_encoding
 
-_UNLABELLED = b"[Unlabeled_data]"
+#: Label of records without one, beside an empty one and none.
+UNLABELLED = b"[Unlabeled_data]"
 _MAX_FILE_BYTES = 64 << 20
 #: What a record of an LMDB can have keys of.
 _KINDS = ("image", "label", "wh")
@@ -73,7 +74,7 @@ class _Set:
         wrong: dict[int, bytes] = {}
         for i, value in zip(indices, self.raw_labels(indices)):
             try:
-                result.append(None if value in (None, b"", _UNLABELLED) else value.decode())  # type: ignore[union-attr]
+                result.append(None if value in (None, b"", UNLABELLED) else value.decode())  # type: ignore[union-attr]
             except UnicodeDecodeError:
                 wrong[i] = value  # type: ignore[assignment]
                 result.append(None)

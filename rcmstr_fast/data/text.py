@@ -11,7 +11,7 @@ FAULTS = {
     "a line end": re.compile(r"[\r\n]"),
     "a NUL": re.compile("\0"),
     "a byte order mark": re.compile("\ufeff"),
-    "spaces around it": re.compile(r"\A\s|\s\Z"),
+    "spaces around it": re.compile(r"\A[^\S\r\n]|[^\S\r\n][\r\n]*\Z"),
 }
 DECOMPOSED = "decomposed characters (not in Unicode form NFC)"
 
