@@ -1,4 +1,4 @@
-"""`rcmstr data synth|convert|check|stats`: make and examine sets of word images."""
+"""`rcmstr data synth|convert|check|overlap|stats`: make and examine sets of word images."""
 
 import io
 import json
@@ -23,7 +23,7 @@ _FORMATS = ("lmdb", "textseg", "iam", "cvl", "rimes", "union14m", *FORMATS)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The four sub-commands."""
+    """The sub-commands."""
     commands = parser.add_subcommands()
     make = type(parser)
 
@@ -37,7 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="folder or .zip with pictures and lists of labels, IAM, CVL, RIMES, Union14M-L or TextSeg; or LMDBs",
     )
     convert.add_argument("out", help="folder to make; must be new or empty")
-    convert.add_argument("--format", type=str, default="auto", help=f"auto (by content) or one of {', '.join(_FORMATS)}")
+    convert.add_argument(
+        "--format", type=str, default="auto", help=f"auto (by content) or one of {', '.join(_FORMATS)}"
+    )
     convert.add_argument(
         "--mend", action="store_true", help="mend labels: encoding to UTF-8, line ends, spaces around, Unicode form NFC"
     )
@@ -61,6 +63,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     commands.add_subcommand("check", check, help="decode every image, look at every label, name what is wrong")
 
+    overlap = make(
+        description="Pictures that several roots have in common, by content; exit status 1 if there are any."
+    )
+    _add_roots(overlap)
+    commands.add_subcommand("overlap", overlap, help="find pictures that several roots have in common")
+
     stats = make(description="Number, sizes, labels and characters of every set.")
     _add_roots(stats)
     stats.add_argument("--charset", type=str, default="94", help="36, 62, 94 or a file: characters outside are listed")
@@ -79,7 +87,9 @@ def run(namespace: Namespace) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names are bytes: those that are not UTF-8 are shown as they are
             stream.reconfigure(errors="surrogateescape")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    chosen = {"synth": _synth, "convert": _convert, "check": _check, "stats": _stats}[namespace.subcommand]
+    chosen = {"synth": _synth, "convert": _convert, "check": _check, "overlap": _overlap, "stats": _stats}[
+        namespace.subcommand
+    ]
     return chosen(namespace[namespace.subcommand])
 
 
@@ -155,6 +165,25 @@ def _print_json(content: object) -> None:
     """JSON of names that need not be UTF-8: their other bytes as `\\xff`."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     print(text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\\x", "\\\\x"))
+
+
+def _overlap(arguments: Namespace) -> int:
+    from rcmstr_fast.data.overlap import find_overlap
+    from rcmstr_fast.data.source import open_sources
+
+    again = Counter(arguments.roots)
+    names = [f"{root} ({i})" if again[root] > 1 else root for i, root in enumerate(arguments.roots, 1)]
+    sources = {name: open_sources([root]) for name, root in zip(names, arguments.roots)}
+    report = find_overlap(sources, threads=arguments.threads)
+    if arguments.json:
+        _print_json(asdict(report))
+        return int(bool(report.pairs or report.repeated))
+    for pair in report.pairs:
+        print(pair)
+    for name, count in report.repeated.items():
+        print(f"{count} pictures of {name} repeat another one there")
+    print(f"{len(sources)} roots, {len(report.pairs)} pairs with pictures in common")
+    return int(bool(report.pairs or report.repeated))
 
 
 def _stats(arguments: Namespace) -> int:

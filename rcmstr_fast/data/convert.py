@@ -83,10 +83,10 @@ def convert(source: str | Path, out: str | Path, options: Options | None = None)
     if options.form and options.form not in FORMS:
         raise ConfigError(f"convert: format must be one of {', '.join(FORMS)}, got {options.form}")
     report = ConvertReport(Path(out), mended=options.mend)
-    if options.form == "lmdb" or not options.form and _holds_lmdb(Path(source)):
+    if options.form == "lmdb" or (not options.form and _holds_lmdb(Path(source))):
         return _write(scene.databases(str(source), options), report, options, str(source))
     with open_files(source) as files:
-        if options.form == "textseg" or not options.form and textseg.is_textseg(files):
+        if options.form == "textseg" or (not options.form and textseg.is_textseg(files)):
             return _cut(files, report, options)
         return _write(_plan(files, options), report, options, str(source))
 

@@ -132,9 +132,7 @@ def decode_batch(
                 data = items[i]
                 if data is None:
                     raise BrokenImage("missing or unreadable record")
-                images[i] = decode_image(
-                    data, height, width, max_pixels=max_pixels, min_side=min_side, rotate=rotate
-                )
+                images[i] = decode_image(data, height, width, max_pixels=max_pixels, min_side=min_side, rotate=rotate)
             except BrokenImage as error:
                 broken[i] = str(error)
         return broken
@@ -163,9 +161,7 @@ class PillowDecoder:
         rotate: as in `decode_image`.
     """
 
-    def __init__(
-        self, *, height: int, width: int, max_pixels: int, min_side: int, rotate: Rotate = "never"
-    ) -> None:
+    def __init__(self, *, height: int, width: int, max_pixels: int, min_side: int, rotate: Rotate = "never") -> None:
         self.height, self.width, self.max_pixels, self.min_side = height, width, max_pixels, min_side
         self.rotate: Rotate = rotate
 
@@ -264,7 +260,8 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _without_alpha(layer: Image.Image) -> Image.Image:
     """An RGBA picture laid on white, or on black where white would leave less than a quarter of its contrast."""
     laid = [
-        Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB") for colour in ("white", "black")
+        Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
+        for colour in ("white", "black")
     ]
     contrast = [float(np.asarray(picture.convert("L")).std()) for picture in laid]
     return laid[1] if 4 * contrast[0] < contrast[1] else laid[0]

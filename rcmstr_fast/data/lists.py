@@ -199,7 +199,7 @@ def recognise(text: str, names: Names, near: str = "") -> tuple[str, int]:
     head = "\n".join(islice((line for line in text.split("\n")), _HEAD))
     best: tuple[str, tuple[int, int, int]] = "tsv", (-1, 0, 0)
     for name, (_, parse) in FORMATS.items():
-        if name == "json" and not text.lstrip()[:1] in ("[", "{"):
+        if name == "json" and text.lstrip()[:1] not in ("[", "{"):
             continue
         entries = list(islice(parse(text if name == "json" else head), _HEAD))
         files = [entry.file for entry in entries if entry.file is not None]

@@ -119,7 +119,10 @@ def _sets_of(root: Path) -> list[ImageSet]:
     if found.databases:
         if found.pictures:
             _log.warning(
-                "%s: %d pictures beside the LMDBs are not read, such as %s", root, len(found.pictures), found.pictures[0]
+                "%s: %d pictures beside the LMDBs are not read, such as %s",
+                root,
+                len(found.pictures),
+                found.pictures[0],
             )
         return [LmdbSet(_set_name(root, path), str(root / path)) for path in found.databases]
     if not found.pictures:

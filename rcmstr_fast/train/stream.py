@@ -1,5 +1,6 @@
 """The data side of the loop: sources, order, loader and augmentation, from any step on."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,11 +10,14 @@ from torch import Tensor
 from rcmstr_fast import env, ops
 from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.data.loader import LoadedBatch, Loader
+from rcmstr_fast.data.overlap import files_given_twice
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.plan import Plan
+
+_log = logging.getLogger(__name__)
 
 #: Query view and key view.
 VIEWS = 2
@@ -69,6 +73,8 @@ class Stream:
             raise ConfigError("data.roots must name at least one folder of images or LMDB, got []")
         self.config = config
         self._source = open_sources(config.data.roots)
+        for line in files_given_twice(self._source):
+            _log.warning("data.roots: %s", line)
         data = config.data
         self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
         self._loader: Loader | None = None

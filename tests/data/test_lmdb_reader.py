@@ -318,7 +318,11 @@ def test_keys_are_surveyed_as_a_scan_of_all_keys_finds_them(tmp_path, count, dig
     assert reader.first_key(b"zzz") is other.first_key(b"zzz") is None
     keys = sorted(key for key in entries if key.startswith(b"label"))
     numbers = [int(key[6:]) for key in keys]
-    assert reader.records("label", numbers, digits) == other.records("label", numbers, digits) == [entries[k] for k in keys]
+    assert (
+        reader.records("label", numbers, digits)
+        == other.records("label", numbers, digits)
+        == [entries[k] for k in keys]
+    )
 
 
 def test_a_survey_of_pages_that_point_at_each_other_ends(tmp_path):

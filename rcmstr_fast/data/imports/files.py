@@ -3,7 +3,7 @@
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def _base(names: Iterable[str]) -> str:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in ("..", ".") or part == "__MACOSX" for part in name.split("/"))
+    return any((part.startswith(".") and part not in ("..", ".")) or part == "__MACOSX" for part in name.split("/"))
 
 
 @contextmanager
@@ -112,10 +112,8 @@ def _entry_name(info: zipfile.ZipInfo) -> str:
     """Names without the mark for UTF-8 are bytes, which the library shows by an old code page; backslashes are `/`."""
     name = info.filename
     if not info.flag_bits & 0x800:
-        try:
+        with suppress(UnicodeEncodeError):
             name = name.encode("cp437").decode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            pass
     return name.replace("\\", "/")
 
 

@@ -93,7 +93,9 @@ def _iam_split(files: Files, options: Options) -> Callable[[str, str], str | Non
     if options.split == "writers":
         writers = _iam_writers(files)
         if not writers:
-            raise ConfigError(f"convert: split=writers must have IAM's forms.txt or xml/, found neither in {files.title}")
+            raise ConfigError(
+                f"convert: split=writers must have IAM's forms.txt or xml/, found neither in {files.title}"
+            )
         return lambda line, form: _writer_part(writers[form]) if form in writers else None
     parts: dict[str, str] = {}
     for name in sorted(files.names.names):
@@ -171,5 +173,3 @@ def rimes(files: Files, options: Options) -> Plan:
         listing.add(name, decoded(files.text(name), options.encoding), "space", files.names)
         plan.add_listing(files, part if options.split == "auto" else "", listing)
     return plan
-
-

@@ -99,9 +99,7 @@ def _plain(name: str) -> bool:
     return re.fullmatch(r"[\w-]+", name) is not None
 
 
-def _patches(
-    files: Files, match: re.Match[str], done: Patches
-) -> Iterator[tuple[str, str, Image.Image, Image.Image]]:
+def _patches(files: Files, match: re.Match[str], done: Patches) -> Iterator[tuple[str, str, Image.Image, Image.Image]]:
     """(word number, text, patch, mask) of one picture; what cannot be cut is noted."""
     base, one = match["base"], match["id"]
     words = _words(files, base, one)
