@@ -5,6 +5,7 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -113,7 +114,8 @@ def _save(found: ImageSet, stamp: str, hashes: np.ndarray) -> None:
         partial.replace(file)
     except OSError as error:
         _log.debug("the hashes of %s are not kept: %s", found.path, error)
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.imports import files as module
 from rcmstr_fast.data.convert import convert
+from rcmstr_fast.data.imports import files as module
 from rcmstr_fast.data.source import open_sources
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "svt_train.zip"

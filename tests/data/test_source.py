@@ -249,8 +249,12 @@ def test_wrong_labels_file(tree, caplog):
     labels = tree / "pictures" / "labels.tsv"
     labels.write_text("a.png\tA\nnothing\na.png\tB\ngone.png\tx\n")
     assert open_sources([tree / "pictures"]).labels([0]) == ["A"]
-    for said in ("1 of 4 lines count", "1 lines not of the form tsv, such as labels.tsv, line 2: 'nothing'",
-                 "1 lines listed twice with another label", "1 lines file missing, such as gone.png"):
+    for said in (
+        "1 of 4 lines count",
+        "1 lines not of the form tsv, such as labels.tsv, line 2: 'nothing'",
+        "1 lines listed twice with another label",
+        "1 lines file missing, such as gone.png",
+    ):
         assert said in caplog.text  # fmt: skip
     labels.write_bytes(b"a.png\t\xff\n")
     assert open_sources([tree / "pictures"]).labels([0]) == [None]
