@@ -47,7 +47,7 @@ class DataConfig:
         max_pixels: larger pictures are treated as broken records (decompression bombs).
         min_side: pictures with a side shorter than this many pixels are treated as broken records.
         rotate: tall turns pictures of 1.5 times their width in height, or more, by 90 degrees anticlockwise, so that
-            text that runs upwards lies; never shows every picture as it stands.
+            text that runs downwards lies; never shows every picture as it stands.
     """
 
     roots: list[str] | str = field(default_factory=list)

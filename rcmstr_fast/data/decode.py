@@ -26,7 +26,7 @@ _TURNS = {
 }
 _SIDEWAYS = [_TURNS[i] for i in (5, 6, 7, 8)]
 _CHUNK = 16
-#: From this height / width on a picture is tall: its text is taken to run upwards or downwards.
+#: From this height / width on a picture is tall: its text is taken to run downwards.
 TALL = 1.5
 Rotate = Literal["never", "tall"]
 # Tags of TIFF, and the values looked for.

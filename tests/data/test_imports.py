@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 
 import lmdb
 import numpy as np
@@ -172,7 +173,8 @@ def test_union14m(tmp_path):
 
 def test_bctr_databases_stay_apart_and_are_cleaned(tmp_path):
     for name, words in {"scene_train": ["北京", "e\u0301"], "scene_test": ["上海 ", "x"]}.items():
-        with lmdb.open(str(lay(tmp_path / "bctr" / name, {})), map_size=1 << 22) as env, env.begin(write=True) as txn:
+        (tmp_path / "bctr" / name).mkdir(parents=True)
+        with lmdb.open(str(tmp_path / "bctr" / name), map_size=1 << 22) as env, env.begin(write=True) as txn:
             for i, word in enumerate(words, 1):
                 txn.put(b"image-%09d" % i, b"" if word == "x" else picture(i))
                 txn.put(b"label-%09d" % i, word.encode())
@@ -186,10 +188,7 @@ def test_bctr_databases_stay_apart_and_are_cleaned(tmp_path):
     assert one.parts == {"": 2} and not one.mended and len(one.faults) == 1
 
 
-@pytest.mark.parametrize("name", ["../x/annotation.json"])
-def test_no_part_is_written_elsewhere(tmp_path, name):
-    import zipfile
-
+def test_no_part_is_written_elsewhere(tmp_path):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("../annotation.json", mmocr([("1.png", "x")]))
         archive.writestr("1.png", picture(1))

@@ -33,7 +33,7 @@ def _writer_part(writer: str) -> str:
 def is_iam(files: Files) -> bool:
     """Whether a words.txt begins with lines of IAM."""
     lists = [name for name in files.names.names if _IAM_WORDS.fullmatch(name)]
-    return any(_iam_words(decoded(files.read(name, 1 << 30))[:4000], some=True) for name in lists)
+    return any(_iam_words(decoded(files.text(name))[:4000], some=True) for name in lists)
 
 
 def _iam_words(text: str, some: bool = False) -> list[tuple[str, bool, str]]:
