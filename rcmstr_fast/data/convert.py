@@ -1,4 +1,4 @@
-"""Data sets of others to LMDBs of the usual layout: sound pictures, labels as they are or mended, everything counted."""
+"""Data sets of others to LMDBs of the usual layout: sound pictures, labels as they are or mended, all counted."""
 
 import logging
 from collections import Counter

@@ -215,6 +215,7 @@ def files_given_twice(source: ImageSource) -> list[str]:
             pairs.setdefault(pair, []).append(count)
             examples.setdefault(pair, f"{path} is {seen[key][1]}")
     return [
-        f"{sum(counts)} pictures are given twice, in {one} and in {other}, and shown twice as often: {examples[one, other]}"
+        f"{sum(counts)} pictures are given twice, in {one} and in {other}, and shown twice as often: "
+        f"{examples[one, other]}"
         for (one, other), counts in pairs.items()
     ]

@@ -103,7 +103,8 @@ class LmdbSet(_Set):
         told = int(text) if text is not None and re.fullmatch(rb"\s*\d{1,15}\s*", text) else 0
         if file.lost_pages or file.damaged:
             _log.warning(
-                "%s is damaged or a part of a copy, %d of its pages are missing; records that cannot be found are broken",
+                "%s is damaged or a part of a copy, %d of its pages are missing; "
+                "records that cannot be found are broken",
                 self.path, file.lost_pages,
             )  # fmt: skip
         if largest := file.largest_number("image"):
@@ -125,7 +126,7 @@ class LmdbSet(_Set):
         return self._count_odd(text, told)
 
     def _count_odd(self, text: bytes | None, told: int) -> int:
-        """Records of a file whose keys are not image-%09d from 1 to num-samples; says what is there and what is read."""
+        """Records of a file whose keys are not image-%09d from 1 to num-samples; says what is there and read."""
         found = self._file.survey("image", self._digits)
         if told:
             if found.lowest > told:

@@ -57,7 +57,8 @@ def _seen_unlabelled(config: ProbeConfig, tests: dict[str, Words]) -> str:
     try:
         source = open_sources(roots) if roots else None
     except ConfigError:
-        return f"the pretraining pictures ({', '.join(roots)}) are not at hand; whether test pictures were among them is unknown"
+        where = ", ".join(roots)
+        return f"the pretraining pictures ({where}) are not at hand; whether test pictures were among them is unknown"
     if source is None:
         return ""
     if len(source) > _MOST_PRETRAINING:

@@ -26,7 +26,9 @@ _TRAIN, _VAL = 80, 90
 
 def _writer_part(writer: str) -> str:
     """Part of a writer, by a hash of the name: the same whatever else is in the set."""
-    place = int.from_bytes(hashlib.blake2b(writer.encode("utf-8", "surrogateescape"), digest_size=8).digest()) % 100
+    place = (
+        int.from_bytes(hashlib.blake2b(writer.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") % 100
+    )
     return "train" if place < _TRAIN else "val" if place < _VAL else "test"
 
 
@@ -131,7 +133,7 @@ def _cvl_word(name: str) -> re.Match[str] | None:
 
 
 def cvl(files: Files, options: Options) -> Plan:
-    """CVL's words: the text is in the file name, WRITER-TEXT-LINE-WORD-LABEL.tif; the parts are trainset and testset."""
+    """CVL's words, with the text in the file name: WRITER-TEXT-LINE-WORD-LABEL.tif; the parts are its two folders."""
     plan = Plan("CVL: words by their file names")
     for name in sorted(files.names.names):
         found = _cvl_word(name)

@@ -27,7 +27,7 @@ def lists(files: Files, options: Options) -> Plan:
     listing = read_lists(files.names, files.text, order=order, chosen=options.lists, encoding=options.encoding)
     if not listing.lists:
         raise ConfigError(
-            f"convert: expected a list of labels (labels.tsv, gt.txt, labels.csv, metadata.jsonl, ..) in {files.title}, "
+            f"convert: expected a list of labels (labels.tsv, gt.txt, metadata.csv, ..) in {files.title}, "
             "found none that names its pictures"
         )
     plan = Plan(listing.describe())
