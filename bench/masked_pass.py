@@ -5,7 +5,7 @@
 Forward and backward with batch norm, mask unit stage3; channels_last and one copy of the weights in the dtype of
 autocast, as in training. The two ways run in turn, so that a busy machine meets both; the
 ratio is that of their best times, and only ratios within one run mean anything on a CPU. A way whose features are off
-prints FAIL and is not timed. The break-even that follows is what `ops.storage.LARGEST_PACKED_SHARE` should hold.
+prints FAIL and is not timed. The break-even that follows is what `ops.masked.storage.LARGEST_PACKED_SHARE` should hold.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def block_pass(channels: int, size: tuple[int, int], batch: int, ratio: float, d
     def run(order: str) -> torch.Tensor:
         (sites,) = ops.masked_storage([stage], backend=order)
         # A block inside a stage gets what its storage gives: the conversion is not part of it.
-        x = sites.rows.pack(images) if getattr(sites, "packed", False) else images
+        x = sites.take_in(images, None) if getattr(sites, "kept", False) else images
         x = x.detach().requires_grad_()
         with weights.shared():
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast import ops
-from rcmstr_fast.ops import chunked, reference
+from rcmstr_fast.ops import reference
+from rcmstr_fast.ops.queue_losses import chunked
 
 Provider = Callable[[bool], list[Tensor]]
 TAU_INFO, TAU_KL, ALPHA = 0.07, 0.04, 0.3

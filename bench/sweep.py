@@ -1,9 +1,9 @@
-"""Times of candidate tiles of the queue-loss kernels on the GPU at hand; choose `kernels/tiles.py` from its output.
+"""Times of candidate tiles of the queue-loss kernels on the GPU at hand; choose `kernels/queue_losses/tiles.py` from its output.
 
     python -m bench.sweep [--width 128] [--rows 13312] [--keys 65536]
 
 A candidate whose sums differ from those of the shipped tile by more than 1e-3 is reported as FAIL and not timed; one
-that does not fit says so. A winner goes into `kernels/tiles.py` only if bench.aot finds neither stack nor spills.
+that does not fit says so. A winner goes into `kernels/queue_losses/tiles.py` only if bench.aot finds neither stack nor spills.
 """
 
 import argparse
@@ -17,9 +17,10 @@ import torch
 
 from bench import timing
 from bench.queue_losses import ALPHA, TAU_INFO, TAU_KL, unit
-from rcmstr_fast.kernels import relational_loss as launcher
-from rcmstr_fast.kernels import runtime, tiles
-from rcmstr_fast.kernels.tiles import Tile
+from rcmstr_fast.kernels import runtime
+from rcmstr_fast.kernels.queue_losses import problem as launcher
+from rcmstr_fast.kernels.queue_losses import tiles
+from rcmstr_fast.kernels.queue_losses.tiles import Tile
 
 STAGES = (2, 3, 4)
 SHAPES = ((64, 32, 4), (64, 64, 4), (64, 64, 8), (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8))

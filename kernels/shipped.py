@@ -8,23 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rcmstr_fast.kernels import (
-    batch_norm,
-    draw_masks,
-    hierarchical_pool,
-    masked_conv,
-    masked_mse,
-    masked_norm,
-    masked_pool,
-    masked_tiles,
-    project_levels,
-    queue,
-    queue_similarity,
-    replace_tokens,
-    row_terms,
-    scheduled_losses,
-    tiles,
-)
+from rcmstr_fast.kernels import batch_norm, draw_masks, enqueue, hierarchical_pool, masked_mse, project_levels, replace_tokens
+from rcmstr_fast.kernels.masked import conv, norm, pool
+from rcmstr_fast.kernels.masked import tiles as masked_tiles
+from rcmstr_fast.kernels.queue_losses import row_terms, scheduled, similarity, tiles
 
 ARCHITECTURES = (80, 90)
 _SIZES = (
@@ -174,7 +161,7 @@ def _queue_losses(architecture: int) -> Iterator[Configuration]:
                     constants["BLOCK_D"] = tile.block_d or width
                 yield Configuration(
                     f"{kind}_{form}_d{width}_q{queries}_sm{arch}",
-                    queue_similarity._stats_kernel if kind == "stats" else queue_similarity._gradient_kernel,
+                    similarity._stats_kernel if kind == "stats" else similarity._gradient_kernel,
                     arch, constants, "fp16", tile.num_warps, tile.num_stages, True, tile.resident,
                 )  # fmt: skip
 
@@ -182,8 +169,8 @@ def _queue_losses(architecture: int) -> Iterator[Configuration]:
 def _scheduled(arch: int) -> Iterator[Configuration]:
     """All five terms of a step: three levels of two queries, two terms between levels."""
     for kind, kernel in (
-        ("stats", scheduled_losses._scheduled_stats_kernel),
-        ("gradient", scheduled_losses._scheduled_gradient_kernel),
+        ("stats", scheduled._scheduled_stats_kernel),
+        ("gradient", scheduled._scheduled_gradient_kernel),
     ):
         for width in tiles.SCHEDULED_WIDTHS:
             tile = tiles.tile(kind, arch, width, 2)
@@ -230,8 +217,8 @@ def _small(arch: int) -> Iterator[Configuration]:
             f"replace_tokens_{way}_bf16_sm{arch}", kernel, arch, constants, "bf16", sixteenths=("C", "N", "x_b", "x_n"),
             fp32=("mask_token_ptr", "position_ptr", "out_ptr", "grad_ptr"),
         )  # fmt: skip
-    constants = {"D": 128, "BLOCK_D": 128, "BLOCK_ROWS": queue.BLOCK_ROWS}
-    yield Configuration(f"enqueue_fp32_sm{arch}", queue._enqueue_kernel, arch, constants, "fp32")
+    constants = {"D": 128, "BLOCK_D": 128, "BLOCK_ROWS": enqueue.BLOCK_ROWS}
+    yield Configuration(f"enqueue_fp32_sm{arch}", enqueue._enqueue_kernel, arch, constants, "fp32")
 
 
 def _levels(arch: int) -> Iterator[Configuration]:
@@ -270,41 +257,41 @@ _CONVOLUTIONS = (
 
 def _masked_conv(arch: int) -> Iterator[Configuration]:
     for inputs, outputs, kernel, stride, padding in _CONVOLUTIONS:
-        geometry = masked_conv._geometry((kernel, kernel), stride, padding)
+        window = {"WINDOW": (kernel, kernel, *stride, *padding)}
         ways = {"fwd": (inputs, outputs), "stats": (inputs, outputs), "dgrad": (outputs, inputs)}
         for way, (k, n) in ways.items():
             shape = masked_tiles.tile(arch, k, n, 2)
             constants = {
-                **geometry, "TRANSPOSED": way == "dgrad", "STATS": way == "stats", "EVEN": True, "UPCAST": False,
+                **window, "TRANSPOSED": way == "dgrad", "STATS": way == "stats", "EVEN": True, "UPCAST": False,
                 "BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n, "BLOCK_K": shape.block_k,
                 "weight_n" if way == "dgrad" else "weight_k": 1,
             }  # fmt: skip
             yield Configuration(
-                f"masked_conv_{way}_k{kernel}_{k}_{n}_sm{arch}", masked_conv._masked_conv_kernel, arch, constants,
+                f"masked_conv_{way}_k{kernel}_{k}_{n}_sm{arch}", conv._masked_conv_kernel, arch, constants,
                 "fp16", shape.num_warps, shape.num_stages, True, 1, ("K", *_CHANNELS),
             )  # fmt: skip
         shape = masked_tiles.weight_tile(arch, inputs, outputs, 2)
         constants = {
-            **geometry, "UPCAST": False,
+            **window, "UPCAST": False,
             "BLOCK_O": shape.block_m, "BLOCK_I": shape.block_n, "BLOCK_R": shape.block_k,
         }  # fmt: skip
         yield Configuration(
-            f"masked_conv_wgrad_k{kernel}_{inputs}_{outputs}_sm{arch}", masked_conv._masked_conv_weight_kernel, arch,
+            f"masked_conv_wgrad_k{kernel}_{inputs}_{outputs}_sm{arch}", conv._masked_conv_weight_kernel, arch,
             constants, "fp16", shape.num_warps, shape.num_stages, True, 1, ("CI", "CO"),
         )  # fmt: skip
 
 
 def _masked_norm(arch: int) -> Iterator[Configuration]:
-    blocks = {"BLOCK_S": masked_norm.BLOCK_S, "BLOCK_C": masked_norm.BLOCK_C}
-    steps = {**blocks, "STEPS": masked_norm.STEPS}
-    moments = {"BLOCK_P": masked_norm.MOMENTS_P, "BLOCK_C": masked_norm.MOMENTS_C}
+    blocks = {"BLOCK_S": norm.BLOCK_S, "BLOCK_C": norm.BLOCK_C}
+    steps = {**blocks, "STEPS": norm.STEPS}
+    moments = {"BLOCK_P": norm.MOMENTS_P, "BLOCK_C": norm.MOMENTS_C}
     forms = {
         "stats": steps, "moments": {**moments, "ROWS": 0}, "moments_tiles": {**moments, "ROWS": 128},
         "apply": {**blocks, "RESIDUAL": True, "RELU": True},
         "sums": {**steps, "RELU": True}, "grad": {**blocks, "RESIDUAL": True, "RELU": True},
     }  # fmt: skip
     for form, constants in forms.items():
-        kernel = getattr(masked_norm, f"_masked_norm_{form.removesuffix('_tiles')}_kernel")
+        kernel = getattr(norm, f"_masked_norm_{form.removesuffix('_tiles')}_kernel")
         name = f"masked_norm_{form}_bf16_sm{arch}"
         yield Configuration(name, kernel, arch, constants, "bf16", 4, 3, False, 1, ("C",))
 
@@ -327,11 +314,11 @@ def _batch_norm(arch: int) -> Iterator[Configuration]:
 def _masked_pool(arch: int) -> Iterator[Configuration]:
     for form, stride, padding in (("halve", (2, 2), (0, 0)), ("odd", (2, 1), (0, 1))):
         constants = {
-            **masked_conv._geometry((2, 2), stride, padding),
-            "BLOCK_S": masked_pool.BLOCK_S, "BLOCK_C": masked_pool.BLOCK_C,
+            "WINDOW": (2, 2, *stride, *padding),
+            "BLOCK_S": pool.BLOCK_S, "BLOCK_C": pool.BLOCK_C,
         }  # fmt: skip
         for way in ("fwd", "bwd"):
-            kernel = getattr(masked_pool, f"_masked_pool_{way}_kernel")
+            kernel = getattr(pool, f"_masked_pool_{way}_kernel")
             name = f"masked_pool_{way}_{form}_bf16_sm{arch}"
             yield Configuration(name, kernel, arch, constants, "bf16", sixteenths=("C",))
 

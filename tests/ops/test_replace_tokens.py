@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rcmstr_fast import ops
-from rcmstr_fast.ops.replace_tokens import _replace
+from rcmstr_fast.ops.replace_tokens.triton import _replace
 from tests.kernels.rows import DEVICE, TRITON, relative
 from tests.ops.cases import cases, normal
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcmstr_fast import random
-from rcmstr_fast.ops.reference.permutation import permute_strips
+from rcmstr_fast.ops.permutation.reference import permute_strips
 
 #: The operations; a code in a row of parameters is the place in this list.
 OPERATIONS = ("contrast", "blur", "crop_rows", "crop_columns", "sharpen", "piecewise_affine", "perspective")
