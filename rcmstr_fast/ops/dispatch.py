@@ -1,8 +1,8 @@
 """Choice of a backend for each public operation.
 
 An operation is declared once with its reference; faster backends register beside it. A user may order a backend, by the
-argument `backend` or by RCMSTR_FAST_BACKEND: then that backend runs, or the call fails and lists every reason. Without an
-order the automatic choice walks through `ORDER` and takes the first backend that has no reason against the call.
+argument `backend` or by RCMSTR_FAST_BACKEND: then that backend runs, or the call fails and lists every reason. Without
+an order the automatic choice walks through `ORDER` and takes the first backend that has no reason against the call.
 
 There are three kinds of reasons, each a list of sentences: the machine or the build lacks something (`available`, asked
 once a process), the backend cannot compute this call (`unsupported_reasons`), or it can, but would be slower than the
@@ -34,7 +34,8 @@ class Backend:
 
     Attributes:
         run: called with the checked arguments of the public operation.
-        unsupported_reasons: same arguments -> why this backend cannot compute the call; never raises, never synchronises.
+        unsupported_reasons: same arguments -> why this backend cannot compute the call; never raises, never
+            synchronises.
         available: without arguments -> why this machine or build cannot run the backend at all.
         avoid: same arguments -> why the automatic choice should pass over the backend although it could run.
     """

@@ -1,4 +1,4 @@
-"""The compiled extension `rcmstr_fast._C`: the one place where operations reach it, and what to say where it is absent."""
+"""The compiled extension `rcmstr_fast._C`: operations reach it through this module alone."""
 
 from typing import Any
 

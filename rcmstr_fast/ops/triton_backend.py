@@ -48,7 +48,7 @@ def operand_reasons(operands: dict[str, Tensor | None]) -> list[str]:
 
 
 def avoid_on_cpu(*arguments: Any, **options: Any) -> list[str]:
-    """Why the automatic choice passes over the kernels: in the interpreter they are slow, so only an order runs them."""
+    """Why the automatic choice passes over the kernels: the interpreter is slow, so only an order runs it."""
     return ["the interpreter runs only on order"] if env.triton_interpreter() else []
 
 

@@ -35,8 +35,8 @@ def grouped_batch_norm(
 ) -> GroupedNorm:
     """Normalise with batch statistics, add a residual, apply ReLU.
 
-    out = (x - mean) / sqrt(var + eps) * weight + bias (+ residual), where mean and biased variance are those of a channel
-    over a group of images.
+    out = (x - mean) / sqrt(var + eps) * weight + bias (+ residual), where mean and biased variance are those of a
+    channel over a group of images.
 
     Args:
         x: [B, C, h, w] or [B, .., C] (other than four dimensions), floating point.

@@ -1,4 +1,5 @@
-"""Batch norm on a CPU in C++ (csrc/norm_rows.cpp) over rows [N, C]: dense maps whose channels lie side by side, and packed rows.
+"""Batch norm on a CPU in C++ (csrc/norm_rows.cpp) over rows [N, C]: dense maps whose channels lie side by side, and
+packed rows.
 
 One pass over the rows takes the statistics, a second one normalises, adds the residual and applies ReLU.
 """

@@ -37,7 +37,7 @@ def _norm(
 
 
 @_norm.register_fake
-def _(x, weight, bias, residual, passes, group_size, eps, relu):  # type: ignore[no-untyped-def]
+def _(x, weight, bias, residual, passes, group_size, eps, relu):
     number = passes * len(group_sizes(x.shape[0] // passes, group_size))
     mean, rstd, var = (weight.new_empty(number, len(weight)) for _ in range(3))
     return torch.empty_like(_rows_in_memory(x)), mean, rstd, var
@@ -63,7 +63,7 @@ def _norm_bwd(
 
 
 @_norm_bwd.register_fake
-def _(grad, x, out, saved, passes, group_size, relu, added):  # type: ignore[no-untyped-def]
+def _(grad, x, out, saved, passes, group_size, relu, added):
     grad_x, residual = (torch.empty_like(_rows_in_memory(x)) for _ in range(2))
     return grad_x, residual if added else x.new_empty(0), torch.empty_like(saved[0]), torch.empty_like(saved[1])
 

@@ -13,7 +13,8 @@ BLOCK_WIDTH = 16  # pixels
 class Masks(NamedTuple):
     """Hidden cells `grid` [B, gh, gw] bool, hidden pixels `pixels` [B, 1, H, W] bool, and what the host knows of them.
 
-    `visible` is the expected share of visible cells: it chooses how a masked pass is computed without asking the device.
+    `visible` is the expected share of visible cells: it chooses how a masked pass is computed without asking the
+    device.
     """
 
     grid: Tensor

@@ -14,28 +14,47 @@ _MOST_CELLS = 1024
 
 @torch.library.custom_op("rcmstr_fast::draw_masks", mutates_args=())
 def _draw(
-    index: Tensor, epoch: Tensor, seed: str, cells: list[int], unit: list[int], hidden: int, num_blocks: int,
+    index: Tensor,
+    epoch: Tensor,
+    seed: str,
+    cells: list[int],
+    unit: list[int],
+    hidden: int,
+    num_blocks: int,
     block_cells: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Grid and pixels; the 64-bit seed as text, since an operator's int is signed."""
     from rcmstr_fast.kernels.draw_masks import draw_masks as launch
 
     return launch(
-        index, epoch, seed=int(seed), stream=random.MASK, cells=(cells[0], cells[1]), unit=(unit[0], unit[1]),
-        hidden=hidden, num_blocks=num_blocks, block_cells=block_cells,
-    )  # fmt: skip
+        index,
+        epoch,
+        seed=int(seed),
+        stream=random.MASK,
+        cells=(cells[0], cells[1]),
+        unit=(unit[0], unit[1]),
+        hidden=hidden,
+        num_blocks=num_blocks,
+        block_cells=block_cells,
+    )
 
 
 @_draw.register_fake
-def _(index, epoch, seed, cells, unit, hidden, num_blocks, block_cells):  # type: ignore[no-untyped-def]
+def _(index, epoch, seed, cells, unit, hidden, num_blocks, block_cells):
     grid = index.new_empty(index.shape[0], *cells, dtype=torch.bool)
     return grid, index.new_empty(index.shape[0], 1, cells[0] * unit[0], cells[1] * unit[1], dtype=torch.bool)
 
 
 def draw_masks(
-    index: Tensor, *, seed: int, epoch: int | Tensor, size: tuple[int, int], unit: str, mask_ratio: float,
+    index: Tensor,
+    *,
+    seed: int,
+    epoch: int | Tensor,
+    size: tuple[int, int],
+    unit: str,
+    mask_ratio: float,
     num_blocks: int,
-) -> Masks:  # fmt: skip
+) -> Masks:
     """The public operation on the kernel."""
     if not isinstance(epoch, Tensor):
         epoch = torch.full((), epoch, dtype=torch.int64, device=index.device)

@@ -14,7 +14,7 @@ def _enqueue_(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
 
 
 @_enqueue_.register_fake
-def _(queue, pointer, keys):  # type: ignore[no-untyped-def]
+def _(queue, pointer, keys):
     return None
 
 

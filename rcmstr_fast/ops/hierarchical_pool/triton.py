@@ -18,7 +18,7 @@ def _pool(frames: Tensor, num_subwords: int, order: Tensor | None) -> tuple[Tens
 
 
 @_pool.register_fake
-def _(frames, num_subwords, order):  # type: ignore[no-untyped-def]
+def _(frames, num_subwords, order):
     batch, _, channels = frames.shape
     frame = frames.new_empty(0) if order is None else frames.new_empty(frames.shape)
     return frame, frames.new_empty(batch, num_subwords, channels), frames.new_empty(batch, 1, channels)
@@ -32,7 +32,7 @@ def _pool_bwd(grad_frame: Tensor, grad_subword: Tensor, grad_word: Tensor, order
 
 
 @_pool_bwd.register_fake
-def _(grad_frame, grad_subword, grad_word, order):  # type: ignore[no-untyped-def]
+def _(grad_frame, grad_subword, grad_word, order):
     return grad_frame.new_empty(grad_frame.shape)
 
 

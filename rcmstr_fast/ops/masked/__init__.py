@@ -1,7 +1,7 @@
 """The masked layers of a CNN: convolution, batch norm and max pooling at the active sites of a mask.
 
-The unit of the network is `masked_conv_norm`; `masked_conv2d` and `masked_batch_norm` are the same unit with a part left
-out. Each function below checks its arguments once, puts them into a `Layer` and hands that to a backend: `dense`
+The unit of the network is `masked_conv_norm`; `masked_conv2d` and `masked_batch_norm` are the same unit with a part
+left out. Each function below checks its arguments once, puts them into a `Layer` and hands that to a backend: `dense`
 (plain PyTorch), `cpu` (rows of active sites) or `triton` (maps in place). The stage's sites say which storage, and so
 which backend, `masked_storage` has chosen.
 """
@@ -239,7 +239,9 @@ def _check_norm(op: str, layer: Layer, channels: int, size: layers.Pair) -> None
     """Check the norm of a layer whose result has `channels` channels and the size `size`."""
     x, sites, window, _, norm = layer
     assert norm is not None
-    prefix, of, result = ("", "the channels of x", "x") if window is None else ("norm_", "the outputs of weight", "the result")
+    prefix, of, result = (
+        ("", "the channels of x", "x") if window is None else ("norm_", "the outputs of weight", "the result")
+    )
     named = {f"{prefix}weight": norm.weight, f"{prefix}bias": norm.bias}
     for name, tensor in named.items():
         checks.check_tensor(op, name, tensor, (channels,), like=of)

@@ -1,11 +1,11 @@
 """The masked layers on a CPU: only the rows of active sites are stored and computed.
 
-A map [B, C, h, w] with N active sites is held as rows [N, C] in the order of the sites. A window has taps (places of its
-kernel); a tap joins an output row with the input row that lies under it, if that site is active. A convolution goes
-through the taps: it gathers the input rows that the tap joins, multiplies them with the tap's matrix, and at the end adds
-the products of each output row in the order of the taps. So hidden rows cost nothing, and neither do taps that meet
-nothing. The gradients of data and weight use the same pairs. Results do not depend on the number of threads. The lists
-and everything but the products are C++ (csrc/sites.h, csrc/rows.h).
+A map [B, C, h, w] with N active sites is held as rows [N, C] in the order of the sites. A window has taps (places of
+its kernel); a tap joins an output row with the input row that lies under it, if that site is active. A convolution goes
+through the taps: it gathers the input rows that the tap joins, multiplies them with the tap's matrix, and at the end
+adds the products of each output row in the order of the taps. So hidden rows cost nothing, and neither do taps that
+meet nothing. The gradients of data and weight use the same pairs. Results do not depend on the number of threads. The
+lists and everything but the products are C++ (csrc/sites.h, csrc/rows.h).
 """
 
 from typing import Any
@@ -28,7 +28,9 @@ def gather(rows: Tensor, index: Tensor) -> Tensor:
     rows, index = rows.contiguous(), index.flatten()
     out = rows.new_empty(len(index), rows.shape[1])
     size = rows.shape[1] * rows.element_size()
-    native.function("gather_rows")(rows.data_ptr(), index.data_ptr(), out.data_ptr(), len(index), size, torch.get_num_threads())
+    native.function("gather_rows")(
+        rows.data_ptr(), index.data_ptr(), out.data_ptr(), len(index), size, torch.get_num_threads()
+    )
     return out
 
 

@@ -1,7 +1,8 @@
 """The storage of a GPU: maps stay in place, and lists say where their active sites are; made on the device.
 
 The host never learns how many sites are active. A list of positions therefore has room for every site: the active ones
-come first, and among them those that have the same taps stand together; `count` [1] says on the device how many there are.
+come first, and among them those that have the same taps stand together; `number` [1] says on the device how many there
+are.
 """
 
 from collections.abc import Sequence
@@ -30,20 +31,20 @@ class WindowLists(NamedTuple):
     Attributes:
         positions: [S] output sites, see above.
         bits: [S] their words.
-        count: [1] active outputs.
+        number: [1] active outputs.
         source_positions: [S0] input sites.
         source_bits: [S0] their words.
-        source_count: [1] active inputs.
+        source_number: [1] active inputs.
         pairs: [taps, S] the outputs that have each tap, in the order of the map.
         pair_counts: [taps] how many those are.
     """
 
     positions: Tensor
     bits: Tensor
-    count: Tensor
+    number: Tensor
     source_positions: Tensor
     source_bits: Tensor
-    source_count: Tensor
+    source_number: Tensor
     pairs: Tensor
     pair_counts: Tensor
 
@@ -163,8 +164,8 @@ def _compiled(source: Tensor, active: Tensor) -> bool:
 class ListSites(StoredSites):
     """Sites of a stage whose layers work on maps in place and read the active sites from lists.
 
-    Where they are `kept`, what the layers give, gradients too, holds anything at inactive sites: the next layer does not
-    read it, so nobody fills it.
+    Where they are `kept`, what the layers give, gradients too, holds anything at inactive sites: the next layer does
+    not read it, so nobody fills it.
     """
 
     backend = "triton"
@@ -212,8 +213,10 @@ class ListSites(StoredSites):
 
 
 def prepare(stages: Sequence[Sites], windows: Sequence[Sequence[Window]]) -> None:
-    """Make the lists of every window of a pass together, where a GPU makes them; elsewhere each is made when asked for."""
-    listed = [(stage, stage.requests(w)) for stage, w in zip(stages, windows, strict=True) if isinstance(stage, ListSites)]
+    """Make the lists of all windows of a pass together where a GPU makes them; elsewhere each is made when needed."""
+    listed = [
+        (stage, stage.requests(w)) for stage, w in zip(stages, windows, strict=True) if isinstance(stage, ListSites)
+    ]
     together = [request for _, requests in listed for request in requests]
     if not all(_compiled(source, active) for source, active, _ in together):
         return

@@ -1,4 +1,4 @@
-"""Memory of the maps that the masked kernels write; a module of its own, so that tests can poison what is not filled."""
+"""Memory for the maps that the masked kernels write; tests poison here what is not filled."""
 
 import torch
 from torch import Tensor

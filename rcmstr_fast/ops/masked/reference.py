@@ -1,4 +1,4 @@
-"""The masked layers in plain PyTorch: dense work, masked before and after. Slow where much is hidden, right everywhere."""
+"""The masked layers in plain PyTorch: dense work, masked before and after."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

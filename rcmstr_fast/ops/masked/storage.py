@@ -1,4 +1,4 @@
-"""Which storage each stage of a masked pass gets: rows (CPU), lists (GPU) or dense maps; decided by a measured table."""
+"""Which storage each stage of a masked pass gets, by a measured table: rows (CPU), lists (GPU) or dense maps."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ from rcmstr_fast.ops.masked.rows import RowList, RowSites
 
 _NAME = "masked_storage"
 
-#: Device -> sites of a stage's map -> largest share of active sites at which skipping the hidden ones was measured to be
-#: faster than dense layers with a mask, forward and backward with batch norm, at every width (python -m
+#: Device -> sites of a stage's map -> largest share of active sites at which skipping the hidden ones was measured to
+#: be faster than dense layers with a mask, forward and backward with batch norm, at every width (python -m
 #: bench.masked_pass). Of the entries that are not above the stage's sites the largest decides. A device without entries
-#: has not been measured and stays dense; RCMSTR_FAST_MASKED_STAGES replaces the table. On CUDA the share is what the host
-#: expects (`Masks.visible`): counting the active sites would wait for the device.
+#: has not been measured and stays dense; RCMSTR_FAST_MASKED_STAGES replaces the table. On CUDA the share is what the
+#: host expects (`Masks.visible`): counting the active sites would wait for the device.
 LARGEST_PACKED_SHARE: dict[str, dict[int, float]] = {"cpu": {1: 0.8, 150: 0.7, 400: 0.55, 1600: 0.4}, "cuda": {}}
 
 
@@ -74,7 +74,8 @@ def masked_storage(
 
     Args:
         sites: of each stage, fine to coarse (`active_sites`).
-        visible: share of active sites as the host expects it (`Masks.visible`); decides on CUDA, where None means dense.
+        visible: share of active sites as the host expects it (`Masks.visible`); decides on CUDA, where None means
+            dense.
         windows: kernel, stride and padding of the convolutions of each stage, so that a GPU makes their lists in a few
             launches; None: a window's lists are made when its first convolution runs.
         backend: "cpp": every stage packed; "triton": dense maps whose site lists are made once a stage; another: none;

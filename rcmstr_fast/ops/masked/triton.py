@@ -1,8 +1,8 @@
 """Triton backend of the masked layers over maps in place and lists of active sites, as one custom operator.
 
-The operator computes a convolution, a batch norm, or both. Where it does both and the batch is one statistics group, the
-convolution leaves the statistics behind while it still holds its results. The map between the two and its gradient are
-seen by nobody else, so their inactive sites are never filled.
+The operator computes a convolution, a batch norm, or both. Where it does both and the batch is one statistics group,
+the convolution leaves the statistics behind while it still holds its results. The map between the two and its gradient
+are seen by nobody else, so their inactive sites are never filled.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from rcmstr_fast.ops import triton_backend
 from rcmstr_fast.ops.batch_norm.reference import group_sizes
 from rcmstr_fast.ops.masked import triton_pool
-from rcmstr_fast.ops.masked.layers import Layer, Pair, operands, over_maps
+from rcmstr_fast.ops.masked.layers import Layer, Pair, Window, operands, over_maps
 from rcmstr_fast.ops.masked.lists import ListSites, WindowLists
 from rcmstr_fast.ops.masked.maps import empty, nhwc, room
 from rcmstr_fast.ops.masked.reference import input_map, values
@@ -48,7 +48,7 @@ def _conv_norm(
         residual: like the result, or None.
         active: [B, 1, h, w] bool.
         lists: a `WindowLists`; empty without a convolution.
-        window: `Window.numbers`; empty without a convolution.
+        window: `Window.numbers`; any without a convolution.
         groups: images in each statistics group.
         eps: added to the variance.
         relu: apply ReLU.
@@ -61,20 +61,21 @@ def _conv_norm(
     if weight is not None:
         of = WindowLists(*lists)
         if affine and len(groups) == 1:  # rows are sorted across images: the tiles of several groups would mix
-            left = (*statistics_room(x, weight, len(of.positions)), of.count)
+            left = (*statistics_room(x, weight, len(of.positions)), of.number)
         y = room(x, weight.shape[0], _size(active), filled and not affine)
         masked_conv(nhwc(x), weight, of[:3], y, window, partials=None if left is None else left[0])
     if not affine:
-        return y, x.new_empty(0), *(x.new_empty(0, dtype=torch.float32) for _ in range(3))
+        mean, rstd, counts = (x.new_empty(0, dtype=torch.float32) for _ in range(3))
+        return y, x.new_empty(0), mean, rstd, counts
     out = room(y, y.shape[1], _size(active), filled)
     residual = None if residual is None else nhwc(residual)
     over = Groups(active.contiguous(), groups, y.shape[1])
-    moments = masked_norm_fwd(y, (affine[0], affine[1]), residual, out, over, eps, relu, left)
-    return out, x.new_empty(0) if weight is None else y, *moments
+    mean, rstd, counts = masked_norm_fwd(y, (affine[0], affine[1]), residual, out, over, eps, relu, left)
+    return out, x.new_empty(0) if weight is None else y, mean, rstd, counts
 
 
 @_conv_norm.register_fake
-def _(x, weight, full, affine, residual, active, lists, window, groups, eps, relu, filled):  # type: ignore[no-untyped-def]
+def _(x, weight, full, affine, residual, active, lists, window, groups, eps, relu, filled):
     channels, number = x.shape[1] if weight is None else weight.shape[0], len(groups) if affine else 0
     out, y = (empty(x, channels, active.shape[2:]) for _ in range(2))
     statistics = [n for n in ((number, channels), (number, channels), (number,))] if affine else [(0,)] * 3
@@ -107,11 +108,11 @@ def _conv_norm_bwd(
     grad_y, (grad_x, grad_weight, grad_scale, grad_shift) = nhwc(grad), (x.new_empty(0) for _ in range(4))
     grad_residual = None
     if norm:
-        scale, out, y, *moments = norm
+        scale, out, y, mean, rstd, counts = norm
         over = Groups(active.contiguous(), groups, y.shape[1])
         grad_residual = room(y, y.shape[1], _size(y), filled) if added else None
         grads = room(y, y.shape[1], _size(y), filled and weight is None), grad_residual
-        grad_scale, grad_shift = masked_norm_bwd(grad_y, nhwc(y), out, scale, tuple(moments), grads, over, relu)
+        grad_scale, grad_shift = masked_norm_bwd(grad_y, nhwc(y), out, scale, (mean, rstd, counts), grads, over, relu)
         grad_y = grads[0]
     residual = x.new_empty(0) if grad_residual is None else grad_residual
     if weight is None:
@@ -133,7 +134,7 @@ def _conv_gradients(
 
 
 @_conv_norm_bwd.register_fake
-def _(grad, x, weight, norm, active, lists, window, groups, relu, filled, added, wanted):  # type: ignore[no-untyped-def]
+def _(grad, x, weight, norm, active, lists, window, groups, relu, filled, added, wanted):
     scale, shift = (torch.empty_like(norm[0]) if norm else x.new_empty(0) for _ in range(2))
     residual = empty(grad, grad.shape[1], grad.shape[2:]) if added else x.new_empty(0)
     if weight is None:
@@ -183,17 +184,21 @@ def masked_layer(layer: Layer) -> Tensor:
     if window is not None and weight is None:
         return triton_pool.max_pool(x, input_map(x, sites), sites.active, window.numbers, filled)[0]
     low = full = None
-    lists, numbers, groups, affine = [], [], [], []
-    residual, eps, relu = None, 0.0, False
-    if window is not None and weight is not None:
-        lists, numbers = list(sites.of_window(x, window)), window.numbers
+    lists: list[Tensor] = []
+    affine: list[Tensor] = []
+    residual, eps, relu, group_size = None, 0.0, False, 0
+    if window is None:
+        window = Window((1, 1), (1, 1), (0, 0))  # read by nobody, but an operator's list of ints must not be empty
+    elif weight is not None:
+        lists = list(sites.of_window(x, window))
         x, low, full = operands(x, weight)
     if norm is not None:
-        groups = group_sizes(x.shape[0], norm.group_size or 0)
+        group_size = norm.group_size or 0
         affine = [norm.weight.float(), norm.bias.float()]
         residual = None if norm.residual is None else norm.residual.to(x.dtype)
         eps, relu = norm.eps, norm.relu
-    return _conv_norm(x, low, full, affine, residual, sites.active, lists, numbers, groups, eps, relu, filled)[0]
+    groups = group_sizes(x.shape[0], group_size)
+    return _conv_norm(x, low, full, affine, residual, sites.active, lists, window.numbers, groups, eps, relu, filled)[0]
 
 
 def reasons(layer: Layer) -> list[str]:

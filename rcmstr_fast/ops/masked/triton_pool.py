@@ -28,7 +28,7 @@ def max_pool(x: Tensor, source: Tensor, active: Tensor, window: list[int], fille
 
 
 @max_pool.register_fake
-def _(x, source, active, window, filled):  # type: ignore[no-untyped-def]
+def _(x, source, active, window, filled):
     out = empty(x, x.shape[1], active.shape[2:])
     return out, torch.empty_like(out, dtype=torch.int8)
 
@@ -43,7 +43,7 @@ def _pool_bwd(grad: Tensor, which: Tensor, source: Tensor, active: Tensor, windo
 
 
 @_pool_bwd.register_fake
-def _(grad, which, source, active, window, filled):  # type: ignore[no-untyped-def]
+def _(grad, which, source, active, window, filled):
     return empty(grad, grad.shape[1], source.shape[2:])
 
 

@@ -16,7 +16,7 @@ def _mse(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tens
 
 
 @_mse.register_fake
-def _(prediction, target, mask):  # type: ignore[no-untyped-def]
+def _(prediction, target, mask):
     loss, values = (prediction.new_empty((), dtype=torch.float32) for _ in range(2))
     return loss, values
 
@@ -29,7 +29,7 @@ def _mse_bwd(grad_loss: Tensor, prediction: Tensor, target: Tensor, mask: Tensor
 
 
 @_mse_bwd.register_fake
-def _(grad_loss, prediction, target, mask, values):  # type: ignore[no-untyped-def]
+def _(grad_loss, prediction, target, mask, values):
     return torch.empty_strided(prediction.shape, prediction.stride(), dtype=prediction.dtype, device=prediction.device)
 
 

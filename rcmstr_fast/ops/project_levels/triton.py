@@ -19,9 +19,13 @@ def _counts(frames: Tensor, num_subwords: int, levels: list[int]) -> list[int]:
 
 @torch.library.custom_op("rcmstr_fast::project_levels", mutates_args=())
 def _project(
-    frames: Tensor, weights: list[Tensor], biases: list[Tensor], levels: list[int], num_subwords: int,
+    frames: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    levels: list[int],
+    num_subwords: int,
     order: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """Unit rows of all levels [R, D] float32, 1 / norm [R], averages of subwords and words."""
     from rcmstr_fast.kernels.project_levels import project_levels_fwd
 
@@ -29,7 +33,7 @@ def _project(
 
 
 @_project.register_fake
-def _(frames, weights, biases, levels, num_subwords, order):  # type: ignore[no-untyped-def]
+def _(frames, weights, biases, levels, num_subwords, order):
     counts = _counts(frames, num_subwords, levels)
     pooled = sum(count for count, level in zip(counts, levels) if level)
     rows = frames.new_empty(sum(counts), weights[0].shape[0], dtype=torch.float32)
@@ -38,16 +42,23 @@ def _(frames, weights, biases, levels, num_subwords, order):  # type: ignore[no-
 
 @torch.library.custom_op("rcmstr_fast::project_levels_bwd", mutates_args=())
 def _project_bwd(
-    grad: Tensor, frames: Tensor, weights: list[Tensor], levels: list[int], num_subwords: int, order: Tensor | None,
-    rows: Tensor, inverse: Tensor, pooled: Tensor,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
+    grad: Tensor,
+    frames: Tensor,
+    weights: list[Tensor],
+    levels: list[int],
+    num_subwords: int,
+    order: Tensor | None,
+    rows: Tensor,
+    inverse: Tensor,
+    pooled: Tensor,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     from rcmstr_fast.kernels.project_levels import project_levels_bwd
 
     return project_levels_bwd(grad, frames, weights, levels, num_subwords, order, rows, inverse, pooled)
 
 
 @_project_bwd.register_fake
-def _(grad, frames, weights, levels, num_subwords, order, rows, inverse, pooled):  # type: ignore[no-untyped-def]
+def _(grad, frames, weights, levels, num_subwords, order, rows, inverse, pooled):
     biases = [w.new_empty(w.shape[0], dtype=torch.float32) for w in weights]
     return frames.new_empty(frames.shape), [w.new_empty(w.shape) for w in weights], biases
 
@@ -72,9 +83,13 @@ _project.register_autograd(_backward, setup_context=_setup)
 
 
 def project_levels(
-    frames: Tensor, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], num_subwords: int, *,
+    frames: Tensor,
+    weights: Mapping[str, Tensor],
+    biases: Mapping[str, Tensor],
+    num_subwords: int,
+    *,
     order: Tensor | None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """The public operation on the kernels."""
     dtype = frames.dtype
     if torch.is_autocast_enabled(frames.device.type):
@@ -88,9 +103,13 @@ def project_levels(
 
 
 def reasons(
-    frames: Tensor, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], num_subwords: int, *,
+    frames: Tensor,
+    weights: Mapping[str, Tensor],
+    biases: Mapping[str, Tensor],
+    num_subwords: int,
+    *,
     order: Tensor | None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Why the kernels cannot run the call."""
     found = triton_backend.operand_reasons({"frames": frames, **{f"weights[{n!r}]": w for n, w in weights.items()}})
     width = next(iter(weights.values())).shape[0]

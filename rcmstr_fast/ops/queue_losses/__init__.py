@@ -1,4 +1,5 @@
-"""The losses over queues of keys: InfoNCE with a symmetric KL of two relations (a level), and the KL alone (pairs of rows).
+"""The losses over queues of keys: InfoNCE with a symmetric KL of two relations (a level), and the KL alone (pairs of
+rows).
 
 There is one operation, `relational_losses` over a list of terms; `relational_loss` and `relation_kl` are lists of one.
 """
@@ -37,9 +38,9 @@ def relational_losses(
         terms: at least one `LossTerm`, on one device.
         tau_info: above 0; temperature of InfoNCE.
         tau_kl: above 0; temperature of the KL.
-        launch: "auto" (RCMSTR_FAST_LOSS_LAUNCH, else as measured: `kernels.queue_losses.tiles.SCHEDULED`), "scheduled" (one launch a
-            pass where D is 64 or 128, levels come first and have as many queries each; only "triton" knows it) or
-            "separate".
+        launch: "auto" (RCMSTR_FAST_LOSS_LAUNCH, else as measured: `kernels.queue_losses.tiles.SCHEDULED`), "scheduled"
+            (one launch a pass where D is 64 or 128, levels come first and have as many queries each; only "triton"
+            knows it) or "separate".
         backend: None (automatic), "reference", "chunked" or "triton".
     Returns:
         A term: `RelationalLoss(loss, info, kl)`, 0-d float32 (float64 for float64 queries); only `loss` carries a

@@ -1,8 +1,8 @@
 """Queue losses a few rows at a time: the M x K similarities never exist at once, and gradients come with the values.
 
-A chunk of rows meets the whole queue at once, so its softmaxes are exact and need no rescaling, and the similarities are
-used for the gradient while they are still in the cache. With a = query @ queue.T / tau_kl, b = key @ queue.T / tau_kl
-and d = b - a, the symmetric KL is (E_P[d] - E_Q[d]) / 2, and its gradient in a is (Q (1 + E_Q[d] - d) - P) / 2;
+A chunk of rows meets the whole queue at once, so its softmaxes are exact and need no rescaling, and the similarities
+are used for the gradient while they are still in the cache. With a = query @ queue.T / tau_kl, b = key @ queue.T /
+tau_kl and d = b - a, the symmetric KL is (E_P[d] - E_Q[d]) / 2, and its gradient in a is (Q (1 + E_Q[d] - d) - P) / 2;
 docs/ops/relational_loss.md derives both. Arithmetic is float32 (float64 for float64 queries). The work between the two
 matrix products of a chunk is done by csrc/loss_rows.h for float32 on a CPU, else by `_rows`. Results are bitwise
 repeatable for a fixed number of threads.
@@ -28,7 +28,13 @@ def rows_per_chunk(keys: int) -> int:
 
 
 class _Info(NamedTuple):
-    """The InfoNCE of a chunk: similarities [R] of the pairs over tau_info, tau_kl / tau_info, weight of its gradient."""
+    """The InfoNCE of a chunk.
+
+    Attributes:
+        positive: [R] similarities of query and key over tau_info.
+        ratio: tau_kl / tau_info.
+        scale: weight of its gradient.
+    """
 
     positive: Tensor
     ratio: float
@@ -111,8 +117,8 @@ def level(
     """A term that is a level.
 
     Returns:
-        `loss, info, kl` (0-d) of `ops.relational_loss`, and the gradients [M, D] of the loss in each query, in the dtype
-        of the arithmetic (none where none is asked for).
+        `loss, info, kl` (0-d) of `ops.relational_loss`, and the gradients [M, D] of the loss in each query, in the
+        dtype of the arithmetic (none where none is asked for).
     """
     query, key, queue = term.query, term.key, term.queue
     dtype = torch.promote_types(query.dtype, torch.float32)

@@ -1,7 +1,8 @@
 """The queue losses that never hold M x K, as one custom operator over a list of terms.
 
-The operator computes values and gradients together in its forward. The queue may therefore be overwritten before backward,
-which only multiplies the gradients by that of the loss, on the device. Two implementations have the same calling
+The operator computes values and gradients together in its forward. The queue may therefore be overwritten before
+backward, which only multiplies the gradients by that of the loss, on the device. Two implementations have the same
+calling
 convention: `chunked` (plain PyTorch and C++) and `kernels.queue_losses.terms` (Triton).
 """
 
@@ -79,7 +80,7 @@ def _losses(
 
 
 @_losses.register_fake
-def _(queries, constants, flags, alphas, tau_info, tau_kl, with_gradient, launch, backend):  # type: ignore[no-untyped-def]
+def _(queries, constants, flags, alphas, tau_info, tau_kl, with_gradient, launch, backend):
     first = queries[0]
     dtype = _result_dtype(first)
     rows = sum(q.shape[0] for q in queries) if with_gradient else 0

@@ -16,7 +16,7 @@ def _replace(tokens: Tensor, mask_token: Tensor, position: Tensor, hidden: Tenso
 
 
 @_replace.register_fake
-def _(tokens, mask_token, position, hidden):  # type: ignore[no-untyped-def]
+def _(tokens, mask_token, position, hidden):
     return tokens.new_empty(tokens.shape, dtype=torch.promote_types(tokens.dtype, position.dtype))
 
 
@@ -29,7 +29,7 @@ def _replace_bwd(grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> tuple[Tens
 
 
 @_replace_bwd.register_fake
-def _(grad, hidden, dtype):  # type: ignore[no-untyped-def]
+def _(grad, hidden, dtype):
     return grad.new_empty(grad.shape, dtype=dtype), grad.new_empty(grad.shape[2], dtype=torch.float32)
 
 

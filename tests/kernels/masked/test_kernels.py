@@ -244,10 +244,10 @@ def test_opcheck():
     lists = site_lists.window_lists(sites.source, sites.active, Window((3, 3), (1, 1), (1, 1)))
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     values = weight.detach().half()
-    alone = (x.half(), values, weight, [], None, sites.active, list(lists), [3, 3, 1, 1, 1, 1], [], 0.0, False, True)
+    alone = (x.half(), values, weight, [], None, sites.active, list(lists), [3, 3, 1, 1, 1, 1], [3], 0.0, False, True)
     torch.library.opcheck(triton._conv_norm, alone, test_utils=tests)
     affine = [normal(16, seed=s).requires_grad_() for s in (3, 4)]
-    alone = (x, None, None, affine, x, sites.active, [], [], [2, 1], 1e-5, True, False)
+    alone = (x, None, None, affine, x, sites.active, [], [1, 1, 1, 1, 0, 0], [2, 1], 1e-5, True, False)
     torch.library.opcheck(triton._conv_norm, alone, test_utils=tests)
 
 
