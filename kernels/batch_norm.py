@@ -1,12 +1,13 @@
 """Batch norm of dense channels_last maps (or rows) over groups of images, with residual and ReLU, forward and backward.
 
-A map is a matrix of rows (sites) and columns (channels). A batch consists of `passes` equal parts; each part is cut into
-groups of `span` rows, of which the last one may be longer or shorter. The rows of a group are dealt to a fixed number of
-programs. Each program combines the counts, means and squared deviations of its blocks, and one program for each group
-adds the results of the others in a fixed order, so there are no atomics and results repeat bit for bit.
+A map is a matrix of rows (sites) and columns (channels). A batch consists of `passes` equal parts; each part is cut
+into groups of `span` rows, of which the last one may be longer or shorter. The rows of a group are dealt to a fixed
+number of programs. Each program combines the counts, means and squared deviations of its blocks, and one program for
+each group adds the results of the others in a fixed order, so there are no atomics and results repeat bit for bit.
 
-Memory traffic, for values of b bytes: the forward reads x twice and writes once, and reads the residual if there is one:
-3b (4b) for each value. The backward reads the gradient and x twice and writes one gradient: 5b. It computes the sign of the
+Memory traffic, for values of b bytes: the forward reads x twice and writes once, and reads the residual if there is
+one: 3b (4b) for each value. The backward reads the gradient and x twice and writes one gradient: 5b. It computes the
+    sign of the
 ReLU again from x; with a residual it reads the sign from the result, and writes a second gradient: 8b.
 """
 
@@ -34,7 +35,7 @@ def _first_row(group, groups, rows, span):
 @triton.jit
 def _batch_norm_stats_kernel(
     x_ptr, partials_ptr, C, groups, rows, span, blocks, parts, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
+):
     """partials[group, part, 0..1, c] = mean and squared deviations of `blocks` blocks of rows."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -55,9 +56,21 @@ def _batch_norm_stats_kernel(
 
 @triton.jit
 def _batch_norm_moments_kernel(
-    partials_ptr, mean_ptr, rstd_ptr, var_ptr, C, groups, rows, span, blocks, parts, eps,
-    BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    partials_ptr,
+    mean_ptr,
+    rstd_ptr,
+    var_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    blocks,
+    parts,
+    eps,
+    BLOCK_P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """mean, rstd and unbiased variance [groups, C] from the partial statistics."""
     group = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -87,9 +100,22 @@ def _batch_norm_moments_kernel(
 
 @triton.jit
 def _batch_norm_apply_kernel(
-    x_ptr, residual_ptr, scale_ptr, shift_ptr, out_ptr, mean_ptr, rstd_ptr, C, groups, rows, span,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    scale_ptr,
+    shift_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """out = (x - mean) rstd weight + bias (+ residual) (ReLU)."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -103,9 +129,7 @@ def _batch_norm_apply_kernel(
 
 
 @triton.jit
-def _through_relu(
-    d, normal, at, mask, out_ptr, scale, shift, RESIDUAL: tl.constexpr, RELU: tl.constexpr
-):  # fmt: skip
+def _through_relu(d, normal, at, mask, out_ptr, scale, shift, RESIDUAL: tl.constexpr, RELU: tl.constexpr):
     """The gradient that the ReLU lets through."""
     if RELU:
         if RESIDUAL:
@@ -118,9 +142,25 @@ def _through_relu(
 
 @triton.jit
 def _batch_norm_sums_kernel(
-    grad_ptr, x_ptr, out_ptr, scale_ptr, shift_ptr, mean_ptr, rstd_ptr, partials_ptr, C, groups, rows, span, blocks,
-    parts, RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    grad_ptr,
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    shift_ptr,
+    mean_ptr,
+    rstd_ptr,
+    partials_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    blocks,
+    parts,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """partials[group, part, 0..1, c] = sums of d and d (x - mean) rstd, d the gradient that ReLU lets through."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -147,9 +187,25 @@ def _batch_norm_sums_kernel(
 
 @triton.jit
 def _batch_norm_grad_kernel(
-    grad_ptr, x_ptr, out_ptr, scale_ptr, shift_ptr, mean_ptr, rstd_ptr, sums_ptr, grad_x_ptr, grad_residual_ptr, C,
-    groups, rows, span, RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    grad_ptr,
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    shift_ptr,
+    mean_ptr,
+    rstd_ptr,
+    sums_ptr,
+    grad_x_ptr,
+    grad_residual_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """grad_x = weight rstd (d - mean(d) - xhat mean(d xhat)) and grad_residual = d."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -221,16 +277,22 @@ def batch_norm_fwd(
     mean, rstd, var = (partials.new_empty(groups.number, channels) for _ in range(3))
     blocks = {"BLOCK_R": BLOCK_R, "BLOCK_C": BLOCK_C}
     with runtime.on_device(x.device):
-        _batch_norm_stats_kernel[groups.stats_grid](
-            x, partials, *groups.where, groups.blocks, groups.parts, **blocks
-        )  # fmt: skip
+        _batch_norm_stats_kernel[groups.stats_grid](x, partials, *groups.where, groups.blocks, groups.parts, **blocks)
         _batch_norm_moments_kernel[(groups.number, groups.columns)](
             partials, mean, rstd, var, *groups.where, groups.blocks, groups.parts, eps, BLOCK_P=BLOCK_P, **blocks
         )
         _batch_norm_apply_kernel[groups.grid](
-            x, x if residual is None else residual, *affine, out, mean, rstd, *groups.where,
-            RESIDUAL=residual is not None, RELU=relu, **blocks,
-        )  # fmt: skip
+            x,
+            x if residual is None else residual,
+            *affine,
+            out,
+            mean,
+            rstd,
+            *groups.where,
+            RESIDUAL=residual is not None,
+            RELU=relu,
+            **blocks,
+        )
     return mean, rstd, var
 
 
@@ -267,8 +329,16 @@ def batch_norm_bwd(
         )
         sums = partials.sum(1)
         _batch_norm_grad_kernel[groups.grid](
-            grad, x, out, *affine, *moments, sums, grad_x, grad_x if grad_residual is None else grad_residual,
-            *groups.where, **flags,
-        )  # fmt: skip
+            grad,
+            x,
+            out,
+            *affine,
+            *moments,
+            sums,
+            grad_x,
+            grad_x if grad_residual is None else grad_residual,
+            *groups.where,
+            **flags,
+        )
     total = sums.sum(0)
     return total[1], total[0]

@@ -11,9 +11,17 @@ BLOCK_ROWS = 16
 
 @triton.jit
 def _enqueue_kernel(
-    queue_ptr, pointer_ptr, keys_ptr, skipped, count, K, key_stride,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-):  # fmt: skip
+    queue_ptr,
+    pointer_ptr,
+    keys_ptr,
+    skipped,
+    count,
+    K,
+    key_stride,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
     """Rows skipped .. count - 1 of the keys (grid: blocks of rows). The pointer is read, never written, here."""
     i = skipped + tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     rows = (tl.load(pointer_ptr) + i) % K
@@ -38,7 +46,15 @@ def enqueue_(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
     if count:
         with runtime.on_device(queue.device):
             _enqueue_kernel[(triton.cdiv(count - skipped, BLOCK_ROWS),)](
-                queue, pointer, keys, skipped, count, size, keys.stride(0),
-                D=width, BLOCK_D=triton.next_power_of_2(width), BLOCK_ROWS=BLOCK_ROWS,
-            )  # fmt: skip
+                queue,
+                pointer,
+                keys,
+                skipped,
+                count,
+                size,
+                keys.stride(0),
+                D=width,
+                BLOCK_D=triton.next_power_of_2(width),
+                BLOCK_ROWS=BLOCK_ROWS,
+            )
     pointer.add_(count).remainder_(size)

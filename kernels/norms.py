@@ -1,7 +1,7 @@
 """Parts that the kernels of the dense and of the masked batch norm share; arithmetic is fp32.
 
-A map is a matrix of rows (sites) and columns (channels). A program works on blocks of rows and one block of channels `c`.
-`at` are the offsets of its values, and `mask` says which of them exist.
+A map is a matrix of rows (sites) and columns (channels). A program works on blocks of rows and one block of channels
+`c`. `at` are the offsets of its values, and `mask` says which of them exist.
 """
 
 import triton
@@ -33,9 +33,7 @@ def add_block(count, mean, m2, x, live, mask):
 
 
 @triton.jit
-def apply(
-    x_ptr, residual_ptr, out_ptr, at, mask, mean, scale, shift, RESIDUAL: tl.constexpr, RELU: tl.constexpr
-):  # fmt: skip
+def apply(x_ptr, residual_ptr, out_ptr, at, mask, mean, scale, shift, RESIDUAL: tl.constexpr, RELU: tl.constexpr):
     """Write (x - mean) scale + shift (+ residual) (ReLU)."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     y = (x - mean[None, :]) * scale[None, :] + shift[None, :]

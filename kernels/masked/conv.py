@@ -1,14 +1,15 @@
 """Sparse convolution over active rows of dense channels_last maps: forward, data gradient and weight gradient.
 
-Maps stay where the dense convolution has them. A list gives the position of each active site (a row of the matrix product)
-and a 9-bit word of the taps, the places of the kernel, under which an active input lies. Rows are sorted by that word, so
-a tile of BLOCK_M rows skips the taps that none of its rows has. The taps of a tile are packed into one 64-bit integer, and
-one loop runs over pairs of tap and channel block. Addresses are arithmetic on the position; an index loaded in the loop
-would break the pipelining of the loads. What inactive sites hold is never loaded, and inactive outputs are never written.
+Maps stay where the dense convolution has them. A list gives the position of each active site (a row of the matrix
+product) and a 9-bit word of the taps, the places of the kernel, under which an active input lies. Rows are sorted by
+that word, so a tile of BLOCK_M rows skips the taps that none of its rows has. The taps of a tile are packed into one
+64-bit integer, and one loop runs over pairs of tap and channel block. Addresses are arithmetic on the position; an
+index loaded in the loop would break the pipelining of the loads. What inactive sites hold is never loaded, and inactive
+outputs are never written.
 
-The data gradient is the forward kernel over the list of the inputs with the weight matrix transposed: input site i meets
-output site o under tap v exactly if o meets i under v. The weight gradient of a tap is a sum over the list of the outputs
-that have the tap; it is taken in `splits` parts, which are added in a fixed order.
+The data gradient is the forward kernel over the list of the inputs with the weight matrix transposed: input site i
+meets output site o under tap v exactly if o meets i under v. The weight gradient of a tap is a sum over the list of the
+outputs that have the tap; it is taken in `splits` parts, which are added in a fixed order.
 
 With STATS a tile also leaves behind what the batch norm that follows needs: count, mean and squared deviations of each
 channel, of the values as they are stored. The norm then need not read the map for its statistics.
@@ -33,9 +34,7 @@ def _or(a, b):
 
 
 @triton.jit
-def _corners(
-    positions, height, width, other_height, other_width, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr
-):  # fmt: skip
+def _corners(positions, height, width, other_height, other_width, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
     """Site of the other map under tap 0 of each position (it may lie outside: the word of taps says so)."""
     SH: tl.constexpr = WINDOW[2]
     SW: tl.constexpr = WINDOW[3]
@@ -64,11 +63,31 @@ def _step(tap, other_width, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 @triton.jit
 def _masked_conv_kernel(
-    x_ptr, weight_ptr, out_ptr, partials_ptr, positions_ptr, bits_ptr, count_ptr, height, width, other_height,
-    other_width, K, N, weight_tap, weight_k, weight_n,
-    WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr, STATS: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    partials_ptr,
+    positions_ptr,
+    bits_ptr,
+    count_ptr,
+    height,
+    width,
+    other_height,
+    other_width,
+    K,
+    N,
+    weight_tap,
+    weight_k,
+    weight_n,
+    WINDOW: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    STATS: tl.constexpr,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """out[position, n] = sum over taps and k of x[site under the tap, k] weight[tap, k, n], in fp32.
 
     STATS: partials[tile, 0..2, n] = count, mean, squared deviations of the tile's rows of out; tiles that begin behind
@@ -127,10 +146,25 @@ def _masked_conv_kernel(
 
 @triton.jit
 def _masked_conv_weight_kernel(
-    x_ptr, grad_ptr, partials_ptr, pairs_ptr, pair_counts_ptr, sites, height, width, other_height, other_width, CI, CO,
+    x_ptr,
+    grad_ptr,
+    partials_ptr,
+    pairs_ptr,
+    pair_counts_ptr,
+    sites,
+    height,
+    width,
+    other_height,
+    other_width,
+    CI,
+    CO,
     splits,
-    WINDOW: tl.constexpr, UPCAST: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
+    WINDOW: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
     """partials[split, o, tap, i] = sum over a part of the tap's outputs of grad[output, o] x[input, i].
 
     The position of the next rows is loaded one step ahead and carried, so that it is known when their loads start; the
@@ -205,14 +239,31 @@ def masked_conv(
     taps = weight.contiguous(memory_format=torch.channels_last).flatten(2)
     with runtime.on_device(x.device):
         _masked_conv_kernel[grid](
-            x, taps, out, out if partials is None else partials, positions, bits, count, *out.shape[2:], *x.shape[2:],
-            weight.shape[k], weight.shape[n], taps.stride(2), taps.stride(k), taps.stride(n),
-            WINDOW=tuple(window), TRANSPOSED=transposed, STATS=partials is not None,
+            x,
+            taps,
+            out,
+            out if partials is None else partials,
+            positions,
+            bits,
+            count,
+            *out.shape[2:],
+            *x.shape[2:],
+            weight.shape[k],
+            weight.shape[n],
+            taps.stride(2),
+            taps.stride(k),
+            taps.stride(n),
+            WINDOW=tuple(window),
+            TRANSPOSED=transposed,
+            STATS=partials is not None,
             EVEN=weight.shape[k] % shape.block_k == 0 and weight.shape[n] % shape.block_n == 0,
             UPCAST=runtime.interpreted() and x.dtype == torch.bfloat16,
-            BLOCK_M=shape.block_m, BLOCK_N=shape.block_n, BLOCK_K=shape.block_k,
-            num_warps=shape.num_warps, num_stages=shape.num_stages,
-        )  # fmt: skip
+            BLOCK_M=shape.block_m,
+            BLOCK_N=shape.block_n,
+            BLOCK_K=shape.block_k,
+            num_warps=shape.num_warps,
+            num_stages=shape.num_stages,
+        )
     return out
 
 
@@ -235,11 +286,24 @@ def masked_conv_weight(x: Tensor, grad: Tensor, listed: tuple[Tensor, Tensor], w
     partials = torch.empty(splits, outputs, *kernel, channels, dtype=torch.float32, device=x.device)
     with runtime.on_device(x.device):
         _masked_conv_weight_kernel[(blocks, taps, splits)](
-            x, grad, partials, pairs, pair_counts, pairs.shape[1], *grad.shape[2:], *x.shape[2:], channels, outputs,
+            x,
+            grad,
+            partials,
+            pairs,
+            pair_counts,
+            pairs.shape[1],
+            *grad.shape[2:],
+            *x.shape[2:],
+            channels,
+            outputs,
             splits,
-            WINDOW=tuple(window), UPCAST=runtime.interpreted() and x.dtype == torch.bfloat16,
-            BLOCK_O=shape.block_m, BLOCK_I=shape.block_n, BLOCK_R=shape.block_k,
-            num_warps=shape.num_warps, num_stages=shape.num_stages,
-        )  # fmt: skip
+            WINDOW=tuple(window),
+            UPCAST=runtime.interpreted() and x.dtype == torch.bfloat16,
+            BLOCK_O=shape.block_m,
+            BLOCK_I=shape.block_n,
+            BLOCK_R=shape.block_k,
+            num_warps=shape.num_warps,
+            num_stages=shape.num_stages,
+        )
     total = partials[0] if splits == 1 else partials.sum(0)
     return total.movedim(-1, 1)

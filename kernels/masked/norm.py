@@ -20,8 +20,8 @@ BLOCK_S = 64
 BLOCK_C = 64
 #: Blocks of sites that one program of the two passes over statistics goes through.
 STEPS = 8
-#: Shape of a block where partial statistics are combined. Many parts at a time keep the loop short; few channels at a time
-#: give enough programs to fill a GPU even where a layer has few channels.
+#: Shape of a block where partial statistics are combined. Many parts at a time keep the loop short; few channels at a
+#: time give enough programs to fill a GPU even where a layer has few channels.
 MOMENTS_P = 128
 MOMENTS_C = 16
 
@@ -38,9 +38,17 @@ def _sites(group, block, active_ptr, span, total, BLOCK_S: tl.constexpr):
 
 @triton.jit
 def _masked_norm_stats_kernel(
-    x_ptr, active_ptr, partials_ptr, C, span, total, blocks,
-    STEPS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    active_ptr,
+    partials_ptr,
+    C,
+    span,
+    total,
+    blocks,
+    STEPS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """partials[group, part, 0..2, c] = count, mean, squared deviations of STEPS blocks of sites."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -60,9 +68,18 @@ def _masked_norm_stats_kernel(
 
 @triton.jit
 def _masked_norm_moments_kernel(
-    partials_ptr, mean_ptr, rstd_ptr, numbers_ptr, count_ptr, C, blocks, eps,
-    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    partials_ptr,
+    mean_ptr,
+    rstd_ptr,
+    numbers_ptr,
+    count_ptr,
+    C,
+    blocks,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """mean, rstd [groups, C] and counts [groups] from the partial statistics, BLOCK_P parts at a time, in their order.
 
     ROWS above 0: the parts are tiles of so many active rows of one group, of which there are `count`.
@@ -93,9 +110,22 @@ def _masked_norm_moments_kernel(
 
 @triton.jit
 def _masked_norm_apply_kernel(
-    x_ptr, residual_ptr, scale_ptr, shift_ptr, out_ptr, active_ptr, mean_ptr, rstd_ptr, C, span, total,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    scale_ptr,
+    shift_ptr,
+    out_ptr,
+    active_ptr,
+    mean_ptr,
+    rstd_ptr,
+    C,
+    span,
+    total,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """out = (x - mean) rstd weight + bias (+ residual) (ReLU) at active sites."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -110,9 +140,22 @@ def _masked_norm_apply_kernel(
 
 @triton.jit
 def _masked_norm_sums_kernel(
-    grad_ptr, x_ptr, out_ptr, active_ptr, mean_ptr, rstd_ptr, partials_ptr, C, span, total, blocks,
-    RELU: tl.constexpr, STEPS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    grad_ptr,
+    x_ptr,
+    out_ptr,
+    active_ptr,
+    mean_ptr,
+    rstd_ptr,
+    partials_ptr,
+    C,
+    span,
+    total,
+    blocks,
+    RELU: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """partials[0..1, group, part, c] = sums of d and d (x - mean) rstd, d the gradient that ReLU lets through."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -137,10 +180,26 @@ def _masked_norm_sums_kernel(
 
 @triton.jit
 def _masked_norm_grad_kernel(
-    grad_ptr, x_ptr, out_ptr, scale_ptr, active_ptr, mean_ptr, rstd_ptr, plain_ptr, moment_ptr, numbers_ptr,
-    grad_x_ptr, grad_residual_ptr, C, span, total,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    grad_ptr,
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    active_ptr,
+    mean_ptr,
+    rstd_ptr,
+    plain_ptr,
+    moment_ptr,
+    numbers_ptr,
+    grad_x_ptr,
+    grad_residual_ptr,
+    C,
+    span,
+    total,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """grad_x = weight rstd (d - mean(d) - xhat mean(d xhat)) and grad_residual = d at active sites."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -219,13 +278,32 @@ def masked_norm_fwd(
         else:
             partials, rows, count = left
         _masked_norm_moments_kernel[(groups.number, triton.cdiv(channels, MOMENTS_C))](
-            partials, mean, rstd, counts, count, channels, partials.shape[-3], eps,
-            ROWS=rows, BLOCK_P=MOMENTS_P, BLOCK_C=MOMENTS_C,
-        )  # fmt: skip
+            partials,
+            mean,
+            rstd,
+            counts,
+            count,
+            channels,
+            partials.shape[-3],
+            eps,
+            ROWS=rows,
+            BLOCK_P=MOMENTS_P,
+            BLOCK_C=MOMENTS_C,
+        )
         _masked_norm_apply_kernel[groups.grid](
-            x, x if residual is None else residual, *affine, out, groups.active, mean, rstd, channels, *groups.sites,
-            RESIDUAL=residual is not None, RELU=relu, **blocks,
-        )  # fmt: skip
+            x,
+            x if residual is None else residual,
+            *affine,
+            out,
+            groups.active,
+            mean,
+            rstd,
+            channels,
+            *groups.sites,
+            RESIDUAL=residual is not None,
+            RELU=relu,
+            **blocks,
+        )
     return mean, rstd, counts
 
 
@@ -258,13 +336,38 @@ def masked_norm_bwd(
     partials = torch.empty(2, groups.number, parts, channels, dtype=torch.float32, device=x.device)
     with runtime.on_device(x.device):
         _masked_norm_sums_kernel[groups.stats_grid](
-            grad, x, out, groups.active, mean, rstd, partials, channels, *groups.sites, parts,
-            RELU=relu, STEPS=STEPS, **blocks,
-        )  # fmt: skip
+            grad,
+            x,
+            out,
+            groups.active,
+            mean,
+            rstd,
+            partials,
+            channels,
+            *groups.sites,
+            parts,
+            RELU=relu,
+            STEPS=STEPS,
+            **blocks,
+        )
         plain, moment = (part.sum(1) for part in partials)
         _masked_norm_grad_kernel[groups.grid](
-            grad, x, out, weight, groups.active, mean, rstd, plain, moment, counts, grad_x,
-            grad_x if grad_residual is None else grad_residual, channels, *groups.sites,
-            RESIDUAL=grad_residual is not None, RELU=relu, **blocks,
-        )  # fmt: skip
+            grad,
+            x,
+            out,
+            weight,
+            groups.active,
+            mean,
+            rstd,
+            plain,
+            moment,
+            counts,
+            grad_x,
+            grad_x if grad_residual is None else grad_residual,
+            channels,
+            *groups.sites,
+            RESIDUAL=grad_residual is not None,
+            RELU=relu,
+            **blocks,
+        )
     return (moment[0], plain[0]) if groups.number == 1 else (moment.sum(0), plain.sum(0))

@@ -1,9 +1,9 @@
 """Max pooling that ignores inactive sites, over dense channels_last maps, forward and backward.
 
-A program handles a block of output sites (backward: input sites) and of channels. The forward notes for each value, in one
-byte, under which tap of the window the largest input stood. The backward goes through the outputs that an input site can
-have reached and adds the gradients of those that took their value from it, so nothing is added atomically. Inactive sites
-are neither read nor written. WINDOW is as in `conv`.
+A program handles a block of output sites (backward: input sites) and of channels. The forward notes for each value, in
+one byte, under which tap of the window the largest input stood. The backward goes through the outputs that an input
+site can have reached and adds the gradients of those that took their value from it, so nothing is added atomically.
+Inactive sites are neither read nor written. WINDOW is as in `conv`.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,21 @@ BLOCK_C = 64
 
 @triton.jit
 def _masked_pool_fwd_kernel(
-    x_ptr, out_ptr, which_ptr, source_ptr, active_ptr, sites, height, width, other_height, other_width, C,
+    x_ptr,
+    out_ptr,
+    which_ptr,
+    source_ptr,
+    active_ptr,
+    sites,
+    height,
+    width,
+    other_height,
+    other_width,
+    C,
     WINDOW: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Largest active input of each active output's window (0 without one) and its tap (-1)."""
     KW: tl.constexpr = WINDOW[1]
     SH: tl.constexpr = WINDOW[2]
@@ -53,10 +64,21 @@ def _masked_pool_fwd_kernel(
 
 @triton.jit
 def _masked_pool_bwd_kernel(
-    grad_ptr, which_ptr, grad_x_ptr, source_ptr, active_ptr, sites, height, width, other_height, other_width, C,
+    grad_ptr,
+    which_ptr,
+    grad_x_ptr,
+    source_ptr,
+    active_ptr,
+    sites,
+    height,
+    width,
+    other_height,
+    other_width,
+    C,
     WINDOW: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """grad_x at active inputs: the sum of the gradients of the active outputs that took their value from there."""
     KW: tl.constexpr = WINDOW[1]
     SH: tl.constexpr = WINDOW[2]
@@ -88,12 +110,20 @@ def _launch(kernel: object, tensors: tuple[Tensor, ...], own: Tensor, other: Ten
         return
     with runtime.on_device(own.device):
         kernel[grid](  # type: ignore[index]
-            *tensors, sites, *own.shape[2:], *other.shape[2:], channels,
-            WINDOW=tuple(window), BLOCK_S=BLOCK_S, BLOCK_C=BLOCK_C,
-        )  # fmt: skip
+            *tensors,
+            sites,
+            *own.shape[2:],
+            *other.shape[2:],
+            channels,
+            WINDOW=tuple(window),
+            BLOCK_S=BLOCK_S,
+            BLOCK_C=BLOCK_C,
+        )
 
 
-def masked_pool_fwd(x: Tensor, source: Tensor, active: Tensor, out: Tensor, which: Tensor, window: Sequence[int]) -> None:
+def masked_pool_fwd(
+    x: Tensor, source: Tensor, active: Tensor, out: Tensor, which: Tensor, window: Sequence[int]
+) -> None:
     """Write the active sites of `out` and `which`.
 
     Args:

@@ -70,6 +70,6 @@ def weight_tile(architecture: int, in_channels: int, out_channels: int, itemsize
 
 
 def gradient_splits(programs: int, multiprocessors: int, rows: int, block_k: int) -> int:
-    """Parts of the rows so that about two waves of programs run, with at least four steps each; a function of shapes."""
+    """Parts of the rows so that about two waves of programs run, with at least four steps each."""
     wanted = -(-2 * multiprocessors // max(1, programs))
     return max(1, min(wanted, rows // (4 * block_k), 64))

@@ -54,6 +54,18 @@ class Problem:
         return self.queries.shape[2]
 
     @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """Tensors of a launch; see `similarity`."""
+        rows, key_rows = self.query_rows, self.key_rows
+        maps = (self.keys if rows is None else rows, self.keys if key_rows is None else key_rows)
+        return self.queries, self.keys, self.queue, *maps
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """M, rows of the query table, rows of the key table, K."""
+        return self.rows, self.queries.shape[1], self.keys.shape[0], self.queue.shape[0]
+
+    @property
     def powers(self) -> tuple[int, int]:
         """N_INFO, N_KL."""
         return (0, 0) if self.tau_info is None else tiles.power_ratio(self.tau_info, self.tau_kl)
@@ -76,7 +88,11 @@ class Problem:
         """Partial results of one query over one part of the queue."""
         return (5, self.rows) if kind == "stats" else (self.rows, self.width)
 
-    def launch(self, kind: str, extra: tuple[Tensor, ...] = ()) -> Tensor:
+    def form(self, tile: tiles.Tile) -> tuple[int, ...]:
+        """FORM of the kernels with a tile; see `similarity`."""
+        return similarity.form(tile, self.width, self.tau_info is not None, self.powers)
+
+    def launch(self, kind: str, coefficients: tuple[Tensor, ...] = ()) -> Tensor:
         """Run the "stats" or "gradient" kernel; returns its partials [S, G, *partials_of], fp32."""
         groups, device = self.queries.shape[0], self.queries.device
         tile, shape, count = self.tile(kind), self.partials_of(kind), self.queue.shape[0]
@@ -87,22 +103,20 @@ class Problem:
             runtime.multiprocessors(device) * tile.resident,
             4 * groups * math.prod(shape),
         )
-        keys_a_part = triton.cdiv(triton.cdiv(count, parts), tile.block_n) * tile.block_n
-        parts = triton.cdiv(count, keys_a_part)
+        part_size = triton.cdiv(triton.cdiv(count, parts), tile.block_n) * tile.block_n
+        parts = triton.cdiv(count, part_size)
         partials = torch.empty((parts, groups, *shape), dtype=torch.float32, device=device)
-        n_info, n_kl = self.powers
         kernel = similarity._stats_kernel if kind == "stats" else similarity._gradient_kernel
-        blocks = {} if kind == "stats" else {"BLOCK_D": tile.block_d or self.width}
+        tensors = (self.operands, *coefficients, partials)
         kernel[(row_tiles, parts, layers)](
-            self.queries, self.keys, self.queue,
-            self.keys if self.query_rows is None else self.query_rows,
-            self.keys if self.key_rows is None else self.key_rows,
-            *extra, partials,
-            self.rows, self.queries.shape[1], self.keys.shape[0], count, keys_a_part, *self.scales,
-            D=self.width, QUERIES=tile.queries, INFO=self.tau_info is not None, N_INFO=n_info, N_KL=n_kl,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **blocks,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        )  # fmt: skip
+            *tensors,
+            self.sizes,
+            part_size,
+            self.scales,
+            FORM=self.form(tile),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
         return partials
 
     def row_terms(self, partials: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,11 +126,22 @@ class Problem:
         coefficients = torch.empty((groups, 6, self.rows), dtype=torch.float32, device=device)
         for g, query in enumerate(self.originals):
             row_terms._row_terms_kernel[(triton.cdiv(self.rows, _ROWS),)](
-                query, self.original_key, partials[:, g], infos[g], kls[g], coefficients[g],
-                self.rows, partials.shape[0], partials.stride(0),
-                self.tau_info or self.tau_kl, self.tau_kl, self.alpha,
-                D=self.width, INFO=self.tau_info is not None, BLOCK_M=_ROWS,
-            )  # fmt: skip
+                query,
+                self.original_key,
+                partials[:, g],
+                infos[g],
+                kls[g],
+                coefficients[g],
+                self.rows,
+                partials.shape[0],
+                partials.stride(0),
+                self.tau_info or self.tau_kl,
+                self.tau_kl,
+                self.alpha,
+                D=self.width,
+                INFO=self.tau_info is not None,
+                BLOCK_M=_ROWS,
+            )
         return infos, kls, coefficients
 
     def reduce(self, partials: Tensor, coefficients: Tensor, gradients: list[Tensor]) -> None:
@@ -127,16 +152,31 @@ class Problem:
             order = torch.argsort(self.query_rows, stable=True)
             starts = torch.searchsorted(self.query_rows[order], torch.arange(count + 1, device=order.device))
             row_terms._gather_kernel[(count,)](
-                partials, coefficients, order, starts, gradients[0],
-                self.rows, partials.shape[0], partials.stride(0), share, D=self.width,
-            )  # fmt: skip
+                partials,
+                coefficients,
+                order,
+                starts,
+                gradients[0],
+                self.rows,
+                partials.shape[0],
+                partials.stride(0),
+                share,
+                D=self.width,
+            )
             return
         for g, gradient in enumerate(gradients):
             row_terms._reduce_kernel[(triton.cdiv(self.rows, _ROWS),)](
-                partials[:, g], coefficients[g], self.original_key, gradient,
-                self.rows, partials.shape[0], partials.stride(0), share,
-                D=self.width, BLOCK_M=_ROWS,
-            )  # fmt: skip
+                partials[:, g],
+                coefficients[g],
+                self.original_key,
+                gradient,
+                self.rows,
+                partials.shape[0],
+                partials.stride(0),
+                share,
+                D=self.width,
+                BLOCK_M=_ROWS,
+            )
 
 
 def half(rows: Tensor) -> Tensor:
@@ -145,9 +185,14 @@ def half(rows: Tensor) -> Tensor:
 
 
 def level_problem(
-    queries: list[Tensor], key: Tensor, queue: Tensor, tau_info: float, tau_kl: float, alpha: float,
+    queries: list[Tensor],
+    key: Tensor,
+    queue: Tensor,
+    tau_info: float,
+    tau_kl: float,
+    alpha: float,
     convert: Callable[[Tensor], Tensor] = half,
-) -> Problem:  # fmt: skip
+) -> Problem:
     """InfoNCE and KL of one or two queries [M, D]; `convert` makes the fp16 operands."""
     originals = [rows.contiguous() for rows in queries]
     halves = convert(queries[0])[None] if len(queries) == 1 else torch.stack([half(rows) for rows in queries])
@@ -157,9 +202,14 @@ def level_problem(
 
 
 def pairs_problem(
-    query: Tensor, key: Tensor, queue: Tensor, tau: float, query_rows: Tensor | None, key_rows: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    tau: float,
+    query_rows: Tensor | None,
+    key_rows: Tensor | None,
     convert: Callable[[Tensor], Tensor] = half,
-) -> Problem:  # fmt: skip
+) -> Problem:
     """The KL alone over pairs of rows; `convert` makes the fp16 operands."""
     pairs = (query if query_rows is None else query_rows).shape[0]
     every = torch.arange(pairs, device=query.device)

@@ -24,18 +24,35 @@ def _log1p(x):
 
 @triton.jit
 def _weight_scale(c5, kl, alpha, tau_kl):
-    """The power of two c6; 1e-5 covers the rounding of kl near zero, where the bound would vanish."""
-    j = 2.0 * kl + 1e-5
+    """The power of two c6.
+
+    Where P = Q, rounding can leave kl a little below zero, and more so with many keys far from zero: it counts as zero,
+    since the root of a negative number would spoil the gradient of the row. 1e-5 covers what rounding adds near zero,
+    where the bound would vanish.
+    """
+    j = tl.maximum(2.0 * kl, 0.0, propagate_nan=tl.PropagateNan.ALL) + 1e-5
     bound = c5 + tl.abs(alpha) / (2.0 * tau_kl) * (3.5 * tl.sqrt(j) + 4.0 * j)
     return tl.exp2(tl.floor(tl.log2(32768.0 / (bound + 1e-30))))
 
 
 @triton.jit
 def _row_terms_kernel(
-    query_ptr, key_ptr, partials_ptr, infos_ptr, kls_ptr, coefficients_ptr,
-    M, parts, part_stride, tau_info, tau_kl, alpha,
-    D: tl.constexpr, INFO: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    query_ptr,
+    key_ptr,
+    partials_ptr,
+    infos_ptr,
+    kls_ptr,
+    coefficients_ptr,
+    M,
+    parts,
+    part_stride,
+    tau_info,
+    tau_kl,
+    alpha,
+    D: tl.constexpr,
+    INFO: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """Losses and coefficients of one query's rows (grid: row tiles); rows of any float dtype, arithmetic in fp32."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = offs_m < M
@@ -76,9 +93,17 @@ def _row_terms_kernel(
 
 @triton.jit
 def _reduce_kernel(
-    partials_ptr, coefficients_ptr, key_ptr, grad_ptr, M, parts, part_stride, share,
-    D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    partials_ptr,
+    coefficients_ptr,
+    key_ptr,
+    grad_ptr,
+    M,
+    parts,
+    part_stride,
+    share,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """grad = share (sum of parts / c6 - c5 key) (grid: row tiles). Reads 4 S M D bytes."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = offs_m < M

@@ -1,16 +1,25 @@
 """Several loss terms in one launch a pass: the programs of all terms stand in one flat grid.
 
-The levels of a step (two queries, InfoNCE and KL) and its terms between levels (one query, KL, index maps) are
-two bodies of one kernel. A program finds its term from the first program of each term, then its row tile, part of the
-queue and layer (query or pair of queries, slice of columns) as in a launch of its own; row tiles vary fastest, so that
-programs that run together read the same part of a queue. The operands of the terms come as tuples, levels first;
-partial results have the layout of separate launches, so the row-wise kernels are the same.
+The levels of a step (two queries, InfoNCE and KL) and its terms between levels (one query, KL, index maps) are two
+bodies of one kernel, with a FORM each (`similarity`): FORM for the levels, PAIRS for the others. A program finds its
+term from the first program of each term, and then its row tile, part of the queue and layer (query or pair of queries,
+slice of columns) as in a launch of its own. Row tiles vary fastest, so that programs that run together read the same
+part of a queue.
+
+What a single launch has once stands here in tuples with one entry for each term, levels first; `rows_of_pairs` has
+entries for the terms between levels only. Partial results have the layout of separate launches, so the row-wise kernels
+are the same.
 """
 
 import triton
 import triton.language as tl
 
 from rcmstr_fast.kernels.queue_losses.similarity import gradient_part, stats_part
+
+
+def pairs_form(form: tuple[int, ...]) -> tuple[int, ...]:
+    """PAIRS beside the FORM of the levels: the same tile for one query without InfoNCE."""
+    return (form[0], 1, False, *form[3:])
 
 
 @triton.jit
@@ -39,61 +48,78 @@ def _place(firsts, term, row_tiles, parts):
 
 
 @triton.jit
+def _operands_of(tables, rows_of_pairs, term, LEVELS: tl.constexpr, PAIRS: tl.constexpr):
+    """`operands` of a term; a level has no index maps and takes its keys in their place."""
+    queries, keys, queue = _pick(tables[0], term), _pick(tables[1], term), _pick(tables[2], term)
+    if PAIRS:
+        return queries, keys, queue, _pick(rows_of_pairs[0], term - LEVELS), _pick(rows_of_pairs[1], term - LEVELS)
+    else:
+        return queries, keys, queue, keys, keys
+
+
+@triton.jit
+def _sizes_of(sizes, term):
+    """`sizes` of a term."""
+    return _pick(sizes[0], term), _pick(sizes[1], term), _pick(sizes[2], term), _pick(sizes[3], term)
+
+
+@triton.jit
 def _scheduled_stats_kernel(
-    queries_ptrs, keys_ptrs, queue_ptrs, partials_ptrs, query_rows_ptrs, key_rows_ptrs,
-    firsts, all_rows, query_counts, key_counts, queue_sizes, part_sizes, scale_info, scale_kl,
-    D: tl.constexpr, QUERIES: tl.constexpr, LEVELS: tl.constexpr, TERMS: tl.constexpr, GROUPS: tl.constexpr,
-    N_INFO: tl.constexpr, N_KL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Stats pass of LEVELS levels of GROUPS queries and TERMS - LEVELS terms between levels (grid: programs of all)."""
+    tables,
+    rows_of_pairs,
+    partials_ptrs,
+    firsts,
+    all_sizes,
+    part_sizes,
+    scales,
+    LEVELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    FORM: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Stats pass of LEVELS levels of GROUPS queries and of the terms between levels (grid: programs of all)."""
+    QUERIES: tl.constexpr = FORM[1]
     term = _term(firsts)
-    queries, keys, queue = _pick(queries_ptrs, term), _pick(keys_ptrs, term), _pick(queue_ptrs, term)
-    partials, size = _pick(partials_ptrs, term), _pick(part_sizes, term)
-    rows, query_count, key_count = _pick(all_rows, term), _pick(query_counts, term), _pick(key_counts, term)
-    K = _pick(queue_sizes, term)
-    tile, part, layer = _place(firsts, term, tl.cdiv(rows, BLOCK_M), tl.cdiv(K, size))
+    partials, size, sizes = _pick(partials_ptrs, term), _pick(part_sizes, term), _sizes_of(all_sizes, term)
+    tile, part, layer = _place(firsts, term, tl.cdiv(sizes[0], FORM[5]), tl.cdiv(sizes[3], size))
+    # The operands of both bodies have different types, so they must not share a name.
     if term < LEVELS:
-        stats_part(
-            queries, keys, queue, keys, keys, partials, tile, part, layer.to(tl.int64) * QUERIES, GROUPS,
-            rows, query_count, key_count, K, size, scale_info, scale_kl,
-            D, QUERIES, True, N_INFO, N_KL, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
-    elif TERMS > LEVELS:
-        query_rows, key_rows = _pick(query_rows_ptrs, term - LEVELS), _pick(key_rows_ptrs, term - LEVELS)
-        stats_part(
-            queries, keys, queue, query_rows, key_rows, partials, tile, part, tl.zeros((), tl.int64), 1,
-            rows, query_count, key_count, K, size, scale_info, scale_kl,
-            D, 1, False, N_INFO, N_KL, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
+        level = _operands_of(tables, rows_of_pairs, term, LEVELS, False)
+        first = layer.to(tl.int64) * QUERIES
+        stats_part(level, partials, (tile, part, first, GROUPS), sizes, size, scales, FORM)
+    elif len(firsts) > LEVELS:
+        pairs = _operands_of(tables, rows_of_pairs, term, LEVELS, True)
+        stats_part(pairs, partials, (tile, part, tl.zeros((), tl.int64), 1), sizes, size, scales, PAIRS)
 
 
 @triton.jit
 def _scheduled_gradient_kernel(
-    queries_ptrs, keys_ptrs, queue_ptrs, coefficients_ptrs, partials_ptrs, query_rows_ptrs, key_rows_ptrs,
-    firsts, all_rows, query_counts, key_counts, queue_sizes, part_sizes, scale_info, scale_kl,
-    D: tl.constexpr, QUERIES: tl.constexpr, LEVELS: tl.constexpr, TERMS: tl.constexpr, GROUPS: tl.constexpr,
-    N_INFO: tl.constexpr, N_KL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    tables,
+    rows_of_pairs,
+    coefficients_ptrs,
+    partials_ptrs,
+    firsts,
+    all_sizes,
+    part_sizes,
+    scales,
+    LEVELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    FORM: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
     """Gradient pass of the same terms; each layer also covers a slice of BLOCK_D columns."""
-    SLICES: tl.constexpr = D // BLOCK_D
+    QUERIES: tl.constexpr = FORM[1]
+    BLOCK_D: tl.constexpr = FORM[7]
+    SLICES: tl.constexpr = FORM[0] // BLOCK_D
     term = _term(firsts)
-    queries, keys, queue = _pick(queries_ptrs, term), _pick(keys_ptrs, term), _pick(queue_ptrs, term)
     coefficients, partials = _pick(coefficients_ptrs, term), _pick(partials_ptrs, term)
-    rows, query_count, key_count = _pick(all_rows, term), _pick(query_counts, term), _pick(key_counts, term)
-    K, size = _pick(queue_sizes, term), _pick(part_sizes, term)
-    tile, part, layer = _place(firsts, term, tl.cdiv(rows, BLOCK_M), tl.cdiv(K, size))
+    size, sizes = _pick(part_sizes, term), _sizes_of(all_sizes, term)
+    tile, part, layer = _place(firsts, term, tl.cdiv(sizes[0], FORM[5]), tl.cdiv(sizes[3], size))
     if term < LEVELS:
-        group, column = (layer // SLICES).to(tl.int64) * QUERIES, (layer % SLICES) * BLOCK_D
-        gradient_part(
-            queries, keys, queue, keys, keys, coefficients, partials, tile, part, group, column, GROUPS,
-            rows, query_count, key_count, K, size, scale_info, scale_kl,
-            D, QUERIES, True, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D,
-        )  # fmt: skip
-    elif TERMS > LEVELS:
-        query_rows, key_rows = _pick(query_rows_ptrs, term - LEVELS), _pick(key_rows_ptrs, term - LEVELS)
-        gradient_part(
-            queries, keys, queue, query_rows, key_rows, coefficients, partials, tile, part,
-            tl.zeros((), tl.int64), layer * BLOCK_D, 1,
-            rows, query_count, key_count, K, size, scale_info, scale_kl,
-            D, 1, False, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D,
-        )  # fmt: skip
+        level = _operands_of(tables, rows_of_pairs, term, LEVELS, False)
+        here = (tile, part, (layer // SLICES).to(tl.int64) * QUERIES, GROUPS, (layer % SLICES) * BLOCK_D)
+        gradient_part(level, coefficients, partials, here, sizes, size, scales, FORM)
+    elif len(firsts) > LEVELS:
+        pairs = _operands_of(tables, rows_of_pairs, term, LEVELS, True)
+        there = (tile, part, tl.zeros((), tl.int64), 1, layer * BLOCK_D)
+        gradient_part(pairs, coefficients, partials, there, sizes, size, scales, PAIRS)

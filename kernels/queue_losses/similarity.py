@@ -5,15 +5,28 @@ temperatures of tiles.MIN_TAU or more no exponential needs a reference, and sums
   stats     Z_info = sum e^{a/tau_info}, Z_q = sum e^{a/tau_kl}, D_q = sum e^{a/tau_kl} d,
             Z_p = sum e^{b/tau_kl},      D_p = sum e^{b/tau_kl} d            -> partials [S, G, 5, M]
   gradient  w = c1 e^{a/tau_info} + e^{a/tau_kl} (c2 - c3 d) - c4 e^{b/tau_kl}; sum w n -> partials [S, G, M, D]
-A program holds BLOCK_M rows of one or two queries (G) and their key in registers and shared memory and walks over its
-part of the queue (S parts) BLOCK_N rows at a time; both queries share b. Operands fp16, accumulation and
-logits fp32. Sums of a tile stay [BLOCK_M, 4]: the four threads that hold a row in the tensor-core layout
-meet once, after the loop. Where tau_info : tau_kl is N_KL : N_INFO in small integers both exponentials
-are powers of one root (7 : 4 by default).
+A program holds BLOCK_M rows of one or two queries (G) and their key in registers and shared memory and goes through its
+part of the queue (S parts) BLOCK_N rows at a time; both queries share b. Operands are fp16, accumulation and logits
+fp32. Sums of a tile stay [BLOCK_M, 4]: the four threads that hold a row in the tensor-core layout meet once, after the
+loop. Where tau_info : tau_kl is N_KL : N_INFO in small integers, both exponentials are powers of one root (7 : 4 by
+default).
+
+Arguments travel in groups:
+  operands  pointers of queries, keys and queue, and of the index maps of query rows and key rows (read without InfoNCE
+  only) sizes     M, rows of the query table, rows of the key table, K
+  scales    log2(e) / tau_info and log2(e) / tau_kl
+  FORM      constexpr (D, queries a program, with InfoNCE, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D); see `form`
 """
 
 import triton
 import triton.language as tl
+
+from rcmstr_fast.kernels.queue_losses.tiles import Tile
+
+
+def form(tile: Tile, width: int, info: bool, powers: tuple[int, int]) -> tuple[int, ...]:
+    """FORM of a launch with a tile: what is known when a kernel is compiled."""
+    return (width, tile.queries, info, *powers, tile.block_m, tile.block_n, tile.block_d or width)
 
 
 @triton.jit
@@ -39,13 +52,15 @@ def _power(x, N: tl.constexpr):
 
 
 @triton.jit
-def _exponentials(s, inside, scale_info, scale_kl, N_INFO: tl.constexpr, N_KL: tl.constexpr):
-    """e^{s / tau_info} and e^{s / tau_kl}, 0 outside the queue; scales are log2(e) / tau."""
+def _exponentials(s, inside, scales, FORM: tl.constexpr):
+    """e^{s / tau_info} and e^{s / tau_kl}, 0 outside the queue."""
+    N_INFO: tl.constexpr = FORM[3]
+    N_KL: tl.constexpr = FORM[4]
     if N_KL > 0:
-        root = _exponential(s, inside, scale_kl / N_KL)
+        root = _exponential(s, inside, scales[1] / N_KL)
         return _power(root, N_INFO), _power(root, N_KL)
     else:
-        return _exponential(s, inside, scale_info), _exponential(s, inside, scale_kl)
+        return _exponential(s, inside, scales[0]), _exponential(s, inside, scales[1])
 
 
 @triton.jit
@@ -72,15 +87,31 @@ def _load_rows(rows_ptr, map_ptr, offs_m, M, table_rows, D: tl.constexpr, MAPPED
 
 
 @triton.jit
-def _add_stats(
-    z_info, z_q, d_q, d_p, a, b, e_key, inside, scale_info, scale_kl,
-    INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def _load_queries(operands, which, offs_m, sizes, FORM: tl.constexpr):
+    """Rows of query number `which`; of pairs, through the index map."""
+    D: tl.constexpr = FORM[0]
+    INFO: tl.constexpr = FORM[2]
+    return _load_rows(operands[0] + which * sizes[0] * D, operands[3], offs_m, sizes[0], sizes[1], D, not INFO)
+
+
+@triton.jit
+def _load_keys(operands, offs_m, sizes, FORM: tl.constexpr):
+    INFO: tl.constexpr = FORM[2]
+    return _load_rows(operands[1], operands[4], offs_m, sizes[0], sizes[2], FORM[0], not INFO)
+
+
+@triton.jit
+def _add_stats(sums, a, b, e_key, inside, scales, FORM: tl.constexpr):
+    """Z_info, Z_q, D_q and D_p with a block of the queue added."""
+    INFO: tl.constexpr = FORM[2]
+    BLOCK_M: tl.constexpr = FORM[5]
+    BLOCK_N: tl.constexpr = FORM[6]
+    z_info, z_q, d_q, d_p = sums
     if INFO:
-        e_info, e_q = _exponentials(a, inside, scale_info, scale_kl, N_INFO, N_KL)
+        e_info, e_q = _exponentials(a, inside, scales, FORM)
         z_info += _row_sums(e_info, BLOCK_M, BLOCK_N)
     else:
-        e_q = _exponential(a, inside, scale_kl)
+        e_q = _exponential(a, inside, scales[1])
     d = b - a
     z_q += _row_sums(e_q, BLOCK_M, BLOCK_N)
     d_q += _row_sums(e_q * d, BLOCK_M, BLOCK_N)
@@ -89,7 +120,8 @@ def _add_stats(
 
 
 @triton.jit
-def _store_stats(partials_ptr, offs_m, M, z_info, z_q, d_q, z_p, d_p):
+def _store_stats(partials_ptr, offs_m, M, sums, z_p):
+    z_info, z_q, d_q, d_p = sums
     inside = offs_m < M
     rows = partials_ptr + offs_m
     tl.store(rows, tl.sum(z_info, axis=1), mask=inside)
@@ -100,65 +132,57 @@ def _store_stats(partials_ptr, offs_m, M, z_info, z_q, d_q, z_p, d_p):
 
 
 @triton.jit
-def stats_part(
-    queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, partials_ptr,
-    row_tile, part, group, groups, M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
-    D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Partial softmax sums of one row tile of queries `group`.. over one part of the queue."""
+def stats_part(operands, partials_ptr, place, sizes, part_size, scales, FORM: tl.constexpr):
+    """Partial softmax sums of one row tile of queries over one part of the queue.
+
+    `place`: row tile, part, first query of the program, and number of queries.
+    """
+    D: tl.constexpr = FORM[0]
+    QUERIES: tl.constexpr = FORM[1]
+    BLOCK_M: tl.constexpr = FORM[5]
+    BLOCK_N: tl.constexpr = FORM[6]
+    row_tile, part, group, groups = place
+    M, K = sizes[0], sizes[3]
     offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    key = _load_rows(keys_ptr, key_rows_ptr, offs_m, M, key_count, D, not INFO)
-    query = _load_rows(queries_ptr + group * M * D, query_rows_ptr, offs_m, M, query_count, D, not INFO)
+    key = _load_keys(operands, offs_m, sizes, FORM)
+    query = _load_queries(operands, group, offs_m, sizes, FORM)
     if QUERIES == 2:
-        query2 = _load_rows(queries_ptr + (group + 1) * M * D, query_rows_ptr, offs_m, M, query_count, D, not INFO)
+        query2 = _load_queries(operands, group + 1, offs_m, sizes, FORM)
     z_p = tl.zeros([BLOCK_M, 4], tl.float32)
     z_info, z_q, d_q, d_p = z_p, z_p, z_p, z_p
     z_info2, z_q2, d_q2, d_p2 = z_p, z_p, z_p, z_p
-    start = part * keys_a_part
-    end = tl.minimum(start + keys_a_part, K)
+    start = part * part_size
+    end = tl.minimum(start + part_size, K)
     for first in range(start, end, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         inside = offs_n < end
         offsets = offs_n.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
-        n = tl.trans(tl.load(queue_ptr + offsets, mask=inside[:, None], other=0.0))
+        n = tl.trans(tl.load(operands[2] + offsets, mask=inside[:, None], other=0.0))
         b = tl.dot(key, n)
-        e_key = _exponential(b, inside, scale_kl)
+        e_key = _exponential(b, inside, scales[1])
         z_p += _row_sums(e_key, BLOCK_M, BLOCK_N)
-        z_info, z_q, d_q, d_p = _add_stats(
-            z_info, z_q, d_q, d_p, tl.dot(query, n), b, e_key, inside, scale_info, scale_kl,
-            INFO, N_INFO, N_KL, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
+        a = tl.dot(query, n)
+        z_info, z_q, d_q, d_p = _add_stats((z_info, z_q, d_q, d_p), a, b, e_key, inside, scales, FORM)
         if QUERIES == 2:
-            z_info2, z_q2, d_q2, d_p2 = _add_stats(
-                z_info2, z_q2, d_q2, d_p2, tl.dot(query2, n), b, e_key, inside, scale_info, scale_kl,
-                INFO, N_INFO, N_KL, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+            a = tl.dot(query2, n)
+            z_info2, z_q2, d_q2, d_p2 = _add_stats((z_info2, z_q2, d_q2, d_p2), a, b, e_key, inside, scales, FORM)
     mine = partials_ptr + (part * groups + group) * 5 * M
-    _store_stats(mine, offs_m, M, z_info, z_q, d_q, z_p, d_p)
+    _store_stats(mine, offs_m, M, (z_info, z_q, d_q, d_p), z_p)
     if QUERIES == 2:
-        _store_stats(mine + 5 * M, offs_m, M, z_info2, z_q2, d_q2, z_p, d_p2)
+        _store_stats(mine + 5 * M, offs_m, M, (z_info2, z_q2, d_q2, d_p2), z_p)
 
 
 @triton.jit
-def _stats_kernel(
-    queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, partials_ptr,
-    M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
-    D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def _stats_kernel(operands, partials_ptr, sizes, part_size, scales, FORM: tl.constexpr):
     """`stats_part` of every row tile, part and query (grid: row tiles, parts, G / QUERIES).
 
     Note: reads (M / BLOCK_M) K D 2 bytes of queue through the L2 cache, writes 20 S G M bytes; 2 (QUERIES + 1) M K D
     multiply-adds a group. Bitwise repeatable.
     """
+    QUERIES: tl.constexpr = FORM[1]
     group = tl.program_id(2).to(tl.int64) * QUERIES
-    stats_part(
-        queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, partials_ptr,
-        tl.program_id(0), tl.program_id(1), group, tl.num_programs(2) * QUERIES,
-        M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
-        D, QUERIES, INFO, N_INFO, N_KL, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
+    place = (tl.program_id(0), tl.program_id(1), group, tl.num_programs(2) * QUERIES)
+    stats_part(operands, partials_ptr, place, sizes, part_size, scales, FORM)
 
 
 @triton.jit
@@ -173,59 +197,61 @@ def _load_coefficients(coefficients_ptr, offs_m, M):
 
 
 @triton.jit
-def _weights(
-    a, b, e_key, inside, c1, c2, c3, c4, scale_info, scale_kl,
-    INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
-):  # fmt: skip
+def _weights(a, b, e_key, inside, coefficients, scales, FORM: tl.constexpr):
     """Gradient of the loss in each similarity, times the row's power of two (`row_terms`), in fp16."""
+    INFO: tl.constexpr = FORM[2]
+    c1, c2, c3, c4 = coefficients
     if INFO:
-        e_info, e_q = _exponentials(a, inside, scale_info, scale_kl, N_INFO, N_KL)
+        e_info, e_q = _exponentials(a, inside, scales, FORM)
         weights = c1 * e_info + e_q * (c2 - c3 * (b - a)) - c4 * e_key
     else:
-        e_q = _exponential(a, inside, scale_kl)
+        e_q = _exponential(a, inside, scales[1])
         weights = e_q * (c2 - c3 * (b - a)) - c4 * e_key
     return weights.to(tl.float16)
 
 
 @triton.jit
-def gradient_part(
-    queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, coefficients_ptr, partials_ptr,
-    row_tile, part, group, column, groups, M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
-    D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Partial gradient of one row tile of queries `group`.. in BLOCK_D columns from `column`, over a part of the queue."""
+def gradient_part(operands, coefficients_ptr, partials_ptr, place, sizes, part_size, scales, FORM: tl.constexpr):
+    """Partial gradient of one row tile of queries, in BLOCK_D columns, over one part of the queue.
+
+    `place`: row tile, part, first query of the program, number of queries, and first column.
+    """
+    D: tl.constexpr = FORM[0]
+    QUERIES: tl.constexpr = FORM[1]
+    BLOCK_M: tl.constexpr = FORM[5]
+    BLOCK_N: tl.constexpr = FORM[6]
+    BLOCK_D: tl.constexpr = FORM[7]
     SLICES: tl.constexpr = D // BLOCK_D
+    row_tile, part, group, groups, column = place
+    M, K = sizes[0], sizes[3]
     offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = column + tl.arange(0, BLOCK_D)
-    key = _load_rows(keys_ptr, key_rows_ptr, offs_m, M, key_count, D, not INFO)
-    query = _load_rows(queries_ptr + group * M * D, query_rows_ptr, offs_m, M, query_count, D, not INFO)
-    c1, c2, c3, c4 = _load_coefficients(coefficients_ptr + group * 6 * M, offs_m, M)
+    key = _load_keys(operands, offs_m, sizes, FORM)
+    query = _load_queries(operands, group, offs_m, sizes, FORM)
+    c = _load_coefficients(coefficients_ptr + group * 6 * M, offs_m, M)
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if QUERIES == 2:
-        query2 = _load_rows(queries_ptr + (group + 1) * M * D, query_rows_ptr, offs_m, M, query_count, D, not INFO)
-        k1, k2, k3, k4 = _load_coefficients(coefficients_ptr + (group + 1) * 6 * M, offs_m, M)
+        query2 = _load_queries(operands, group + 1, offs_m, sizes, FORM)
+        c2 = _load_coefficients(coefficients_ptr + (group + 1) * 6 * M, offs_m, M)
         gradient2 = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    start = part * keys_a_part
-    end = tl.minimum(start + keys_a_part, K)
+    start = part * part_size
+    end = tl.minimum(start + part_size, K)
     for first in range(start, end, BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         inside = offs_n < end
-        rows = queue_ptr + offs_n.to(tl.int64)[:, None] * D
+        rows = operands[2] + offs_n.to(tl.int64)[:, None] * D
         n = tl.load(rows + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0)
         if SLICES == 1:  # noqa: SIM108  (a constexpr branch: only one side exists)
             n_out = n
         else:
             n_out = tl.load(rows + offs_d[None, :], mask=inside[:, None], other=0.0)
         b = tl.dot(key, tl.trans(n))
-        e_key = _exponential(b, inside, scale_kl)
+        e_key = _exponential(b, inside, scales[1])
         a = tl.dot(query, tl.trans(n))
-        w = _weights(a, b, e_key, inside, c1, c2, c3, c4, scale_info, scale_kl, INFO, N_INFO, N_KL)
-        gradient = tl.dot(w, n_out, gradient)
+        gradient = tl.dot(_weights(a, b, e_key, inside, c, scales, FORM), n_out, gradient)
         if QUERIES == 2:
             a = tl.dot(query2, tl.trans(n))
-            w = _weights(a, b, e_key, inside, k1, k2, k3, k4, scale_info, scale_kl, INFO, N_INFO, N_KL)
-            gradient2 = tl.dot(w, n_out, gradient2)
+            gradient2 = tl.dot(_weights(a, b, e_key, inside, c2, scales, FORM), n_out, gradient2)
     row = (part * groups + group) * M + offs_m
     mask = (offs_m < M)[:, None]
     tl.store(partials_ptr + row[:, None] * D + offs_d[None, :], gradient, mask=mask)
@@ -234,22 +260,16 @@ def gradient_part(
 
 
 @triton.jit
-def _gradient_kernel(
-    queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, coefficients_ptr, partials_ptr,
-    M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
-    D: tl.constexpr, QUERIES: tl.constexpr, INFO: tl.constexpr, N_INFO: tl.constexpr, N_KL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def _gradient_kernel(operands, coefficients_ptr, partials_ptr, sizes, part_size, scales, FORM: tl.constexpr):
     """`gradient_part` of all (grid: row tiles, parts, (G / QUERIES) (D / BLOCK_D)).
 
     Note: recomputes the similarities (2 (QUERIES + 1) M K D multiply-adds, for each of the D / BLOCK_D slices) and
     multiplies by the queue (2 QUERIES M K BLOCK_D); writes 4 S G M D bytes. Bitwise repeatable.
     """
-    SLICES: tl.constexpr = D // BLOCK_D
+    QUERIES: tl.constexpr = FORM[1]
+    BLOCK_D: tl.constexpr = FORM[7]
+    SLICES: tl.constexpr = FORM[0] // BLOCK_D
     group = (tl.program_id(2) // SLICES).to(tl.int64) * QUERIES
-    gradient_part(
-        queries_ptr, keys_ptr, queue_ptr, query_rows_ptr, key_rows_ptr, coefficients_ptr, partials_ptr,
-        tl.program_id(0), tl.program_id(1), group, (tl.program_id(2) % SLICES) * BLOCK_D,
-        (tl.num_programs(2) // SLICES) * QUERIES, M, query_count, key_count, K, keys_a_part, scale_info, scale_kl,
-        D, QUERIES, INFO, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
+    groups, column = (tl.num_programs(2) // SLICES) * QUERIES, (tl.program_id(2) % SLICES) * BLOCK_D
+    place = (tl.program_id(0), tl.program_id(1), group, groups, column)
+    gradient_part(operands, coefficients_ptr, partials_ptr, place, sizes, part_size, scales, FORM)

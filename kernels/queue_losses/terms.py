@@ -1,13 +1,14 @@
 """Launchers of all loss terms of a step: each pass over the queues in one launch, or one launch a term.
 
-Both ways share operands in fp16 (a queue or a key that two terms use is converted once), the row-wise kernels
-and the layout of partial results. In one launch the partial gradients of all terms live together, within
-`tiles.WORKSPACE_BYTES`; the split of the queues is `tiles.schedule`. Nothing synchronises.
+Both ways share the operands in fp16 (a queue or a key that two terms use is converted once), the row-wise kernels and
+the layout of partial results. In one launch the partial gradients of all terms exist at the same time, within
+`tiles.WORKSPACE_BYTES`, and `tiles.schedule` cuts the queues. Nothing synchronises.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import torch
 import triton
@@ -68,43 +69,75 @@ def can_schedule(problems: Sequence[Problem]) -> bool:
     )
 
 
+class _Plan(NamedTuple):
+    """How the programs of one launch divide among terms: an entry for each term.
+
+    Attributes:
+        firsts: first program, then the number of all programs.
+        part_sizes: queue rows of a part.
+        parts: parts of the queue.
+    """
+
+    firsts: list[int]
+    part_sizes: list[int]
+    parts: list[int]
+
+
+def _plan(problems: Sequence[Problem], kind: str) -> _Plan:
+    """Cut the queues so that all terms together keep the device busy (`tiles.schedule`)."""
+    tile, width = problems[0].tile(kind), problems[0].width
+    programs = [triton.cdiv(p.rows, tile.block_m) * p.layers(tile, kind) for p in problems]
+    # A step multiplies by the key and by each query once; for a gradient also by the queue, for each slice of columns.
+    products = 1 if kind == "stats" else 1 + (tile.block_d or width) / width
+    work = tuple(
+        tiles.Work(
+            count,
+            triton.cdiv(p.queue.shape[0], tile.block_n),
+            1 + min(tile.queries, p.queries.shape[0]) * products,
+            4 * p.queries.shape[0] * math.prod(p.partials_of(kind)),
+        )
+        for p, count in zip(problems, programs)
+    )
+    wanted = tiles.schedule(work, runtime.multiprocessors(problems[0].queries.device) * tile.resident)
+    sizes = [triton.cdiv(w.key_tiles, n) * tile.block_n for w, n in zip(work, wanted)]
+    parts = [triton.cdiv(p.queue.shape[0], size) for p, size in zip(problems, sizes)]
+    firsts = list(accumulate((count * n for count, n in zip(programs, parts)), initial=0))
+    return _Plan(firsts, sizes, parts)
+
+
 def launch_all(problems: Sequence[Problem], kind: str, coefficients: Sequence[Tensor] = ()) -> list[Tensor]:
     """The "stats" or "gradient" pass of all terms in one launch; partials of each as of `Problem.launch`."""
-    device, width = problems[0].queries.device, problems[0].width
-    tile = problems[0].tile(kind)
-    programs = [triton.cdiv(p.rows, tile.block_m) * p.layers(tile, kind) for p in problems]
-    work = []
-    for p, count in zip(problems, programs):
-        shared = min(tile.queries, p.queries.shape[0])
-        cost = 1 + shared * (1 if kind == "stats" else 1 + (tile.block_d or width) / width)
-        size = 4 * p.queries.shape[0] * math.prod(p.partials_of(kind))
-        work.append(tiles.Work(count, triton.cdiv(p.queue.shape[0], tile.block_n), cost, size))
-    parts = tiles.schedule(tuple(work), runtime.multiprocessors(device) * tile.resident)
-    sizes = [triton.cdiv(w.key_tiles, n) * tile.block_n for w, n in zip(work, parts)]
-    counts = [triton.cdiv(p.queue.shape[0], size) for p, size in zip(problems, sizes)]
-    firsts = [sum(c * n for c, n in zip(programs[:i], counts)) for i in range(len(problems) + 1)]
-    partials = [
-        torch.empty((n, p.queries.shape[0], *p.partials_of(kind)), dtype=torch.float32, device=device)
-        for p, n in zip(problems, counts)
-    ]
-    levels = sum(p.tau_info is not None for p in problems)
-    n_info, n_kl = problems[0].powers
+    first, plan = problems[0], _plan(problems, kind)
+    tile, levels = first.tile(kind), sum(p.tau_info is not None for p in problems)
     between = problems[levels:]
+    partials = [
+        torch.empty((n, p.queries.shape[0], *p.partials_of(kind)), dtype=torch.float32, device=p.queries.device)
+        for p, n in zip(problems, plan.parts)
+    ]
     stats = kind == "stats"
     kernel = scheduled._scheduled_stats_kernel if stats else scheduled._scheduled_gradient_kernel
-    kernel[(firsts[-1],)](
-        tuple(p.queries for p in problems), tuple(p.keys for p in problems), tuple(p.queue for p in problems),
-        *(() if stats else (tuple(coefficients),)), tuple(partials),
-        tuple(p.query_rows for p in between), tuple(p.key_rows for p in between),
-        tuple(firsts[:-1]), tuple(p.rows for p in problems), tuple(p.queries.shape[1] for p in problems),
-        tuple(p.keys.shape[0] for p in problems), tuple(p.queue.shape[0] for p in problems), tuple(sizes),
-        *problems[0].scales,
-        D=width, QUERIES=tile.queries, LEVELS=levels, TERMS=len(problems), GROUPS=problems[0].queries.shape[0],
-        N_INFO=n_info, N_KL=n_kl, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-        **({} if stats else {"BLOCK_D": tile.block_d or width}),
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
+    kernel[(plan.firsts[-1],)](
+        tuple(tuple(p.operands[i] for p in problems) for i in range(3)),
+        tuple(tuple(p.operands[i] for p in between) for i in (3, 4)),
+        *(() if stats else (tuple(coefficients),)),
+        tuple(partials),
+        tuple(plan.firsts[:-1]),
+        tuple(zip(*(p.sizes for p in problems))),
+        tuple(plan.part_sizes),
+        first.scales,
+        LEVELS=levels,
+        GROUPS=first.queries.shape[0],
+        FORM=first.form(tile),
+        PAIRS=scheduled.pairs_form(first.form(tile)),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
     return partials
+
+
+def _launch_alone(problems: Sequence[Problem], kind: str, coefficients: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The pass of a single term in a launch of its own, called like `launch_all`."""
+    return [problems[0].launch(kind, tuple(coefficients))]
 
 
 def _values(problem: Problem, infos: Tensor, kls: Tensor) -> Tensor:
@@ -133,31 +166,22 @@ def relational_losses(
     Note:
         Operands fp16, logits, sums and gradients fp32, bitwise repeatable.
     """
-    first = terms[0].query
+    query = terms[0].query
     sizes = [n for t in terms for n in [t.query.shape[0]] * (1 if t.query_permuted is None else 2)]
-    with runtime.on_device(first.device):
+    with runtime.on_device(query.device):
         problems = problems_of(terms, tau_info, tau_kl)
-        wanted = launch == "scheduled" or (launch == "auto" and tiles.SCHEDULED[runtime.architecture(first.device)])
+        wanted = launch == "scheduled" or (launch == "auto" and tiles.SCHEDULED[runtime.architecture(query.device)])
         together = wanted and can_schedule(problems)
-        shape = (sum(sizes) if with_gradient else 0, first.shape[1])
-        gradients = torch.empty(shape, dtype=torch.float32, device=first.device)
-        views = list(gradients.split(sizes)) if with_gradient else []
-        groups = [list(range(len(problems)))] if together else [[i] for i in range(len(problems))]
+        groups, run = ([problems], launch_all) if together else ([[p] for p in problems], _launch_alone)
+        shape = (sum(sizes) if with_gradient else 0, query.shape[1])
+        gradients = torch.empty(shape, dtype=torch.float32, device=query.device)
+        views = iter(gradients.split(sizes) if with_gradient else ())
         values = []
         for group in groups:
-            mine = [problems[i] for i in group]
-            stats = launch_all(mine, "stats") if together else [mine[0].launch("stats")]
-            rows = [p.row_terms(partials) for p, partials in zip(mine, stats)]
-            values += [_values(p, infos, kls) for p, (infos, kls, _) in zip(mine, rows)]
-            if not with_gradient:
-                continue
-            coefficients = [c for _, _, c in rows]
-            alone = not together
-            partials = (
-                [mine[0].launch("gradient", (coefficients[0],))]
-                if alone
-                else launch_all(mine, "gradient", coefficients)
-            )
-            for p, part, c in zip(mine, partials, coefficients):
-                p.reduce(part, c, [views.pop(0) for _ in p.originals])
+            rows = [p.row_terms(partials) for p, partials in zip(group, run(group, "stats"))]
+            values += [_values(p, infos, kls) for p, (infos, kls, _) in zip(group, rows)]
+            if with_gradient:
+                coefficients = [c for _, _, c in rows]
+                for p, part, c in zip(group, run(group, "gradient", coefficients), coefficients):
+                    p.reduce(part, c, [next(views) for _ in p.originals])
     return torch.stack(values), gradients

@@ -139,6 +139,22 @@ def test_kl_of_equal_rows_is_zero_with_zero_gradient(backend):
     assert float(query.grad.norm()) < 1e-5
 
 
+@TRITON
+@pytest.mark.parametrize("tau", [0.02, 0.04])
+def test_a_kl_that_rounding_has_left_below_zero_keeps_the_gradient_finite(tau):
+    """Equal queue rows give P = Q: the KL is the difference of two equal means, here one bit or so apart."""
+    from rcmstr_fast.kernels.queue_losses import problem
+
+    query, key, queue = (unit_rows(n, 64, seed=n, device=DEVICE) for n in (20, 20, 90))
+    made = problem.level_problem([query], key, queue, tau, tau, 0.3)
+    partials = torch.ones(1, 1, 5, 20, device=DEVICE)  # Z_info, Z_q, D_q, Z_p, D_p
+    partials[:, :, 2] = 1 + torch.arange(20, device=DEVICE) * 2.0**-23
+    _, kls, coefficients = made.row_terms(partials)
+    assert float(kls.min()) < -1e-5 and bool(coefficients.isfinite().all())
+    partials[0, 0, 4, 3] = math.nan
+    assert made.row_terms(partials)[2].isnan().any(dim=1)[0].nonzero().flatten().tolist() == [3]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_order_of_the_queue_does_not_matter_and_repeats_are_bitwise(backend):
     query, key = (unit_rows(30, 64, seed=i, device=DEVICE) for i in range(2))
