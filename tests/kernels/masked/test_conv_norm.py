@@ -9,8 +9,8 @@ from rcmstr_fast.ops import Sites, triton_backend
 from rcmstr_fast.ops.masked import lists as site_lists
 from rcmstr_fast.ops.masked import maps, triton
 from rcmstr_fast.ops.masked.layers import Window
-from tests.kernels.rows import DEVICE
 from tests.kernels.masked.test_kernels import dtypes, layer_sites, normal
+from tests.kernels.rows import DEVICE
 
 pytest.importorskip("triton")
 
