@@ -32,9 +32,14 @@ def test_179_of_256_exactly_and_188_6_with_the_block(case):
 @all_cases
 @pytest.mark.parametrize(
     ("unit", "size", "grid"),
-    [("token", (32, 128), (8, 32)), ("lattice", (32, 100), (8, 25)), ("stage3", (32, 100), (4, 25)),
-     ("column", (32, 100), (1, 25)), ("column", (16, 16), (1, 4))],
-)  # fmt: skip
+    [
+        ("token", (32, 128), (8, 32)),
+        ("lattice", (32, 100), (8, 25)),
+        ("stage3", (32, 100), (4, 25)),
+        ("column", (32, 100), (1, 25)),
+        ("column", (16, 16), (1, 4)),
+    ],
+)
 def test_units(case, unit, size, grid):
     masks = draw(case, 20, unit=unit, size=size, num_blocks=0)
     height, width = size[0] // grid[0], size[1] // grid[1]
@@ -111,15 +116,17 @@ def test_every_backend_gives_the_same_bits(case, seed, epoch, changes):
         ({"index": torch.zeros(3)}, TypeError, "index must be an int64 tensor [B], got torch.float32"),
         ({"unit": "patch"}, ValueError, "unit must be one of token, lattice, stage3, column, got 'patch'"),
         ({"size": (32, 102)}, ValueError, "size must be a multiple of 4x4 (unit token), got 32x102"),
-        ({"size": (36, 100), "unit": "stage3"}, ValueError,
-         "size must be a multiple of 8x4 (unit stage3), got 36x100"),
+        ({"size": (36, 100), "unit": "stage3"}, ValueError, "size must be a multiple of 8x4 (unit stage3), got 36x100"),
         ({"size": (0, 100), "unit": "column"}, ValueError, "size must be a multiple of 0x4 (unit column), got 0x100"),
         ({"mask_ratio": 1.5}, ValueError, "mask_ratio must be in 0..1, got 1.5"),
-        ({"num_blocks": -1}, ValueError,
-         "num_blocks must be 0 or more, and 0 below a width of 16, got -1 at width 128"),
+        (
+            {"num_blocks": -1},
+            ValueError,
+            "num_blocks must be 0 or more, and 0 below a width of 16, got -1 at width 128",
+        ),
         ({"size": (32, 12)}, ValueError, "num_blocks must be 0 or more, and 0 below a width of 16, got 1 at width 12"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(changes, error, message):
     with pytest.raises(error) as caught:
         ops.draw_masks(**({"index": torch.arange(3), "seed": 0, "epoch": 0} | VIT | changes))

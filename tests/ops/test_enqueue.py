@@ -64,18 +64,30 @@ def test_no_host_synchronisation(case):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((torch.zeros(0, 3), torch.tensor(0), torch.zeros(1, 3)), ValueError,
-         "queue must have K >= 1 rows, got [0, 3]"),
+        (
+            (torch.zeros(0, 3), torch.tensor(0), torch.zeros(1, 3)),
+            ValueError,
+            "queue must have K >= 1 rows, got [0, 3]",
+        ),
         ((torch.zeros(5, 3), torch.tensor([0]), torch.zeros(1, 3)), ValueError, "pointer must be [], got [1]"),
         ((torch.zeros(5, 3), 0, torch.zeros(1, 3)), TypeError, "pointer must be a tensor [], got int"),
-        ((torch.zeros(5, 3), torch.tensor(0.0), torch.zeros(1, 3)), TypeError,
-         "pointer must be an int64 tensor [], got torch.float32"),
-        ((torch.zeros(5, 3), torch.tensor(0), torch.zeros(1, 4)), ValueError,
-         "keys must be [n, 3] like queue, got [1, 4]"),
-        ((torch.zeros(5, 3), torch.tensor(0, device="meta"), torch.zeros(1, 3)), ValueError,
-         "pointer must be on cpu like queue, got meta"),
+        (
+            (torch.zeros(5, 3), torch.tensor(0.0), torch.zeros(1, 3)),
+            TypeError,
+            "pointer must be an int64 tensor [], got torch.float32",
+        ),
+        (
+            (torch.zeros(5, 3), torch.tensor(0), torch.zeros(1, 4)),
+            ValueError,
+            "keys must be [n, 3] like queue, got [1, 4]",
+        ),
+        (
+            (torch.zeros(5, 3), torch.tensor(0, device="meta"), torch.zeros(1, 3)),
+            ValueError,
+            "pointer must be on cpu like queue, got meta",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error) as caught:
         ops.enqueue_(*arguments)

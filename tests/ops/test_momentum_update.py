@@ -56,14 +56,23 @@ def test_parameters_record_no_graph(case):
         (([torch.zeros(2)], [], 0.9), ValueError, "source must have 1 tensors like target, got 0"),
         (([torch.zeros(2)], [torch.zeros(3)], 0.9), ValueError, "source[0] must be [2] like target[0], got [3]"),
         (([torch.zeros(2)], [torch.zeros(2)], 1.1), ValueError, "m must be in 0..1, got 1.1"),
-        (([torch.zeros(2)], [torch.zeros(2).half()], 0.9), TypeError,
-         "source[0] must be torch.float32 like target[0], got torch.float16"),
-        (([torch.zeros(2).long()], [torch.zeros(2).long()], 0.9), TypeError,
-         "target[0] must be a floating-point tensor [2], got torch.int64"),
-        (([torch.zeros(2)], [torch.zeros(2, device="meta")], 0.9), ValueError,
-         "source[0] must be on cpu like target[0], got meta"),
+        (
+            ([torch.zeros(2)], [torch.zeros(2).half()], 0.9),
+            TypeError,
+            "source[0] must be torch.float32 like target[0], got torch.float16",
+        ),
+        (
+            ([torch.zeros(2).long()], [torch.zeros(2).long()], 0.9),
+            TypeError,
+            "target[0] must be a floating-point tensor [2], got torch.int64",
+        ),
+        (
+            ([torch.zeros(2)], [torch.zeros(2, device="meta")], 0.9),
+            ValueError,
+            "source[0] must be on cpu like target[0], got meta",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error) as caught:
         ops.momentum_update_(*arguments)

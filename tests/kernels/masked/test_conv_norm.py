@@ -38,9 +38,18 @@ def unit(given, sites, stride, padding, backend, *, relu=True, group_size=None):
     """Results of the operation and every gradient."""
     x, weight, norm_weight, norm_bias, residual = leaves = [t.detach().clone().requires_grad_() for t in given[:5]]
     y = ops.masked_conv_norm(
-        x, weight, sites, norm_weight, norm_bias, stride=stride, padding=padding, residual=residual, relu=relu,
-        group_size=group_size, backend=backend,
-    )  # fmt: skip
+        x,
+        weight,
+        sites,
+        norm_weight,
+        norm_bias,
+        stride=stride,
+        padding=padding,
+        residual=residual,
+        relu=relu,
+        group_size=group_size,
+        backend=backend,
+    )
     y.backward(given[5])
     return [y.detach(), *(leaf.grad for leaf in leaves)]
 

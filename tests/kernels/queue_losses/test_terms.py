@@ -88,9 +88,13 @@ def test_against_float64_operations(backend, launch, images, frames, subwords, w
             expected.append((kl, torch.zeros(()), kl))
         else:
             result = ops.relational_loss(
-                term.query, term.key, term.queue, query_permuted=term.query_permuted, alpha=term.alpha,
+                term.query,
+                term.key,
+                term.queue,
+                query_permuted=term.query_permuted,
+                alpha=term.alpha,
                 backend="reference",
-            )  # fmt: skip
+            )
             expected.append(result)
         total = total + weight * expected[-1][0]
     wanted = torch.autograd.grad(total, leaves(exact))
@@ -172,8 +176,10 @@ def test_opcheck_and_compile(backend):
 
     def step(*queries):
         rows = iter(queries)
-        made = [t._replace(query=next(rows), query_permuted=next(rows) if t.query_permuted is not None else None)
-                for t in terms[:3]]  # fmt: skip
+        made = [
+            t._replace(query=next(rows), query_permuted=next(rows) if t.query_permuted is not None else None)
+            for t in terms[:3]
+        ]
         made += [terms[3]._replace(query=made[0].query), terms[4]._replace(query=made[1].query)]
         return sum(r.loss for r in ops.relational_losses(made, backend=backend, launch="scheduled"))
 

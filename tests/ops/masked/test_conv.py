@@ -62,8 +62,16 @@ def test_conv_matches_the_oracle(case, dtype, size, kernel, stride, padding):
 
 @conv_cases
 @settings(max_examples=15, deadline=None)
-@given(h=st.integers(1, 5), w=st.integers(1, 5), k=st.integers(1, 3), s=st.integers(1, 2), p=st.integers(0, 1),
-       c=st.integers(1, 3), o=st.integers(1, 3), seed=st.integers(0, 9))  # fmt: skip
+@given(
+    h=st.integers(1, 5),
+    w=st.integers(1, 5),
+    k=st.integers(1, 3),
+    s=st.integers(1, 2),
+    p=st.integers(0, 1),
+    c=st.integers(1, 3),
+    o=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
 def test_conv_shapes(case, h, w, k, s, p, c, o, seed):
     h, w = max(h, k), max(w, k)
     out = out_size((h, w), (k, k), (s, s), (p, p))
@@ -198,29 +206,60 @@ SITES = Sites(torch.ones(2, 1, 4, 8, dtype=torch.bool), torch.ones(2, 1, 8, 7, d
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 4), torch.zeros(5, 3, 1, 1), SITES), ValueError,
-         "masked_conv2d: x must be [B, C, h, w], got [2, 3, 4]"),
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 4, 1, 1), SITES), ValueError,
-         "masked_conv2d: weight must be [O, 3, kh, kw] like x, got [5, 4, 1, 1]"),
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 3, 3, 3), SITES), ValueError,
-         "masked_conv2d: sites.active must be [2, 1, 2, 6] like the output, got [2, 1, 4, 8]"),
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 8, 9), torch.zeros(5, 3, 2, 2), SITES, stride=(2, 1)), ValueError,
-         "masked_conv2d: sites.source must be [2, 1, 8, 9] like x, got [2, 1, 8, 7]"),
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 8, 9), torch.zeros(5, 3, 2, 2), Sites(SITES.active, None),
-                                   stride=(2, 1)), TypeError,
-         "masked_conv2d: sites.source must be a tensor [2, 1, 8, 9], got NoneType"),
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 3, 1, 1), SITES, stride=0), ValueError,
-         "masked_conv2d: kernel and stride must be 1 or more and padding 0 or more, got (1, 1), 0, 0"),
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 2, 2), torch.zeros(5, 3, 3, 3), SITES), ValueError,
-         "masked_conv2d: x must be at least as large as the kernel (3, 3), got [2, 3, 2, 2]"),
-        (lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 3, 1, 1, device="meta"), SITES), ValueError,
-         "masked_conv2d: weight must be on cpu like x, got meta"),
-        (lambda: ops.masked_max_pool2d(torch.zeros(2, 3, 8, 7), SITES, kernel_size=2, stride=2, padding=2), ValueError,
-         "masked_max_pool2d: padding must be at most half of 2, got 2"),
-        (lambda: ops.masked_max_pool2d(torch.zeros(2, 3, 8, 7).int(), SITES, kernel_size=2, stride=2), TypeError,
-         "masked_max_pool2d: x must be a floating-point tensor [B, C, h, w], got torch.int32"),
+        (
+            lambda: ops.masked_conv2d(torch.zeros(2, 3, 4), torch.zeros(5, 3, 1, 1), SITES),
+            ValueError,
+            "masked_conv2d: x must be [B, C, h, w], got [2, 3, 4]",
+        ),
+        (
+            lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 4, 1, 1), SITES),
+            ValueError,
+            "masked_conv2d: weight must be [O, 3, kh, kw] like x, got [5, 4, 1, 1]",
+        ),
+        (
+            lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 3, 3, 3), SITES),
+            ValueError,
+            "masked_conv2d: sites.active must be [2, 1, 2, 6] like the output, got [2, 1, 4, 8]",
+        ),
+        (
+            lambda: ops.masked_conv2d(torch.zeros(2, 3, 8, 9), torch.zeros(5, 3, 2, 2), SITES, stride=(2, 1)),
+            ValueError,
+            "masked_conv2d: sites.source must be [2, 1, 8, 9] like x, got [2, 1, 8, 7]",
+        ),
+        (
+            lambda: ops.masked_conv2d(
+                torch.zeros(2, 3, 8, 9), torch.zeros(5, 3, 2, 2), Sites(SITES.active, None), stride=(2, 1)
+            ),
+            TypeError,
+            "masked_conv2d: sites.source must be a tensor [2, 1, 8, 9], got NoneType",
+        ),
+        (
+            lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 3, 1, 1), SITES, stride=0),
+            ValueError,
+            "masked_conv2d: kernel and stride must be 1 or more and padding 0 or more, got (1, 1), 0, 0",
+        ),
+        (
+            lambda: ops.masked_conv2d(torch.zeros(2, 3, 2, 2), torch.zeros(5, 3, 3, 3), SITES),
+            ValueError,
+            "masked_conv2d: x must be at least as large as the kernel (3, 3), got [2, 3, 2, 2]",
+        ),
+        (
+            lambda: ops.masked_conv2d(torch.zeros(2, 3, 4, 8), torch.zeros(5, 3, 1, 1, device="meta"), SITES),
+            ValueError,
+            "masked_conv2d: weight must be on cpu like x, got meta",
+        ),
+        (
+            lambda: ops.masked_max_pool2d(torch.zeros(2, 3, 8, 7), SITES, kernel_size=2, stride=2, padding=2),
+            ValueError,
+            "masked_max_pool2d: padding must be at most half of 2, got 2",
+        ),
+        (
+            lambda: ops.masked_max_pool2d(torch.zeros(2, 3, 8, 7).int(), SITES, kernel_size=2, stride=2),
+            TypeError,
+            "masked_max_pool2d: x must be a floating-point tensor [B, C, h, w], got torch.int32",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(call, error, message):
     with pytest.raises(error) as caught:
         call()

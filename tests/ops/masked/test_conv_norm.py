@@ -29,9 +29,13 @@ def composed(x, weight, sites, norm_weight, norm_bias, *, stride, padding, **opt
 @all_cases
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("group_size", [None, 2])
-@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [
-    ((4, 7), (3, 3), (1, 1), (1, 1)), ((4, 7), (2, 2), (2, 1), (0, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((4, 7), (3, 3), (1, 1), (1, 1)),
+        ((4, 7), (2, 2), (2, 1), (0, 1)),
+    ],
+)
 def test_equals_its_two_parts(case, dtype, group_size, size, kernel, stride, padding):
     sites = random_sites(5, size, out_size(size, kernel, stride, padding), 3, case.device)
     mine, theirs = (tensors(sites, size, kernel, dtype, case.device) for _ in range(2))
@@ -100,19 +104,35 @@ X, WEIGHT, ONES = torch.zeros(2, 3, 4, 8), torch.zeros(5, 3, 1, 1), torch.ones(5
 @pytest.mark.parametrize(
     ("arguments", "changes", "error", "message"),
     [
-        ((X, torch.zeros(5, 4, 1, 1), SITES, ONES, ONES), {}, ValueError,
-         "weight must be [O, 3, kh, kw] like x, got [5, 4, 1, 1]"),
-        ((X, WEIGHT, SITES, torch.ones(3), ONES), {}, ValueError,
-         "norm_weight must be [5] like the outputs of weight, got [3]"),
-        ((X, WEIGHT, SITES, ONES, ONES.int()), {}, TypeError,
-         "norm_bias must be a floating-point tensor [5], got torch.int32"),
-        ((X, WEIGHT, SITES, ONES, ONES), {"residual": X}, ValueError,
-         "residual must be [2, 5, 4, 8] like the result, got [2, 3, 4, 8]"),
+        (
+            (X, torch.zeros(5, 4, 1, 1), SITES, ONES, ONES),
+            {},
+            ValueError,
+            "weight must be [O, 3, kh, kw] like x, got [5, 4, 1, 1]",
+        ),
+        (
+            (X, WEIGHT, SITES, torch.ones(3), ONES),
+            {},
+            ValueError,
+            "norm_weight must be [5] like the outputs of weight, got [3]",
+        ),
+        (
+            (X, WEIGHT, SITES, ONES, ONES.int()),
+            {},
+            TypeError,
+            "norm_bias must be a floating-point tensor [5], got torch.int32",
+        ),
+        (
+            (X, WEIGHT, SITES, ONES, ONES),
+            {"residual": X},
+            ValueError,
+            "residual must be [2, 5, 4, 8] like the result, got [2, 3, 4, 8]",
+        ),
         ((X, WEIGHT, SITES, ONES, ONES), {"eps": 0.0}, ValueError, "eps must be above 0, got 0.0"),
         ((X, WEIGHT, SITES, ONES, ONES), {"group_size": 0}, ValueError, "group_size must be above 0, got 0"),
         ((X, WEIGHT, SITES, ONES, ONES.to("meta")), {}, ValueError, "norm_bias must be on cpu like x, got meta"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(arguments, changes, error, message):
     with pytest.raises(error) as caught:
         ops.masked_conv_norm(*arguments, **changes)

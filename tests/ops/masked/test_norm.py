@@ -145,21 +145,45 @@ SITES = Sites(torch.ones(5, 1, 3, 4, dtype=torch.bool), None)
     ("arguments", "changes", "error", "message"),
     [
         ((torch.zeros(5, 6, 12), ONES, ONES, SITES), {}, ValueError, "x must be [B, C, h, w], got [5, 6, 12]"),
-        ((torch.zeros(5, 6, 3, 4), ONES[:5], ONES, SITES), {}, ValueError,
-         "weight must be [6] like the channels of x, got [5]"),
-        ((torch.zeros(5, 6, 3, 4), ONES, ONES.int(), SITES), {}, TypeError,
-         "bias must be a floating-point tensor [6], got torch.int32"),
-        ((torch.zeros(5, 6, 3, 5), ONES, ONES, SITES), {}, ValueError,
-         "sites.active must be [5, 1, 3, 5] like x, got [5, 1, 3, 4]"),
-        ((torch.zeros(5, 6, 3, 4), ONES, ONES, SITES), {"residual": torch.zeros(5, 6, 3, 1)}, ValueError,
-         "residual must be [5, 6, 3, 4] like x, got [5, 6, 3, 1]"),
+        (
+            (torch.zeros(5, 6, 3, 4), ONES[:5], ONES, SITES),
+            {},
+            ValueError,
+            "weight must be [6] like the channels of x, got [5]",
+        ),
+        (
+            (torch.zeros(5, 6, 3, 4), ONES, ONES.int(), SITES),
+            {},
+            TypeError,
+            "bias must be a floating-point tensor [6], got torch.int32",
+        ),
+        (
+            (torch.zeros(5, 6, 3, 5), ONES, ONES, SITES),
+            {},
+            ValueError,
+            "sites.active must be [5, 1, 3, 5] like x, got [5, 1, 3, 4]",
+        ),
+        (
+            (torch.zeros(5, 6, 3, 4), ONES, ONES, SITES),
+            {"residual": torch.zeros(5, 6, 3, 1)},
+            ValueError,
+            "residual must be [5, 6, 3, 4] like x, got [5, 6, 3, 1]",
+        ),
         ((torch.zeros(5, 6, 3, 4), ONES, ONES, SITES), {"eps": 0.0}, ValueError, "eps must be above 0, got 0.0"),
-        ((torch.zeros(5, 6, 3, 4), ONES, ONES, SITES), {"group_size": 0}, ValueError,
-         "group_size must be above 0, got 0"),
-        ((torch.zeros(5, 6, 3, 4, device="meta"), ONES, ONES, SITES), {}, ValueError,
-         "weight must be on meta like x, got cpu"),
+        (
+            (torch.zeros(5, 6, 3, 4), ONES, ONES, SITES),
+            {"group_size": 0},
+            ValueError,
+            "group_size must be above 0, got 0",
+        ),
+        (
+            (torch.zeros(5, 6, 3, 4, device="meta"), ONES, ONES, SITES),
+            {},
+            ValueError,
+            "weight must be on meta like x, got cpu",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(arguments, changes, error, message):
     with pytest.raises(error) as caught:
         ops.masked_batch_norm(*arguments, **changes)

@@ -22,9 +22,7 @@ CNN = {
 
 def drawn(case, unit, width, count=4):
     index = torch.arange(count, device=case.device)
-    return ops.draw_masks(
-        index, seed=1, epoch=0, size=(32, width), unit=unit, mask_ratio=0.7, num_blocks=1
-    )  # fmt: skip
+    return ops.draw_masks(index, seed=1, epoch=0, size=(32, width), unit=unit, mask_ratio=0.7, num_blocks=1)
 
 
 @all_cases
@@ -90,14 +88,20 @@ def test_all_visible_and_all_hidden_stay_so(case, rule):
         ((torch.zeros(2, 4, 25), CNN[100]), TypeError, "mask must be a bool tensor [B, gh, gw], got torch.float32"),
         ((torch.zeros(2, 1, 4, 25).bool(), CNN[100]), ValueError, "mask must be [B, gh, gw], got [2, 1, 4, 25]"),
         ((torch.zeros(2, 4, 25).bool(), CNN[100], "all"), ValueError, "rule must be one of anchored, any, got 'all'"),
-        ((torch.zeros(2, 4, 25).bool(), [(8, 25), (4, 28)]), ValueError,
-         "stages must each be a multiple of the mask's 4x25 or follow from the stage before it by / n, + 1 or - 1 "
-         "an axis, got 4x28 after 8x25"),
-        ((torch.zeros(2, 4, 25).bool(), [(0, 25)]), ValueError,
-         "stages must each be a multiple of the mask's 4x25 or follow from the stage before it by / n, + 1 or - 1 "
-         "an axis, got 0x25 after 4x25"),
+        (
+            (torch.zeros(2, 4, 25).bool(), [(8, 25), (4, 28)]),
+            ValueError,
+            "stages must each be a multiple of the mask's 4x25 or follow from the stage before it by / n, + 1 or - 1 "
+            "an axis, got 4x28 after 8x25",
+        ),
+        (
+            (torch.zeros(2, 4, 25).bool(), [(0, 25)]),
+            ValueError,
+            "stages must each be a multiple of the mask's 4x25 or follow from the stage before it by / n, + 1 or - 1 "
+            "an axis, got 0x25 after 4x25",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error) as caught:
         ops.active_sites(*arguments)

@@ -115,15 +115,24 @@ def test_gradient_goes_to_the_query_only_and_survives_enqueue(case):
         ({"key": torch.zeros(3, 9)}, ValueError, "key must be [N, 8] like query, got [3, 9]"),
         ({"queue": torch.zeros(0, 8)}, ValueError, "queue must have K >= 1 rows, got [0, 8]"),
         ({"query_rows": torch.zeros(3)}, TypeError, "query_rows must be an int64 tensor [R], got torch.float32"),
-        ({"query_rows": torch.tensor([0, 1])}, ValueError,
-         "query rows and key rows must pair up, at least one, got 2 and 3"),
-        ({"query_rows": torch.tensor([0]), "key_rows": torch.tensor([], dtype=torch.int64)}, ValueError,
-         "query rows and key rows must pair up, at least one, got 1 and 0"),
-        ({"key_rows": torch.zeros(4, dtype=torch.int64, device="meta")}, ValueError,
-         "key_rows must be on cpu like query, got meta"),
+        (
+            {"query_rows": torch.tensor([0, 1])},
+            ValueError,
+            "query rows and key rows must pair up, at least one, got 2 and 3",
+        ),
+        (
+            {"query_rows": torch.tensor([0]), "key_rows": torch.tensor([], dtype=torch.int64)},
+            ValueError,
+            "query rows and key rows must pair up, at least one, got 1 and 0",
+        ),
+        (
+            {"key_rows": torch.zeros(4, dtype=torch.int64, device="meta")},
+            ValueError,
+            "key_rows must be on cpu like query, got meta",
+        ),
         ({"tau": -1.0, "key": unit_rows(4, 8, 1)}, ValueError, "tau must be above 0, got -1.0"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(changes, error, message):
     arguments = {"query": unit_rows(4, 8, 0), "key": unit_rows(3, 8, 1), "queue": unit_rows(9, 8, 2)}
     with pytest.raises(error) as caught:

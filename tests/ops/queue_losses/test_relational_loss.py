@@ -192,8 +192,9 @@ def test_non_contiguous_inputs(case):
     query, key, queue, _ = inputs(6, 20, 8, case)
     strided = [torch.stack([t, t], dim=2)[:, :, 0].T.contiguous().T for t in (query, key, queue)]
     assert not strided[0].is_contiguous()
-    assert_near(case(ops.relational_loss, *strided).loss, case(ops.relational_loss, query, key, queue).loss,
-                torch.float32)  # fmt: skip
+    assert_near(
+        case(ops.relational_loss, *strided).loss, case(ops.relational_loss, query, key, queue).loss, torch.float32
+    )
 
 
 def bad(**changes):
@@ -207,20 +208,22 @@ def bad(**changes):
         ({"queue": torch.zeros(65536, 256)}, ValueError, "queue must be [K, 128] like query, got [65536, 256]"),
         ({"query": [1.0]}, TypeError, "query must be a tensor [M, D], got list"),
         ({"query": torch.zeros(4, 2, 64)}, ValueError, "query must be [M, D], got [4, 2, 64]"),
-        ({"query": torch.zeros(4, 128, dtype=torch.int64)}, TypeError,
-         "query must be a floating-point tensor [M, D], got torch.int64"),
+        (
+            {"query": torch.zeros(4, 128, dtype=torch.int64)},
+            TypeError,
+            "query must be a floating-point tensor [M, D], got torch.int64",
+        ),
         ({"key": torch.zeros(5, 128)}, ValueError, "key must be [4, 128] like query, got [5, 128]"),
         ({"queue": torch.zeros(0, 128)}, ValueError, "queue must have K >= 1 rows, got [0, 128]"),
         ({"query": torch.zeros(0, 128)}, ValueError, "query must have M >= 1 rows, got [0, 128]"),
-        ({"query_permuted": torch.zeros(4, 64)}, ValueError,
-         "query_permuted must be [4, 128] like query, got [4, 64]"),
+        ({"query_permuted": torch.zeros(4, 64)}, ValueError, "query_permuted must be [4, 128] like query, got [4, 64]"),
         ({"queue": torch.zeros(9, 128, device="meta")}, ValueError, "queue must be on cpu like query, got meta"),
         ({"tau_kl": 0.0}, ValueError, "tau_kl must be above 0, got 0.0"),
         ({"tau_info": math.nan}, ValueError, "tau_info must be above 0, got nan"),
         ({"tau_info": "0.07"}, TypeError, "tau_info must be a number, got str"),
         ({"alpha": None}, TypeError, "alpha must be a number, got NoneType"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(changes, error, message):
     with pytest.raises(error) as caught:
         ops.relational_loss(**bad(**changes))
