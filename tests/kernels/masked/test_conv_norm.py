@@ -1,4 +1,4 @@
-"""Convolution and batch norm as one Triton operation: statistics from the convolution's tiles, and what lies between."""
+"""Convolution and batch norm as one Triton operation: statistics from tiles, and the map between the two."""
 
 import pytest
 import torch

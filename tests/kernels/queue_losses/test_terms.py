@@ -1,4 +1,4 @@
-"""All loss terms of a step in one call: values and gradients as of the single operations, in one launch a pass or many."""
+"""All loss terms of a step in one call give what the single operations give, in one launch for each pass or many."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which stages of a masked pass are computed sparsely: the table, the order of the environment, and CUDA without a count."""
+"""Which stages of a masked pass are computed sparsely: the table, the environment's order, CUDA without a count."""
 
 import pytest
 import torch
