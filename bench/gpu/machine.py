@@ -95,7 +95,7 @@ def _plugins(setting: Setting) -> list[str]:
 
 def tests(setting: Setting, folders: tuple[str, ...]) -> Rows:
     """The suite's tests of what runs on a GPU (not the ahead-of-time builds); failures with their first lines."""
-    chosen = setting.choose(folders, ("tests/ops/test_queue.py",))
+    chosen = setting.choose(folders, ("tests/ops/test_enqueue.py",))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
         command = [

@@ -24,9 +24,12 @@ from bench.gpu.setting import Rows, Setting
 from bench.ops.masked import masks_of
 from bench.ops.queue_losses import ALPHA, TAU_INFO, TAU_KL, unit
 from rcmstr_fast import env, ops
-from rcmstr_fast.kernels import masked_conv, relational_loss, runtime, tiles
-from rcmstr_fast.kernels.masked_tiles import ConvTile
-from rcmstr_fast.kernels.tiles import Tile
+from rcmstr_fast.kernels import runtime
+from rcmstr_fast.kernels.masked import conv
+from rcmstr_fast.kernels.masked.tiles import ConvTile
+from rcmstr_fast.kernels.queue_losses import tiles
+from rcmstr_fast.kernels.queue_losses.problem import level_problem
+from rcmstr_fast.kernels.queue_losses.tiles import Tile
 from rcmstr_fast.measure import timer
 
 STAGES = (2, 3, 4)
@@ -79,7 +82,7 @@ def losses(setting: Setting, width: int = 128) -> Rows:
         return [{"status": "not run", "reason": "the tiles of the losses need a CUDA GPU"}]
     device, count, keys = setting.torch_device, setting.choose(13312, 64), setting.choose(65536, 256)
     query, permuted, key, queue = (unit(n, width, i, "cuda") for i, n in enumerate((count, count, count, keys)))
-    problem = relational_loss.level_problem([query, permuted], key, queue, TAU_INFO, TAU_KL, ALPHA)
+    problem = level_problem([query, permuted], key, queue, TAU_INFO, TAU_KL, ALPHA)
     _, _, coefficients = problem.row_terms(problem.launch("stats"))
     rows: Rows = []
     for kind, extra in (("stats", ()), ("gradient", (coefficients,))):
@@ -182,22 +185,22 @@ def convolutions(setting: Setting) -> Rows:
     candidates = setting.choose(CONV_TILES, ((32, 16, 16, 4, 2),))
     device, rounds = setting.torch_device, setting.choose(20, 1)
     for shape in conv_shapes(setting):
-        conv = MaskedConv(shape, device)
-        runs: dict[tuple[str, str], Callable[[], Any]] = {("lists", "sites"): conv.lists}
-        runs |= {("cuDNN", kind): partial(conv.dense, kind) for kind in ("forward", "data", "weight")}
+        masked = MaskedConv(shape, device)
+        runs: dict[tuple[str, str], Callable[[], Any]] = {("lists", "sites"): masked.lists}
+        runs |= {("cuDNN", kind): partial(masked.dense, kind) for kind in ("forward", "data", "weight")}
         for (way, kind), run in runs.items():
             timed = timer.captured(run)[0] if device.type == "cuda" else run
             times = timer.measure(timed, device, rounds=rounds, cold=True)
             rows.append({"what": "masked convolution", "shape": shape.name, "way": way, "pass": kind, **times.row()})
         for kind, function in (("forward", "tile"), ("weight", "weight_tile"), ("both", "tile")):
-            expected = conv.pass_of(kind)
+            expected = masked.pass_of(kind)
             head = {"what": "conv tile", "shape": shape.name, "pass": kind}
-            found = tried(partial(conv.pass_of, kind), expected, device, rounds, graph=True)
+            found = tried(partial(masked.pass_of, kind), expected, device, rounds, graph=True)
             rows.append(head | {"shipped": True} | found)
             for values in candidates:
                 tile = ConvTile(*values)
-                with replaced(masked_conv, function, tile):
-                    found = tried(partial(conv.pass_of, kind), expected, device, rounds, graph=True)
+                with replaced(conv, function, tile):
+                    found = tried(partial(masked.pass_of, kind), expected, device, rounds, graph=True)
                 rows.append(head | {"shipped": False, "tile": vars(tile)} | found)
             setting.keep(rows)
     return rows

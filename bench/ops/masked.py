@@ -56,7 +56,7 @@ def block_pass(stage: str, channels: int, batch: int, ratio: float, dtype: torch
     def run() -> Tensor:
         (stored,) = ops.masked_storage([sites], backend=os.environ["RCMSTR_FAST_BACKEND"])
         # A block inside a stage gets what its storage gives: the conversion is not part of it.
-        x = stored.rows.pack(images) if getattr(stored, "packed", False) else images
+        x = stored.take_in(images, None) if getattr(stored, "kept", False) else images
         x = x.detach().requires_grad_()
         with weights.shared():
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
