@@ -89,7 +89,7 @@ def test_kernels_import_torch_and_triton_only():
 
 def test_operations_reach_the_extension_through_one_module():
     users = {p.name for p in SOURCES if layer(p) == "ops" and "rcmstr_fast._C" in imports(p)}
-    assert {name for name in users if "augment" not in str(name)} == {"native.py"}
+    assert users == {"native.py"}
 
 
 def test_an_operation_and_its_kernels_have_one_name():

@@ -438,5 +438,5 @@ def test_backends_say_why_they_cannot(monkeypatch):
     with pytest.raises(dispatch.BackendError, match="backend cuda cannot"):
         augment_views(images, seed=0, epoch=0, index=torch.arange(1), num_views=1, size=(8, 12), backend="cuda")
     for module, reason in ((None, "is missing"), (object(), "is older")):
-        monkeypatch.setattr(compiled, "_C", module)
+        monkeypatch.setattr(native, "extension", module)
         assert reason in compiled.missing()[0] and cuda.missing() == compiled.missing()

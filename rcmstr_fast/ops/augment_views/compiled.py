@@ -6,22 +6,18 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast import env, random
+from rcmstr_fast.ops import native
 from rcmstr_fast.ops.augment_views.parameters import ROW, table
 from rcmstr_fast.ops.augment_views.presets import AugmentPreset
-
-try:
-    from rcmstr_fast import _C  # type: ignore[attr-defined]
-except ImportError:
-    _C = None
 
 _U64 = (1 << 64) - 1
 
 
 def missing() -> list[str]:
     """Why the compiled module cannot be used."""
-    if _C is None:
+    if native.extension is None:
         return ["the compiled module rcmstr_fast._C is missing (`pip install -e .` builds it)"]
-    return [] if hasattr(_C, "augment_views") else ["rcmstr_fast._C is older than this package (build it again)"]
+    return [] if native.has("augment_draw") else ["rcmstr_fast._C is older than this package (build it again)"]
 
 
 def draw(index: Tensor, seed: int, epoch: int, presets: tuple[AugmentPreset, ...]) -> Tensor:
@@ -33,9 +29,9 @@ def draw(index: Tensor, seed: int, epoch: int, presets: tuple[AugmentPreset, ...
         views = len(list(run))
         args = (index.data_ptr(), rows[first].data_ptr(), views, len(index), seed & _U64, epoch, random.AUGMENT + first)
         if index.is_cuda:
-            _C.augment_draw_cuda(*args, table(preset).data_ptr(), torch.cuda.current_stream().cuda_stream)
+            native.extension.augment_draw_cuda(*args, table(preset).data_ptr(), torch.cuda.current_stream().cuda_stream)
         else:
-            _C.augment_draw(*args, table(preset).data_ptr(), env.threads())
+            native.extension.augment_draw(*args, table(preset).data_ptr(), env.threads())
         first += views
     return rows
 
@@ -56,7 +52,7 @@ def apply(images: Tensor, rows: Tensor, order: Tensor | None = None, dtype: torc
     to = (dtype == torch.bfloat16, 0 if where is None else where.data_ptr(), patches)
     args = (*addresses, len(rows), *images.shape[:3], *to)
     if images.is_cuda:
-        _C.augment_views_cuda(*args, torch.cuda.current_stream().cuda_stream)
+        native.extension.augment_views_cuda(*args, torch.cuda.current_stream().cuda_stream)
     else:
-        _C.augment_views(*args, env.threads())
+        native.extension.augment_views(*args, env.threads())
     return views.permute(0, 1, 4, 2, 3)

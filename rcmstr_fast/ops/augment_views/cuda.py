@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rcmstr_fast.ops import native
 from rcmstr_fast.ops.augment_views import compiled
 from rcmstr_fast.ops.augment_views.presets import AugmentPreset
 
@@ -34,7 +35,7 @@ def missing() -> list[str]:
     """Why this machine or build has no CUDA version."""
     if reasons := compiled.missing():
         return reasons
-    if not compiled._C.cuda:
+    if not native.extension.cuda:
         return ["rcmstr_fast._C was built without CUDA (no nvcc at build time)"]
     return [] if torch.cuda.is_available() else ["torch finds no CUDA device"]
 
