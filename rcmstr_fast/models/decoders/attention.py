@@ -107,9 +107,7 @@ class SelectiveAttentionDecoder(AttentionDecoder):
     go through the gate D * (W D + b), and are what the attention looks at. Its queries have a bias of their own.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, hidden: int = 256, *, max_length: int = MAX_LENGTH
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, hidden: int = 256, *, max_length: int = MAX_LENGTH) -> None:
         """Make a decoder; see `AttentionDecoder`."""
         memory = 2 * in_channels
         super().__init__(

@@ -103,9 +103,7 @@ class AutoregressiveDecoder(nn.Module):
             if bool(ended.all()):
                 break
         each = torch.stack(probabilities, dim=1)
-        return Trace(
-            torch.stack(written, dim=1), each.prod(1), each, torch.stack(looked, dim=1) if attention else None
-        )
+        return Trace(torch.stack(written, dim=1), each.prod(1), each, torch.stack(looked, dim=1) if attention else None)
 
 
 def teacher(targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,7 @@ class CTCDecoder(nn.Module):
     num_special = 1
     default_memory = "frames"
 
-    def __init__(
-        self, in_channels: int, num_classes: int, hidden: int = 256, *, max_length: int = MAX_LENGTH
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, hidden: int = 256, *, max_length: int = MAX_LENGTH) -> None:
         """Make a decoder; `num_classes` counts the blank, `hidden` is LSTM units a direction."""
         super().__init__()
         self.max_length = max_length

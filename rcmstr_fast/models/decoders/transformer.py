@@ -161,9 +161,7 @@ class TransformerDecoder(AutoregressiveDecoder):
     def _advance(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         end = state.position + ids.shape[1]
         if end > len(self.positions):
-            raise ValueError(
-                f"TransformerDecoder: words must have at most {self.max_length} characters, got {end - 1}"
-            )
+            raise ValueError(f"TransformerDecoder: words must have at most {self.max_length} characters, got {end - 1}")
         x = self.dropout(self.embedding(ids) + self.positions[state.position : end])
         seen, last, attention = [], self.layers[-1], None
         for layer, memory, before in zip(self.layers, state.memory, state.characters, strict=True):
