@@ -1,5 +1,7 @@
 """`rcmstr probe`: a decoder over an encoder, trained and tested."""
 
+import os
+
 from jsonargparse import ArgumentParser, Namespace
 
 from rcmstr_fast.cli.arguments import add_dataclass, to_dataclass
@@ -18,7 +20,9 @@ def run(arguments: Namespace) -> int:
     """Train and test, or read a finished run, and print its table."""
     config = to_dataclass(ProbeConfig, arguments)
     from rcmstr_fast.evaluation.probe import probe
-    from rcmstr_fast.evaluation.report import table
+    from rcmstr_fast.evaluation.report import full_table
 
-    print(table(probe(config)))
+    result = probe(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(full_table(result))
     return 0

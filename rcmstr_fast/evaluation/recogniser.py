@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rcmstr_fast.config import ConfigError, ModelConfig, num_frames, resolve_model
 from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.models import build_encoder, build_rectifier
-from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder
+from rcmstr_fast.models.batch_norm import GroupedBatchNorm
+from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder, frames_needed
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.train.checkpoint import write_whole
 
@@ -81,7 +82,7 @@ class Recogniser(nn.Module):
         _check_memory(self.model, decoder_name, self.memory)
         taken = {"tokens": encoder.token_channels, "frames": encoder.out_channels}
         channels = taken.get(self.memory, sum(taken.values()))
-        self.scale = nn.BatchNorm1d(channels, affine=False) if normalise else nn.Identity()
+        self.scale = GroupedBatchNorm(channels, 1, affine=False) if normalise else nn.Identity()
         self.decoder = build_decoder(decoder_name, channels, len(charset), hidden=hidden, max_length=max_length)
         if frozen:
             self.rectifier.requires_grad_(False)
@@ -104,6 +105,15 @@ class Recogniser(nn.Module):
     def num_frames(self) -> int:
         """Frames T of the encoder's sequence."""
         return num_frames(self.model)
+
+    @property
+    def ctc_frames(self) -> int:
+        """Frames that a CTC path has; 0 for other decoders."""
+        return self.num_frames if self.decoder_name.startswith("ctc") else 0
+
+    def beyond_ctc(self, text: str) -> bool:
+        """Whether no path of this decoder spells the text, because CTC has too few frames."""
+        return 0 < self.ctc_frames < frames_needed(text)
 
     def autocast(self) -> torch.autocast:
         """The precision of training and reading."""
@@ -145,28 +155,29 @@ class Recogniser(nn.Module):
         targets = nn.utils.rnn.pad_sequence(ids, batch_first=True)
         device = frames.device
         with self.autocast():
-            return self.decoder.loss(self._scaled(frames), targets.to(device), lengths.to(device))
+            return self.decoder.loss(self.scale(frames), targets.to(device), lengths.to(device))
+
+    def loss_terms(self, texts: Sequence[str]) -> int:
+        """How many terms `loss` of these texts is the mean of."""
+        return self.decoder.terms([len(text) for text in texts])
 
     @torch.no_grad()
     def read(self, frames: Tensor) -> tuple[list[str], list[float]]:
         """What `frames` gave, `[B, N, C]`, to B texts and their confidences in [0, 1]."""
         with self.autocast():
-            ids, confidence = self.decoder.greedy(self._scaled(frames))
+            ids, confidence = self.decoder.greedy(self.scale(frames))
         return self.texts(ids), confidence.tolist()
 
     @torch.no_grad()
     def trace(self, frames: Tensor) -> Trace:
         """The same texts as ids, with the probability of each character and where the decoder looked for it."""
         with self.autocast():
-            return self.decoder.trace(self._scaled(frames))
+            return self.decoder.trace(self.scale(frames))
 
     def texts(self, ids: Tensor) -> list[str]:
         """The decoder's ids `[B, L]` to B texts."""
         first = self.decoder.num_special
         return [self.charset.decode([i for i in row if i >= first], first) for row in ids.tolist()]
-
-    def _scaled(self, frames: Tensor) -> Tensor:
-        return self.scale(frames.flatten(0, 1)).view_as(frames)
 
     def read_images(self, images: np.ndarray) -> tuple[list[str], list[float]]:
         """Pictures [B, H, W, 3] uint8 at the input size to B texts and confidences, in evaluation mode."""

@@ -1,5 +1,6 @@
 """What the decoders that write one character after the other share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,9 +66,9 @@ class AutoregressiveDecoder(nn.Module):
         logits = self(frames, inputs).float()
         return F.cross_entropy(logits.flatten(0, 1), outputs.flatten(), ignore_index=PAD)
 
-    def weight(self, lengths: Tensor) -> Tensor:
-        """How many terms `loss` is the mean of, 0-d int64: characters and an [EOS] a word."""
-        return (lengths + 1).sum()
+    def terms(self, lengths: Sequence[int]) -> int:
+        """How many terms `loss` is the mean of, for words of these lengths: their characters and an [EOS] each."""
+        return sum(lengths) + len(lengths)
 
     def greedy(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Write the most probable character until every word has ended ([SOS] and [PAD] are never written).

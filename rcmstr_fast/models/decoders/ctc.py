@@ -57,9 +57,9 @@ class CTCDecoder(nn.Module):
         steps = torch.full_like(lengths, frames.shape[1])
         return F.ctc_loss(log_probs, targets.clamp_min(0), steps, lengths, blank=BLANK, zero_infinity=True)
 
-    def weight(self, lengths: Tensor) -> Tensor:
-        """How many terms `loss` is the mean of, 0-d int64: the words."""
-        return torch.full_like(lengths.sum(), len(lengths))
+    def terms(self, lengths: Sequence[int]) -> int:
+        """How many terms `loss` is the mean of, for words of these lengths: the words."""
+        return len(lengths)
 
     @torch.no_grad()
     def greedy(self, frames: Tensor) -> tuple[Tensor, Tensor]:
