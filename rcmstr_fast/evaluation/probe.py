@@ -169,9 +169,9 @@ def _digest(encoder: str) -> str:
 
 
 def _identity(digest: str, data: ProbeData) -> str:
-    """Digest of the encoder and of the words: what a checkpoint depends on beyond the configuration."""
+    """Digest of the encoder, the words and the form of the state: what a checkpoint depends on beyond its fields."""
     words = repr([(w.records.tolist(), w.labels) for w in (data.train, data.val)])
-    return hashlib.sha256((digest + words).encode()).hexdigest()
+    return hashlib.sha256(f"2 {digest}{words}".encode()).hexdigest()
 
 
 def _adopt(folder: RunFolder, config: ProbeConfig) -> None:
