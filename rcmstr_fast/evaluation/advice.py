@@ -19,7 +19,7 @@ def emptied(protocol: Protocol, label: str) -> bool:
 
 
 def fitting_protocol(labels: Sequence[str]) -> str:
-    """The strictest of cased94, bctr (Chinese) and exact that leaves nine tenths of the labels with something to read."""
+    """The strictest of cased94, bctr (Chinese) and exact that leaves nine tenths of the labels something to read."""
     chinese = 2 * sum(any(_CJK[0] <= c <= _CJK[1] for c in label) for label in labels) > len(labels)
     for name in ("cased94", "bctr") if chinese else ("cased94",):
         if name == "bctr":
@@ -78,7 +78,8 @@ def _better(protocol: Protocol, labels: Sequence[str]) -> str:
             if left >= _FITS * len(labels):
                 return f"charset={charset} with protocols=[{name}] keeps {left}"
         found = set("".join(targets))
-    return f"a charset file with the {len(found)} characters of these labels, with protocols=[{list(names)[-1]}], keeps all"
+    own = f"a charset file with the {len(found)} characters of these labels"
+    return f"{own}, with protocols=[{list(names)[-1]}], keeps all"
 
 
 def _share(protocol: Protocol, labels: Sequence[str]) -> float:

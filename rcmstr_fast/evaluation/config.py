@@ -142,7 +142,8 @@ class FinetuneConfig(ProbeConfig):  # noqa: D101 (the fields and their meaning a
     mode: Literal["frozen", "finetune", "scratch"] = "finetune"
 
 
-#: Fields that may differ when a run is continued: they change where, how fast and in what division, not what, is computed.
+#: Fields that may differ when a run is continued: they change where, how fast and in what division, not what, is
+#: computed.
 FREE_FIELDS = (
     "run", "title", "device", "workers", "decoder_threads", "cache_gib", "log_every", "accumulate",
 )  # fmt: skip

@@ -245,6 +245,6 @@ class Fit:
             x.copy_(part.view(x.shape))
 
     def _set_rng(self, own: dict[str, Tensor]) -> None:
-        torch.set_rng_state(own["cpu"])
+        torch.set_rng_state(own["cpu"].clone())  # torch reads from the start of the storage, whatever the view
         if self.world.device.type == "cuda" and "cuda" in own:
-            torch.cuda.set_rng_state(own["cuda"], self.world.device)
+            torch.cuda.set_rng_state(own["cuda"].clone(), self.world.device)

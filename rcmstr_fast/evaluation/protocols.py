@@ -129,7 +129,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "u14m36",
-            "labels > 25 and those without any of the 94 characters / no spaces, lower-case, non-alphanumerics stripped",
+            "labels > 25 and those without any of the 94 / no spaces, lower-case, non-alphanumerics stripped",
             _outside_all_94,
             lower_alphanumeric,
         ),

@@ -107,7 +107,7 @@ def table(result: RunResult) -> str:
 
 
 def words_table(result: RunResult) -> str:
-    """What became of every word: kept and left out by reason, which add up to the total; empty where it is not known."""
+    """What became of every word: kept and left out by reason add up to the total; empty where it is not known."""
     parts = result.info.get("words", {})
     rows = [
         (name, entry["total"], entry["kept"], ", ".join(f"{n} {reason}" for reason, n in entry["dropped"].items()), "")

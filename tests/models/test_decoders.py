@@ -162,7 +162,7 @@ def norm(layer: nn.LayerNorm, x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def test_transformer_is_that_of_dig():
-    """Memory through linear and LayerNorm without positions; unscaled embeddings with sinusoids; no bias in attention."""
+    """Memory through linear and LayerNorm without positions; plain embeddings with sinusoids; no attention bias."""
     torch.manual_seed(0)
     decoder = SMALL["transformer"]().double().eval()
     for layer in decoder.modules():
