@@ -19,20 +19,20 @@ def add_arguments(parser: ArgumentParser, cls: type[ProbeConfig] = ProbeConfig) 
         help="share of the training words that is used, in (0, 1]; several (0.01 0.1 1) make a grid of runs",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=list[int], default=[], help="seeds of a grid of runs (0 1 2); empty: seed alone"
+        "--seeds", type=int | list[int], default=[], help="seeds of a grid of runs (0 1 2); empty: seed alone"
     )
     parser.spread = ("--subset", "--seeds")  # type: ignore[attr-defined]
 
 
 def run(arguments: Namespace) -> int:
     """Train and test, or read finished runs, and print their table."""
-    subsets = arguments.subset if isinstance(arguments.subset, list) else [arguments.subset]
+    subsets, seeds = (x if isinstance(x, list) else [x] for x in (arguments.subset, arguments.seeds))
     arguments.subset = subsets[0] if subsets else 1.0
     config = to_dataclass(ProbeConfig, arguments)
-    if arguments.seeds or len(subsets) != 1:
+    if seeds or len(subsets) != 1:
         from rcmstr_fast.evaluation.grid import run_grid
 
-        text = run_grid(config, subsets, arguments.seeds or [config.seed])
+        text = run_grid(config, subsets, seeds or [config.seed])
     else:
         from rcmstr_fast.evaluation.probe import probe
         from rcmstr_fast.evaluation.report import full_table

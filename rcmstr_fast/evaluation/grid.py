@@ -126,7 +126,7 @@ def grid_table(cells: Sequence[Cell], results: Sequence[RunResult]) -> str:
     protocols = {entry.protocol for entry in results[0].sets}
     heads = sets.values() if len(protocols) == 1 else sets  # N differs between protocols
     return markdown(
-        ["labels", "training words", "seeds", "protocol", *(f"{x} %" for x in heads), "mean %"], rows, left=1
+        ["labels", "training words", "seeds", "protocol", *(f"{x} %" for x in heads), "mean %"], rows, left=4
     )
 
 
