@@ -28,18 +28,19 @@ def lines(run):
 
 
 def close(one, other, tolerance=1e-4):
-    """Metrics and weights of two divisions of the same run."""
+    """Metrics, and weights (which move by some 3e-4), of two divisions of the same run."""
     for a, b in zip(lines(one), lines(other), strict=True):
         assert a == pytest.approx(b, rel=tolerance, abs=tolerance), a["step"]
     a, b = (checkpoint.load(run / "checkpoints/last.pt")["recogniser"] for run in (one, other))
     assert a.keys() == b.keys()
     for name, x in a.items():
-        torch.testing.assert_close(x.float(), b[name].float(), rtol=tolerance, atol=tolerance, msg=name)
+        torch.testing.assert_close(x.float(), b[name].float(), rtol=tolerance, atol=1e-5, msg=name)
 
 
-#: AdaDelta is nearly linear in small gradients; Adam makes whole steps of their rounding.
+#: AdaDelta is nearly linear in small gradients, where Adam makes whole steps of their rounding; small steps, since so
+#: small a network with batch norm amplifies rounding from step to step.
 TRAINED = {"mode": "finetune", "bn_group_size": 4, "steps": 3, "eval_every": 3, "log_every": 1, "augment": "light",
-           "decoder": "attention", "optimizer": "adadelta", "lr": 1.0}  # fmt: skip
+           "decoder": "attention", "optimizer": "adadelta", "lr": 0.02}  # fmt: skip
 FROZEN = {"decoder": "ctc", "steps": 9, "eval_every": 3, "log_every": 1}
 
 
