@@ -28,18 +28,18 @@ def lines(run):
 
 
 def close(one, other, tolerance=1e-4):
-    """Metrics, and weights (which move by some 3e-4), of two divisions of the same run."""
+    """Metrics, and weights (which move by some 1e-4), of two divisions of the same run."""
     for a, b in zip(lines(one), lines(other), strict=True):
         assert a == pytest.approx(b, rel=tolerance, abs=tolerance), a["step"]
     a, b = (checkpoint.load(run / "checkpoints/last.pt")["recogniser"] for run in (one, other))
     assert a.keys() == b.keys()
     for name, x in a.items():
-        torch.testing.assert_close(x.float(), b[name].float(), rtol=tolerance, atol=1e-5, msg=name)
+        torch.testing.assert_close(x.float(), b[name].float(), rtol=0, atol=1e-5, msg=name)
 
 
-#: AdaDelta is nearly linear in small gradients, where Adam makes whole steps of their rounding; small steps, since so
-#: small a network with batch norm amplifies rounding from step to step.
-TRAINED = {"mode": "finetune", "bn_group_size": 4, "steps": 3, "eval_every": 3, "log_every": 1, "augment": "light",
+#: One step of a trained encoder: so small a network in float32 amplifies the rounding of a division to per mille in two
+#: (ties of max pools on white paper). AdaDelta is nearly linear in small gradients, where Adam takes whole steps.
+TRAINED = {"mode": "finetune", "bn_group_size": 4, "steps": 1, "log_every": 1, "augment": "light",
            "decoder": "attention", "optimizer": "adadelta", "lr": 0.02}  # fmt: skip
 FROZEN = {"decoder": "ctc", "steps": 9, "eval_every": 3, "log_every": 1}
 
@@ -61,7 +61,7 @@ def test_two_processes_equal_one(tmp_path, fields):
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path):
-    words = [f"{name}={json.dumps(value)}" for name, value in (TRAINED | {"steps": 2, "eval_every": 2}).items()]
+    words = [f"{name}={json.dumps(value)}" for name, value in TRAINED.items()]
     tiny_config(tmp_path)
     assert main([str(tmp_path / "whole"), str(tmp_path), *words]) == 0
     assert main([str(tmp_path / "parts"), str(tmp_path), *words, "accumulate=4"]) == 0
