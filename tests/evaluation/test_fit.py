@@ -27,13 +27,15 @@ def lines(run):
     return [{name: x for name, x in line.items() if name not in CLOCK} for line in found]
 
 
-def close(one, other, tolerance=1e-4):
+def close(one, other, tolerance=1e-4, but=()):
     """Metrics, and weights (which move by some 1e-4), of two divisions of the same run."""
     for a, b in zip(lines(one), lines(other), strict=True):
         assert a == pytest.approx(b, rel=tolerance, abs=tolerance), a["step"]
     a, b = (checkpoint.load(run / "checkpoints/last.pt")["recogniser"] for run in (one, other))
     assert a.keys() == b.keys()
     for name, x in a.items():
+        if any(word in name for word in but):
+            continue
         torch.testing.assert_close(x.float(), b[name].float(), rtol=0, atol=1e-5, msg=name)
 
 
@@ -65,7 +67,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     tiny_config(tmp_path)
     assert main([str(tmp_path / "whole"), str(tmp_path), *words]) == 0
     assert main([str(tmp_path / "parts"), str(tmp_path), *words, "accumulate=4"]) == 0
-    close(tmp_path / "whole", tmp_path / "parts")
+    close(tmp_path / "whole", tmp_path / "parts", but=("running", "batches_tracked"))  # they move once a micro-batch
 
 
 @pytest.mark.slow
