@@ -11,6 +11,7 @@ from bench import data
 from bench.conftest import Bench, median_ms
 from rcmstr_fast.config import PretrainConfig, resolve
 from rcmstr_fast.measure.pipeline import Sample, sample
+from rcmstr_fast.methods import settings
 
 CASES = [(stage, provider) for stage, names in data.PROVIDERS.items() for provider in names]
 
@@ -25,7 +26,7 @@ def words(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     folder = tmp_path_factory.mktemp("data") / "words"
     made = SynthConfig(out=str(folder), count=count, samples=0)
     made.processes = 1 if bench.size == "tiny" else 0
-    config = PretrainConfig()
+    config = PretrainConfig(method=settings("rcmstr"))
     config.data.roots = [str(render_lmdb(made))]
     config.train.global_batch_size, config.train.device = min(count, 64), bench.device.type
     yield sample(resolve(config))

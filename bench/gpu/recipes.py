@@ -4,6 +4,7 @@ from typing import Any
 
 from bench.gpu.setting import Setting
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
+from rcmstr_fast.methods import settings
 
 #: Values by dotted field of PretrainConfig, such as {"model.encoder": "vit_tiny"}.
 Fields = dict[str, Any]
@@ -20,9 +21,10 @@ def configured(values: Fields, changes: tuple[str, ...] = ()) -> PretrainConfig:
     """
     import yaml
 
-    config = PretrainConfig()
     parsed = {name: yaml.safe_load(text) for name, _, text in (change.partition("=") for change in changes)}
-    for name, value in (values | parsed).items():
+    fields = values | parsed
+    config = PretrainConfig(method=settings(fields.get("method.name", "rcmstr")))
+    for name, value in fields.items():
         *outer, last = name.split(".")
         place: Any = config
         for part in outer:

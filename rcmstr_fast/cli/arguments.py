@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -39,6 +40,14 @@ class Parser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    #: Options that take several words, `--name a b c`, beside the list in one, `--name [a,b,c]`.
+    spread: tuple[str, ...] = ()
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Any:
+        """Parse; see `spread`."""
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(_joined(given, self.spread), namespace, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a ConfigError."""
@@ -77,6 +86,21 @@ class Parser(ArgumentParser):
         return f"; did you mean {near[0]}?" if near else "; --help lists the fields"
 
 
+def _joined(words: list[str], options: tuple[str, ...]) -> list[str]:
+    """Words after one of the options, up to the next option, as one list."""
+    found: list[str] = []
+    at = 0
+    while at < len(words):
+        end = at + 1
+        if words[at] in options:
+            while end < len(words) and not words[end].startswith("--"):
+                end += 1
+        values = words[at + 1 : end]
+        found += [words[at], f"[{','.join(values)}]"] if len(values) > 1 else [words[at], *values]
+        at = end
+    return found
+
+
 def _wrong_value(message: str) -> str | None:
     """jsonargparse's several lines about a value of the wrong type, in one."""
     field = re.search(r'Parser key "(.+?)":', message)
@@ -90,10 +114,10 @@ def _wrong_value(message: str) -> str | None:
     return f"{field[1]}: expected {' or '.join(kinds)}, got {got[1].strip()}{hint}"
 
 
-def add_dataclass(parser: ArgumentParser, cls: type) -> None:
-    """Add `--config FILE.yaml` and one dotted argument for each field of a configuration dataclass."""
+def add_dataclass(parser: ArgumentParser, cls: type, skip: set[str] | None = None) -> None:
+    """Add `--config FILE.yaml` and one dotted argument for each field of a configuration dataclass but `skip`."""
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below; flags win over it")
-    parser.add_class_arguments(cls)
+    parser.add_class_arguments(cls, skip=set(skip or ()))
 
 
 def to_dataclass(cls: type[T], arguments: Namespace) -> T:

@@ -3,7 +3,6 @@
 from jsonargparse import ArgumentParser
 
 from rcmstr_fast.cli import probe
-from rcmstr_fast.cli.arguments import add_dataclass
 from rcmstr_fast.evaluation.config import FinetuneConfig
 
 NAME = "finetune"
@@ -14,4 +13,4 @@ run = probe.run
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Every field of ProbeConfig; mode is finetune unless it is given."""
-    add_dataclass(parser, FinetuneConfig)
+    probe.add_arguments(parser, FinetuneConfig)

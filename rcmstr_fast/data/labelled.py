@@ -26,6 +26,7 @@ class LabelledSet:
         normalise: applied to every label first; None: labels stay as they are.
         max_length: longest label in characters, after normalisation.
         unknown: what a label with a character outside the charset means: its record is dropped, or an error.
+        reject: normalised label -> why its record is dropped all the same, or None.
 
     Attributes:
         records: [n] int64 record numbers of the source, ascending.
@@ -45,6 +46,7 @@ class LabelledSet:
         normalise: Callable[[str], str] | None = None,
         max_length: int = MAX_LENGTH,
         unknown: Literal["drop", "error"] = "drop",
+        reject: Callable[[str], str | None] | None = None,
     ) -> None:
         self.source, self.charset, self.total = source, charset, len(source)
         self.dropped: Counter[str] = Counter()
@@ -55,6 +57,8 @@ class LabelledSet:
             for record, raw in zip(chunk, source.labels(chunk)):
                 label = normalise(raw) if normalise and raw is not None else raw
                 reason = self._reason_against(label, max_length)
+                if reason is None and reject is not None and label is not None:
+                    reason = reject(label)
                 if label is None or reason is not None:
                     if reason == "outside the charset" and unknown == "error":
                         raise ConfigError(

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from rcmstr_fast.evaluation.apart import check_contents, without_copies
 from rcmstr_fast.evaluation.config import ProbeConfig
 from rcmstr_fast.evaluation.decoder_data import Words, open_words, split_words, training_words
 from rcmstr_fast.evaluation.protocols import Protocol
-from rcmstr_fast.evaluation.recogniser import Recogniser
+from rcmstr_fast.evaluation.recogniser import Precision, Recogniser
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train.export import load_encoder
 
@@ -30,13 +31,17 @@ class ProbeData:
         train: usable training words, labelled with the first protocol's normalised strings.
         val: validation words, labelled likewise.
         tests: name -> labelled words as stored.
-        dropped: reason -> training words left out.
+        dropped: reason -> records of the training roots left out; with `train` they add up to `total`.
+        total: records of the training roots.
+        val_dropped: reason -> validation words left out.
     """
 
     train: Words
     val: Words
     tests: dict[str, Words]
     dropped: dict[str, int]
+    total: int = 0
+    val_dropped: dict[str, int] = field(default_factory=dict)
 
     def listing(self, config: ProbeConfig) -> str:
         """The record numbers used for training and validation, as JSON."""
@@ -53,7 +58,9 @@ def _listed(words: Words, roots: list[str]) -> dict[str, list]:
     return {"roots": roots, "sizes": [int(n) for n in words.source.sizes], "records": words.records.tolist()}
 
 
-def open_data(config: ProbeConfig, protocol: Protocol, charset: Charset, tests: dict[str, str]) -> ProbeData:
+def open_data(
+    config: ProbeConfig, protocol: Protocol, charset: Charset, tests: dict[str, str], ctc_frames: int = 0
+) -> ProbeData:
     """Open every set, check that they are apart, split, choose and normalise.
 
     Args:
@@ -61,36 +68,48 @@ def open_data(config: ProbeConfig, protocol: Protocol, charset: Charset, tests: 
         protocol: the first protocol of the run.
         charset: of the decoder.
         tests: name -> folder.
+        ctc_frames: frames T of a CTC decoder; 0: another decoder.
     Raises:
         ConfigError: a set that cannot be read, has no usable word, or overlaps another one.
     """
-    usable = training_words(config.train, protocol, charset)
+    usable = training_words(config.train, protocol, charset, max_length=config.max_length, ctc_frames=ctc_frames)
     train, val = split_words(usable, 0.0 if config.val else config.val_fraction, config.subset, config.seed)
     dropped = dict(usable.dropped)
+    if len(val):
+        dropped["for validation"] = len(val)
+    unused = len(usable) - len(train) - len(val)
+    if unused:
+        dropped["not in the subset"] = unused
     if not config.val and len(val):
         train, copies = without_copies(train, val)
         if copies:
             dropped["copy of a validation word"] = copies
             _log.warning("train: %d words are left out, whose pictures are also those of validation words", copies)
+    val_dropped: dict[str, int] = {}
     sets, inside = {"train": train}, {"val": val} if len(val) else {}
     if config.val:
-        sets["val"] = open_words(config.val, "val")
-        val, inside = _validation_targets(sets["val"], protocol), {}
+        sets["val"], inside = open_words(config.val, "val"), {}
+        val, val_dropped = _validation_targets(sets["val"], protocol)
     opened = {name: open_words([path], f"test {name}") for name, path in tests.items()}
     check_contents(config, sets, {f"test {name}": words for name, words in opened.items()}, inside)
-    return ProbeData(train, val, opened, dropped)
+    return ProbeData(train, val, opened, dropped, usable.total, val_dropped)
 
 
-def _validation_targets(words: Words, protocol: Protocol) -> Words:
-    """The words that count under the protocol, labelled with its normalised strings."""
+def _validation_targets(words: Words, protocol: Protocol) -> tuple[Words, dict[str, int]]:
+    """The words that count under the protocol, labelled with its normalised strings, and why the others do not.
+
+    Words of whose labels nothing is left are no validation words: reading nothing would count as reading them.
+    """
     targets = [protocol.target(label) for label in words.labels]
-    kept = [i for i, (_, reason) in enumerate(targets) if reason is None]
+    reasons = [reason or (None if target else "empty after normalisation") for target, reason in targets]
+    kept = [i for i, reason in enumerate(reasons) if reason is None]
     if not kept:
         raise ConfigError(f"val must hold words that count under {protocol.name}, got none among {len(words)}")
-    return Words(words.source, words.records[kept], [targets[i][0] for i in kept])
+    dropped = dict(Counter(reason for reason in reasons if reason))
+    return Words(words.source, words.records[kept], [targets[i][0] for i in kept]), dropped
 
 
-def build_recogniser(config: ProbeConfig, charset: Charset) -> Recogniser:
+def build_recogniser(config: ProbeConfig, charset: Charset, precision: Precision = "fp32") -> Recogniser:
     """The untrained decoder on the encoder that the configuration names.
 
     Weights that are not read from a file depend on `config.seed` alone; those of the decoder do not depend on
@@ -108,7 +127,7 @@ def build_recogniser(config: ProbeConfig, charset: Charset) -> Recogniser:
         return Recogniser(
             model, rectifier, encoder, decoder, charset,
             hidden=config.decoder_hidden, frozen=config.mode == "frozen", bn=config.bn,
-            normalise=config.normalise,
+            normalise=config.normalise, memory=config.memory, max_length=config.max_length, precision=precision,
         )  # fmt: skip
 
 

@@ -4,6 +4,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rcmstr_fast.config import ConfigError, ModelConfig, as_list
+from rcmstr_fast.fields import check_fields, number
+
+#: optimiser -> learning rate, schedule, weight decay: RCLSTR's, DiG's and SeqCLR's recipes (SPEC section 14, point 8).
+_RECIPES: dict[str, tuple[float, str, float]] = {
+    "adam": (5e-4, "one_cycle", 0.0),
+    "adamw": (1e-4, "cosine", 0.05),
+    "adadelta": (10.0, "step", 1e-4),
+}
 
 
 @dataclass
@@ -21,7 +29,12 @@ class ProbeConfig:
             or all of it from untrained weights (scratch).
         bn: batch norm of a frozen encoder while the decoder trains: the running statistics, or the batch's,
             with the running statistics re-estimated (what the released RCLSTR code does).
-        decoder: the decoder; auto: ctc for the CNN, transformer for the ViT.
+        decoder: the decoder; auto: ctc for the CNN, transformer for the ViT (docs/protocols.md describes them).
+        memory: what the decoder reads of the encoder: tokens (every patch of the ViT; the visual frames V of the CNN),
+            frames (the encoder's sequence: a ViT's column means, a CNN's V or, with model.sequence=bilstm, H), or both
+            side by side (SeqCLR's (H, V)); auto: tokens for the transformer, frames for the others.
+        max_length: longest text in characters: longer labels are no training words, and a decoder that writes
+            character by character stops there.
         decoder_hidden: LSTM units a direction of the CTC and attention decoders.
         normalise: bring each channel of the frames to mean 0 and deviation 1 (batch norm without weights) before the
             decoder, which then learns faster; no part of the published protocols.
@@ -41,7 +54,18 @@ class ProbeConfig:
         epochs: passes over the training words; used where steps is 0.
         steps: optimiser steps; 0: by `epochs`.
         batch_size: words a step (fewer where the training set is smaller).
-        lr: highest learning rate of Adam under the one-cycle schedule.
+        accumulate: forward passes a step, one after the other: less memory, the same step.
+        train_weights: relative share of each folder of `train` in an epoch (MJ and ST half and half: 1 1); empty: by
+            their usable words.
+        bn_group_size: words that share batch-norm statistics while the encoder trains; 0: those of a forward pass.
+        optimizer: adam, adamw or adadelta (docs/protocols.md says whose recipe each is).
+        lr: highest learning rate; null: 5e-4 (adam), 1e-4 (adamw), 10 (adadelta).
+        schedule: one_cycle, cosine (linear warm-up, then down to min_lr), or step (a tenth from 60 %, a hundredth from
+            80 % of the run on); null: one_cycle (adam), cosine (adamw), step (adadelta).
+        warmup_steps: of cosine and step; null: a tenth of the run (cosine), 0 (step).
+        min_lr: end of the cosine.
+        weight_decay: null: 0 (adam), 0.05 (adamw), 1e-4 (adadelta).
+        layer_decay: factor of the learning rate from each layer of the encoder to the one below; 1: all alike.
         clip: gradient-norm limit; 0: off.
         eval_every: steps between validations and checkpoints; 0: twenty times in the run.
         log_every: steps between lines of metrics.jsonl.
@@ -55,41 +79,67 @@ class ProbeConfig:
 
     run: str = "runs/probe"
     title: str = ""
-    seed: int = 0
+    seed: int = number(0, low=0)
     encoder: str = ""
     like: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     mode: Literal["frozen", "finetune", "scratch"] = "frozen"
     bn: Literal["running", "batch"] = "running"
-    decoder: Literal["auto", "ctc", "attention", "transformer"] = "auto"
-    decoder_hidden: int = 256
+    decoder: Literal["auto", "ctc", "ctc_linear", "attention", "attention_rclstr", "transformer"] = "auto"
+    memory: Literal["auto", "tokens", "frames", "both"] = "auto"
+    max_length: int = number(25, low=1)
+    decoder_hidden: int = number(256, low=1)
     normalise: bool = False
     charset: str = "36"
     train: list[str] | str = field(default_factory=list)
     val: list[str] | str = field(default_factory=list)
-    val_fraction: float = 0.1
+    val_fraction: float = number(0.1, low=0, below=1)
     test: list[str] | str = field(default_factory=list)
     rotate: Literal["encoder", "never", "tall"] = "encoder"
     allow_overlap: bool = False
-    subset: float = 1.0
+    subset: float = number(1.0, above=0, high=1)
     protocols: list[str] | str = field(default_factory=lambda: ["fewer_labels36"])
     augment: Literal["light", "none"] = "light"
-    epochs: int = 10
-    steps: int = 0
-    batch_size: int = 256
-    lr: float = 5e-4
-    clip: float = 5.0
-    eval_every: int = 0
-    log_every: int = 10
+    epochs: int = number(10, low=0)
+    steps: int = number(0, low=0)
+    batch_size: int = number(256, low=1)
+    accumulate: int = number(1, low=1)
+    train_weights: list[float] = number([], above=0)
+    bn_group_size: int = number(0, low=0)
+    optimizer: Literal["adam", "adamw", "adadelta"] = "adam"
+    lr: float | None = number(None, above=0)
+    schedule: Literal["one_cycle", "cosine", "step"] | None = None
+    warmup_steps: int | None = number(None, low=0)
+    min_lr: float = number(0.0, low=0)
+    weight_decay: float | None = number(None, low=0)
+    layer_decay: float = number(1.0, above=0, high=1)
+    clip: float = number(5.0, low=0)
+    eval_every: int = number(0, low=0)
+    log_every: int = number(10, low=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int = 0
-    decoder_threads: int = 0
-    cache_gib: float = 4.0
+    workers: int = number(0, low=0)
+    decoder_threads: int = number(0, low=0)
+    cache_gib: float = number(4.0, low=0)
 
     def __post_init__(self) -> None:
         for name in ("train", "val", "test", "protocols"):
             setattr(self, name, as_list(getattr(self, name)))
+
+    @property
+    def resolved_lr(self) -> float:
+        """`lr`, or that of the optimiser's recipe."""
+        return self.lr if self.lr is not None else _RECIPES[self.optimizer][0]
+
+    @property
+    def resolved_schedule(self) -> str:
+        """`schedule`, or that of the optimiser's recipe."""
+        return self.schedule or _RECIPES[self.optimizer][1]
+
+    @property
+    def resolved_weight_decay(self) -> float:
+        """`weight_decay`, or that of the optimiser's recipe."""
+        return self.weight_decay if self.weight_decay is not None else _RECIPES[self.optimizer][2]
 
 
 @dataclass
@@ -98,8 +148,11 @@ class FinetuneConfig(ProbeConfig):  # noqa: D101 (the fields and their meaning a
     mode: Literal["frozen", "finetune", "scratch"] = "finetune"
 
 
-#: Fields that may differ when a run is continued: they change where and how fast, not what, is computed.
-FREE_FIELDS = ("run", "title", "device", "workers", "decoder_threads", "cache_gib", "log_every")
+#: Fields that may differ when a run is continued: they change where, how fast and in what division, not what, is
+#: computed.
+FREE_FIELDS = (
+    "run", "title", "device", "workers", "decoder_threads", "cache_gib", "log_every", "accumulate",
+)  # fmt: skip
 
 
 def check(config: ProbeConfig) -> None:
@@ -108,7 +161,9 @@ def check(config: ProbeConfig) -> None:
     Raises:
         ConfigError: naming the field, what was expected and what came.
     """
+    check_fields(config)
     scratch = config.mode == "scratch"
+    one_cycle = config.resolved_schedule == "one_cycle"
     rules = [
         (config.encoder or scratch, "encoder must name a run folder, an encoder.safetensors, or be `random`",
          config.encoder),
@@ -120,20 +175,15 @@ def check(config: ProbeConfig) -> None:
         (bool(config.train), "train must name at least one folder", config.train),
         (bool(config.test), "test must name at least one set, name=folder", config.test),
         (bool(config.protocols), "protocols must name at least one protocol", config.protocols),
-        (config.val or 0 < config.val_fraction < 1, "val_fraction must be in (0, 1) where val is empty",
+        (config.val or config.val_fraction > 0, "val_fraction must be more than 0 where val is empty",
          config.val_fraction),
-        (0 < config.subset <= 1, "subset must be in (0, 1]", config.subset),
         (config.steps > 0 or config.epochs > 0, "epochs or steps must be positive", (config.epochs, config.steps)),
-        (config.steps >= 0, "steps must be 0 or more", config.steps),
-        (config.decoder_hidden >= 1, "decoder_hidden must be 1 or more", config.decoder_hidden),
-        (config.batch_size >= 1, "batch_size must be 1 or more", config.batch_size),
-        (config.lr > 0, "lr must be positive", config.lr),
-        (config.clip >= 0, "clip must be 0 or more", config.clip),
-        (config.eval_every >= 0, "eval_every must be 0 or more", config.eval_every),
-        (config.log_every >= 1, "log_every must be 1 or more", config.log_every),
-        (config.workers >= 0, "workers must be 0 or more", config.workers),
-        (config.decoder_threads >= 0, "decoder_threads must be 0 or more", config.decoder_threads),
-        (config.cache_gib >= 0, "cache_gib must be 0 or more", config.cache_gib),
+        (not config.train_weights or len(config.train_weights) == len(config.train),
+         "train_weights must be one number for each folder of train", config.train_weights),
+        (config.layer_decay == 1 or config.mode != "frozen", "layer_decay goes with a trained encoder, not mode=frozen",
+         config.layer_decay),
+        (not one_cycle or config.warmup_steps is None, "warmup_steps goes with schedule=cosine or step",
+         config.warmup_steps),
     ]  # fmt: skip
     for holds, expected, got in rules:
         if not holds:

@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, DataConfig
-from rcmstr_fast.data.charset import Charset
+from rcmstr_fast.data.charset import MAX_LENGTH, Charset
 from rcmstr_fast.data.decode import Rotate, decode_batch
 from rcmstr_fast.data.labelled import LabelledSet
 from rcmstr_fast.data.source import ImageSource, open_sources
+from rcmstr_fast.evaluation.advice import charset_warning
 from rcmstr_fast.evaluation.protocols import Protocol
 from rcmstr_fast.evaluation.recogniser import Recogniser
-from rcmstr_fast.ops import augment_views
+from rcmstr_fast.models.decoders import frames_needed
+from rcmstr_fast.train.distributed import World
 
 _GIB = 2**30
 _SHOWN = 5
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
+K, T = TypeVar("K"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Words:
     def take(self, positions: Sequence[int] | np.ndarray) -> "Words":
         """The words at these positions, in this order."""
         return Words(self.source, self.records[positions], [self.labels[i] for i in positions])
+
+    def root_sizes(self) -> list[int]:
+        """Words of each root of the source, in their order."""
+        ends = np.searchsorted(self.records, np.cumsum([int(n) for n in self.source.sizes]))
+        return np.diff(ends, prepend=0).tolist()
 
     def name(self, position: int) -> str:
         """Path (and key) of a word."""
@@ -73,20 +80,49 @@ def open_words(roots: Sequence[str], what: str) -> Words:
     return Words(source, records, [label for label in labels if label is not None])
 
 
-def training_words(roots: Sequence[str], protocol: Protocol, charset: Charset) -> LabelledSet:
+def training_words(
+    roots: Sequence[str], protocol: Protocol, charset: Charset, *, max_length: int = MAX_LENGTH, ctc_frames: int = 0
+) -> LabelledSet:
     """The records of the training roots that a decoder can learn from, labelled with the protocol's strings.
 
+    Args:
+        roots: LMDB or image folders.
+        protocol: normalises the labels.
+        charset: of the decoder.
+        max_length: longest label in characters, after normalisation.
+        ctc_frames: frames T of a CTC decoder, which cannot spell longer words; 0: another decoder.
     Raises:
         ConfigError: a root cannot be read, or no record is usable.
     """
     source = open_sources(roots)
+    beyond: list[str] = []
+
+    def reject(label: str) -> str | None:
+        if not ctc_frames or frames_needed(label) <= ctc_frames:
+            return None
+        beyond.append(label)
+        return beyond_ctc(ctc_frames)
+
     try:
-        found = LabelledSet(source, charset, normalise=lambda label: protocol.target(label)[0])
+        found = LabelledSet(
+            source, charset, normalise=lambda label: protocol.target(label)[0], max_length=max_length, reject=reject
+        )
     except ConfigError as error:
         raise ConfigError(f"train: {error}") from error
     if found.dropped:
         _log.warning("train: %s", found.describe())
+    if ctc_frames:
+        named = f": {', '.join(map(repr, beyond[:_SHOWN]))}{', ...' if len(beyond) > _SHOWN else ''}" if beyond else ""
+        _log.info("train: CTC has T = %d frames a word; %d words need more%s", ctc_frames, len(beyond), named)
+    labels = [label for label in source.labels(np.arange(len(source))) if label is not None]
+    if warning := charset_warning("train", protocol, charset, labels, len(found)):
+        _log.warning("%s", warning)
     return found
+
+
+def beyond_ctc(frames: int) -> str:
+    """Why a word is dropped that no CTC path over so many frames spells."""
+    return f"needing more than {frames} CTC frames (length + repeats)"
 
 
 def split_words(found: LabelledSet, val_fraction: float, subset: float, seed: int) -> tuple[Words, Words]:
@@ -184,21 +220,18 @@ class Feed:
         images: the pictures and their words.
     """
 
-    def __init__(
-        self, recogniser: Recogniser, images: WordImages, device: torch.device, *, bf16: bool, preset: str, seed: int
-    ) -> None:
+    def __init__(self, recogniser: Recogniser, images: WordImages, world: World, *, preset: str, seed: int) -> None:
         """Prepare.
 
         Args:
             recogniser: gives the frames.
             images: the pictures.
-            device: where the recogniser is.
-            bf16: autocast to bfloat16.
+            world: the processes; each keeps the frames of the words it owns.
             preset: augmentation of `ops.augment_views`.
             seed: of the augmentation.
         """
         self.images = images
-        self._recogniser, self._device, self._bf16 = recogniser, device, bf16
+        self._recogniser, self._world = recogniser, world
         self._preset, self._seed = preset, seed
         self._frames: Tensor | None = None
 
@@ -206,43 +239,53 @@ class Feed:
         return len(self.images)
 
     @property
+    def kept(self) -> bool:
+        """Whether the frames are kept: then each process has those of its own words alone."""
+        return self._frames is not None
+
+    @property
     def labels(self) -> list[str]:
         """Labels of all words."""
         return self.images.words.labels
-
-    def autocast(self) -> torch.autocast:
-        """The run's precision."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
     def keep_frames(
         self, limit_gib: float, batch_size: int, progress: Callable[[Iterable[T], int], Iterable[T]]
     ) -> float:
         """Compute the frames of all words once, if they fit; later `frames` calls read them from memory.
 
+        Each process does so for the words whose position is its own (position % processes == rank): the work and the
+        memory are shared out, and no frames are sent around.
+
         Args:
-            limit_gib: memory limit in GiB.
+            limit_gib: memory limit in GiB of each process.
             batch_size: words a forward pass.
             progress: shows the passing batches: (batches, their number) -> batches.
         Returns:
-            The memory taken, in GiB; 0 where they do not fit.
+            The memory taken by each process, in GiB; 0 where they do not fit.
         """
-        batches = list(self.batches(batch_size))
-        first = self._encode(self.images.get(batches[0][:1]), 0, batches[0][:1])
-        size = first[0].numel() * first.element_size() * len(self) / _GIB
-        if size > limit_gib:
+        processes = self._world.world_size
+        own = np.arange(self._world.rank, len(self), processes)
+        if len(self) < processes:
             return 0.0
-        frames = first.new_empty(len(self), *first.shape[1:])
         with torch.no_grad():
-            for positions in progress(ahead(self.images.get, batches), len(batches)):
-                where, images = positions
-                frames[torch.from_numpy(where).to(frames.device)] = self._encode(images, 0, where)
+            first = self._encode(self.images.get(own[:1]), 0, own[:1])
+            most = -(-len(self) // processes)
+            size = first[0].numel() * first.element_size() * most / _GIB
+            if size > limit_gib:
+                return 0.0
+            frames = first.new_empty(len(own), *first.shape[1:])
+            batches = _cut(own, batch_size)
+            for where, images in progress(ahead(self.images.get, batches), len(batches)):
+                frames[torch.from_numpy(where // processes).to(frames.device)] = self._encode(images, 0, where)
         self._frames = frames
         return size
 
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        """All positions in order."""
-        for start in range(0, len(self), batch_size):
-            yield np.arange(start, min(start + batch_size, len(self)))
+    def own_batches(self, batch_size: int) -> list[np.ndarray]:
+        """The positions that this process reads where each word is read once, in batches."""
+        rank, processes = self._world.rank, self._world.world_size
+        if self.kept:
+            return _cut(np.arange(rank, len(self), processes), batch_size)
+        return _cut(np.arange(len(self)), batch_size)[rank::processes]
 
     def load(self, positions: np.ndarray) -> np.ndarray | None:
         """What `frames` needs and a thread can prepare: the pictures, or None where the frames are kept."""
@@ -251,29 +294,25 @@ class Feed:
     def frames(self, positions: np.ndarray, loaded: np.ndarray | None, epoch: int, slots: np.ndarray) -> Tensor:
         """Frames [n, T, C] of n positions; `slots` [n] are their unique numbers in the epoch (augmentation)."""
         if self._frames is not None:
-            return self._frames[torch.from_numpy(positions).to(self._device)]
+            return self._frames[torch.from_numpy(positions // self._world.world_size).to(self._world.device)]
         assert loaded is not None
         return self._encode(loaded, epoch, slots)
 
     def _encode(self, images: np.ndarray, epoch: int, slots: np.ndarray) -> Tensor:
-        views = augment_views(
-            torch.from_numpy(images).to(self._device),
-            seed=self._seed,
-            epoch=epoch,
-            index=torch.from_numpy(slots).to(self._device),
-            num_views=1,
-            size=self._recogniser.size,
-            preset=self._preset,
-            dtype=torch.bfloat16 if self._bf16 else torch.float32,
-        )[0]
-        with self.autocast():
-            return self._recogniser.frames(views)
+        index = torch.from_numpy(slots).to(self._world.device)
+        pictures = torch.from_numpy(images).to(self._world.device)
+        views = self._recogniser.views(pictures, seed=self._seed, epoch=epoch, index=index, preset=self._preset)
+        return self._recogniser.frames(views)
 
 
-def ahead(make: Callable[[np.ndarray], T], keys: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, T]]:
+def _cut(positions: np.ndarray, size: int) -> list[np.ndarray]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def ahead(make: Callable[[K], T], keys: Iterable[K]) -> Iterator[tuple[K, T]]:
     """(key, make(key)) for each key, the next one made in a thread while the caller works."""
     with ThreadPoolExecutor(1) as thread:
-        waiting: tuple[np.ndarray, Future[T]] | None = None
+        waiting: tuple[K, Future[T]] | None = None
         for key in keys:
             following = key, thread.submit(make, key)
             if waiting is not None:

@@ -1,115 +1,36 @@
-"""Training of a recogniser on labelled words, with checkpoints, and reading a set of words with it."""
+"""Training of a recogniser on labelled words, in one process or many, with checkpoints."""
 
-import logging
-import math
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
+from torch import Tensor
 
-from rcmstr_fast import random
 from rcmstr_fast.config import ConfigError, RunError
 from rcmstr_fast.evaluation.config import ProbeConfig
 from rcmstr_fast.evaluation.decoder_data import Feed, ahead
 from rcmstr_fast.evaluation.metrics import score
 from rcmstr_fast.evaluation.protocols import Protocol
+from rcmstr_fast.evaluation.reading import read_words
 from rcmstr_fast.evaluation.recogniser import Recogniser
+from rcmstr_fast.evaluation.schedule import Micro, Order, Schedule, build_optimizer, learning_rate
+from rcmstr_fast.models.batch_norm import HeldStatistics, norms_of
 from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.gradients import GradientAverage
 from rcmstr_fast.train.log import Meter, RunLog
 from rcmstr_fast.train.optim import apply_gradients
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
 
-_VALIDATIONS = 20
-#: Share of the steps in which the learning rate rises, as PARSeq has it.
-_RISE = 0.075
-_LINE_SECONDS = 10
-
-_log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Lengths of a run.
-
-    Attributes:
-        batch_size: words a step.
-        steps_per_epoch: whole batches an epoch; the rest of each shuffled epoch is left out.
-        total_steps: steps of the run.
-        eval_every: steps between validations.
-    """
-
-    batch_size: int
-    steps_per_epoch: int
-    total_steps: int
-    eval_every: int
-
-    @classmethod
-    def make(cls, config: ProbeConfig, words: int) -> "Schedule":
-        """Lengths for a number of training words."""
-        batch = min(config.batch_size, words)
-        per_epoch = words // batch
-        total = config.steps or config.epochs * per_epoch
-        return cls(batch, per_epoch, total, config.eval_every or math.ceil(total / _VALIDATIONS))
-
-    def slots(self, step: int) -> tuple[int, np.ndarray]:
-        """Epoch of a 0-based step, and the slots of its words in that epoch."""
-        epoch, inside = divmod(step, self.steps_per_epoch)
-        return epoch, np.arange(inside * self.batch_size, (inside + 1) * self.batch_size)
-
-
-def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Pass items on; a bar with the time left on a terminal, a line every ten seconds elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, what, total, leave=False, file=sys.stderr, delay=1, dynamic_ncols=True)
-        return
-    began = said = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if done and now - said > _LINE_SECONDS:
-            left = (now - began) / done * (total - done)
-            _log.info("%s: %d of %d batches, eta %s", what, done, total, tqdm.format_interval(left))
-            said = now
-        yield item
-
-
-def read_words(recogniser: Recogniser, feed: Feed, batch_size: int, what: str) -> tuple[list[str], list[float]]:
-    """Read every word of a feed with the recogniser in evaluation mode.
-
-    Args:
-        recogniser: left in evaluation mode.
-        feed: the words.
-        batch_size: words a forward pass.
-        what: shown beside the progress.
-    Returns:
-        Texts and confidences in the order of the words; a broken picture reads as nothing, with confidence 0.
-    """
-    recogniser.eval()
-    texts: list[str] = []
-    confidences: list[float] = []
-    batches = list(feed.batches(batch_size))
-    with torch.no_grad():
-        for positions, loaded in progress(ahead(feed.load, batches), len(batches), what):
-            frames = feed.frames(positions, loaded, 0, positions)
-            with feed.autocast():
-                read, confidence = recogniser.read(frames)
-            texts += read
-            confidences += confidence
-    for position in feed.images.broken:
-        texts[position], confidences[position] = "", 0.0
-    return texts, confidences
-
 
 class Fit:
     """One training run.
+
+    A step is the same whatever its division: every word has the same weight in the loss of the whole batch, so the
+    gradients of processes and micro-batches add up to those of one pass over it.
 
     Attributes:
         step: steps done.
@@ -122,6 +43,7 @@ class Fit:
         recogniser: Recogniser,
         config: ProbeConfig,
         schedule: Schedule,
+        order: Order,
         world: World,
         folder: RunFolder,
         identity: str,
@@ -132,25 +54,25 @@ class Fit:
             recogniser: on its device.
             config: checked.
             schedule: lengths of the run.
-            world: the device, one process.
+            order: of the words.
+            world: this process.
             folder: where checkpoints go.
             identity: digest of what the run starts from; a checkpoint of another one is refused.
         """
-        self.recogniser, self.config, self.schedule, self.world, self.folder = (
-            recogniser, config, schedule, world, folder,
-        )  # fmt: skip
-        self.identity = identity
-        self.parameters = [p for p in recogniser.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, fused=True)
-        self.scheduler = OneCycleLR(
-            self.optimizer, config.lr, total_steps=schedule.total_steps, pct_start=_RISE, cycle_momentum=False,
-            div_factor=20, final_div_factor=1000,
-        )  # fmt: skip
+        self.recogniser, self.config, self.schedule, self.order = recogniser, config, schedule, order
+        self.world, self.folder, self.identity = world, folder, identity
+        self.parameters: list[Tensor] = [p for p in recogniser.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(recogniser, config)
+        self.gradients = GradientAverage(self.parameters, world)
+        self.statistics = HeldStatistics(norms_of(recogniser))
         self.meter = Meter()
         self.step = 0
-        self.lr = config.lr
+        self.lr = config.resolved_lr
         self.best: dict[str, float] | None = None
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._running = [x for name, x in recogniser.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        self._look = 1 if world.device.type == "cpu" else 10  # steps between looks at what the processes ask for
+        self._stopping = torch.zeros((), device=world.device)
+        self._parts = [torch.zeros(2, device=world.device)]  # loss and weight of the micro-batches of a step
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the folder, if there is one.
@@ -158,7 +80,7 @@ class Fit:
         Raises:
             ConfigError: it is damaged, or of a run with another start.
         """
-        path = checkpoint.newest(self.folder.checkpoints)
+        path = self.world.on_rank0(lambda: checkpoint.newest(self.folder.checkpoints))
         if path is None:
             return
         state = checkpoint.load(path)
@@ -168,33 +90,42 @@ class Fit:
                 "name another folder"
             )
         self.recogniser.load_changes(state["recogniser"])
+        if len(state["statistics"]) == self.world.world_size:
+            self._set_running(state["statistics"][self.world.rank])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         self.meter.load_state_dict(state["meter"], self.world)
-        torch.set_rng_state(state["rng"])
-        if self.world.device.type == "cuda" and state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"], self.world.device)
         self.step, self.best = state["step"], state["best"]
+        if len(state["rng"]["cpu"]) == self.world.world_size:
+            self._set_rng({name: rows[self.world.rank] for name, rows in state["rng"].items()})
+        else:  # another number of processes: new streams, still a function of seed and step
+            torch.manual_seed(self.config.seed + self.world.rank + 7919 * self.step)
 
     def save(self) -> None:
-        """Write `last.pt`."""
-        cuda = self.world.device.type == "cuda"
+        """Write `last.pt`; every process must call it."""
+        statistics = self.world.gather(self._flat_running()[None])
+        meter = self.meter.state_dict(self.world)
+        rng = {"cpu": self.world.gather(torch.get_rng_state()[None].to(self.world.device)).cpu()}
+        if self.world.device.type == "cuda":
+            own = torch.cuda.get_rng_state(self.world.device)[None].to(self.world.device)
+            rng["cuda"] = self.world.gather(own).cpu()
+        if self.world.rank != 0:
+            return
         state: dict[str, Any] = {
             "identity": self.identity,
             "step": self.step,
             "best": self.best,
             "recogniser": self.recogniser.changes(),
+            "statistics": statistics.cpu(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "meter": self.meter.state_dict(self.world),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.world.device) if cuda else None,
+            "meter": meter,
+            "rng": rng,
         }
         checkpoint.save(self.folder.last, state, keep_previous=True)
 
     def load_best(self) -> None:
         """Give the recogniser the weights of the best validation."""
-        self.recogniser.load_changes(checkpoint.load(self.folder.best)["recogniser"])
+        path = self.world.on_rank0(lambda: self.folder.best)
+        self.recogniser.load_changes(checkpoint.load(path)["recogniser"])
 
     def run(self, train: Feed, val: Feed, protocol: Protocol, log: RunLog) -> None:
         """Train to the last step; the best validation is in `best.pt` then.
@@ -203,56 +134,86 @@ class Fit:
             RunError: a signal (after a checkpoint), or no step of a logging window had a finite loss.
             ConfigError: no picture of a batch could be decoded.
         """
-        waited = 0.0
-        log.begin(self.step, self.schedule.total_steps)
+        waited, total = 0.0, self.schedule.total_steps
+        log.begin(self.step, total)
+        micros = self.order.micros(
+            self.step, self.config.accumulate, self.world.rank, self.world.world_size, train.kept
+        )
         with StopSignals() as signals:
-            batches = ahead(
-                train.load, (self._positions(train, s) for s in range(self.step, self.schedule.total_steps))
-            )
+            batches = ahead(lambda micro: train.load(micro.positions), micros)
             while True:
                 began = time.monotonic()
-                positions, loaded = next(batches, (None, None))
+                micro, loaded = next(batches, (None, None))
                 waited += time.monotonic() - began
-                if positions is None:
+                if micro is None:
                     break
-                self._train_step(train, positions, loaded)
+                self._pass(train, micro, loaded)
+                if not micro.last:
+                    continue
+                self._update(train, signals.received)
                 log.advance()
-                if self.step % self.config.log_every == 0 or self.step == self.schedule.total_steps:
+                if self.step % self.config.log_every == 0 or self.step == total:
                     self._log_line(log, waited)
-                if self.step % self.schedule.eval_every == 0 or self.step == self.schedule.total_steps:
+                if self.step % self.schedule.eval_every == 0 or self.step == total:
                     self._validate(val, protocol, log)
                     self.save()
-                if signals.received:
+                number = self._stop(signals.received)
+                if number:
                     self.save()
-                    number = int(signals.received)
                     raise RunError(f"stopped by signal {number} at step {self.step}, saved", status=128 + number)
 
-    def _positions(self, train: Feed, step: int) -> np.ndarray:
-        epoch, slots = self.schedule.slots(step)
-        if epoch != self._epoch:
-            index = torch.arange(len(train))
-            draws = random.words(index, 1, seed=self.config.seed, stream=random.SAMPLER, epoch=epoch)
-            self._epoch, self._order = epoch, random.permutation(draws[:, 0]).numpy()
-        return self._order[slots]
+    def _stop(self, received: int) -> int:
+        """The signal that ends the run, at a step that all processes agree on; 0: none."""
+        if self.world.world_size == 1:
+            return int(received)
+        if self.step % self._look or not float(self._stopping):
+            return 0
+        return int(received) or 15
 
-    def _train_step(self, train: Feed, positions: np.ndarray, loaded: np.ndarray | None) -> None:
+    def _pass(self, train: Feed, micro: Micro, loaded: np.ndarray | None) -> None:
+        """Forward and backward of a micro-batch; its loss and its share of the batch are noted."""
+        if len(self._parts) == 1:
+            self.optimizer.zero_grad(set_to_none=True)
         self.recogniser.train()
-        epoch, slots = self.schedule.slots(self.step)
-        frames = train.frames(positions, loaded, epoch, slots)
-        good = [i for i, position in enumerate(positions.tolist()) if position not in train.images.broken]
-        if not good:
-            raise ConfigError(f"train: none of the {len(positions)} pictures of a batch could be decoded")
-        texts: Sequence[str] = [train.labels[positions[i]] for i in good]
-        with train.autocast():
-            loss = self.recogniser.loss(frames if len(good) == len(frames) else frames[good], texts)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        finite = torch.isfinite(norm) & torch.isfinite(loss.detach())
-        self.lr = self.scheduler.get_last_lr()[0]
+        if micro.last:
+            self.gradients.begin_last()
+        if not len(micro.positions):  # kept frames: none of these words is this process's
+            self._nothing()
+            return
+        with self.statistics.held():
+            frames = train.frames(micro.positions, loaded, micro.epoch, micro.slots)
+            good = [i for i, position in enumerate(micro.positions.tolist()) if position not in train.images.broken]
+            chosen = good or list(range(len(frames)))
+            texts: Sequence[str] = [train.labels[micro.positions[i]] for i in chosen]
+            loss = self.recogniser.loss(frames if len(chosen) == len(frames) else frames[chosen], texts)
+        whole = self.recogniser.loss_terms([train.labels[i] for i in micro.batch])
+        share = self.recogniser.loss_terms(texts) / whole * self.world.world_size if good else 0.0
+        (loss * share).backward()
+        self._parts.append(torch.stack([loss.detach() * share, loss.new_tensor(share)]))
+
+    def _nothing(self) -> None:
+        """Gradients of zero, so that every process has the same ones to average."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _update(self, train: Feed, received: int) -> None:
+        """Average the gradients over the processes and change the weights, unless something is not finite."""
+        own = torch.stack(self._parts).sum(0)
+        del self._parts[1:]
+        loss, weight, stop = self.gradients.finish(torch.cat([own, own.new_tensor([float(bool(received))])]))
+        self._stopping = self._stopping + stop
+        if train.images.broken and not float(weight):
+            raise ConfigError(f"train: none of the {self.schedule.batch_size} pictures of a batch could be decoded")
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_div_(found, weight.clamp_min(1e-12))  # 1 but for rounding, unless pictures are broken
+        norm = torch.nn.utils.get_total_norm(found)
+        loss = loss / weight
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        self.lr = learning_rate(self.step, self.config, self.schedule)
         apply_gradients(self.optimizer, self.lr, norm, finite, self.config.clip)
+        self.statistics.move(finite)
         self.meter.add({"loss": loss, "grad_norm": norm}, finite)
-        self.scheduler.step()
         self.step += 1
 
     def _log_line(self, log: RunLog, waited: float) -> None:
@@ -263,9 +224,27 @@ class Fit:
         log.write({"step": self.step, **means, "lr": self.lr, **speed})
 
     def _validate(self, val: Feed, protocol: Protocol, log: RunLog) -> None:
-        texts, _ = read_words(self.recogniser, val, self.config.batch_size, "validation")
-        result = score(val.labels, [protocol.normalise(text) for text in texts])
+        if self.world.world_size > 1 and self._running:
+            self._set_running(self.world.mean(self._flat_running()))
+        read = read_words(self.recogniser, val, self.config.batch_size, "validation", self.world)
+        result = score(val.labels, [protocol.normalise(text) for text in read.texts], read.broken)
         log.write({"step": self.step, "val_accuracy": result.accuracy, "val_ned": result.ned, "val_cer": result.cer})
         if self.best is None or (result.accuracy, result.ned) > (self.best["accuracy"], self.best["ned"]):
             self.best = {"step": self.step, "accuracy": result.accuracy, "ned": result.ned}
-            checkpoint.save(self.folder.best, {"recogniser": self.recogniser.changes(), "step": self.step})
+            if self.world.rank == 0:
+                checkpoint.save(self.folder.best, {"recogniser": self.recogniser.changes(), "step": self.step})
+
+    def _flat_running(self) -> Tensor:
+        """All running statistics one after the other; each process has its own between validations."""
+        empty = torch.zeros(0, device=self.world.device)
+        return torch.cat([empty, *(x.flatten() for x in self._running)])
+
+    @torch.no_grad()
+    def _set_running(self, flat: Tensor) -> None:
+        for x, part in zip(self._running, flat.split([x.numel() for x in self._running]), strict=True):
+            x.copy_(part.view(x.shape))
+
+    def _set_rng(self, own: dict[str, Tensor]) -> None:
+        torch.set_rng_state(own["cpu"].clone())  # torch reads from the start of the storage, whatever the view
+        if self.world.device.type == "cuda" and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"].clone(), self.world.device)

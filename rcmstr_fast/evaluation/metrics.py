@@ -1,6 +1,6 @@
 """Word metrics: accuracy, ED1, 1-NED, CER, WER, and their means over sets."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from rapidfuzz.distance import Levenshtein
@@ -30,12 +30,14 @@ class Score:
 METRICS = tuple(field.name for field in fields(Score))[1:]
 
 
-def score(labels: Sequence[str], predictions: Sequence[str]) -> Score:
+def score(labels: Sequence[str], predictions: Sequence[str], unread: Collection[int] = ()) -> Score:
     """Compare predictions with labels, both already normalised.
 
     Args:
         labels: N strings, at least one.
         predictions: N strings, in the same order.
+        unread: positions of words whose picture could not be decoded: misread whatever their label, with a distance of
+            1 and all of their characters and words as edits.
     Returns:
         The metrics with N.
     Raises:
@@ -47,14 +49,18 @@ def score(labels: Sequence[str], predictions: Sequence[str]) -> Score:
             f"and {len(predictions)} predictions"
         )
     count = len(labels)
-    edits = [Levenshtein.distance(label, text) for label, text in zip(labels, predictions)]
-    normalised = [e / max(len(label), len(text), 1) for e, label, text in zip(edits, labels, predictions)]
+    failed = [i in unread for i in range(count)] if unread else [False] * count
+    texts = ["" if lost else text for lost, text in zip(failed, predictions)]
+    edits = [Levenshtein.distance(label, text) for label, text in zip(labels, texts)]
+    normalised = [
+        1.0 if lost else e / max(len(label), len(text), 1) for lost, e, label, text in zip(failed, edits, labels, texts)
+    ]
     label_words = [label.split() for label in labels]
-    word_edits = sum(Levenshtein.distance(words, text.split()) for words, text in zip(label_words, predictions))
+    word_edits = sum(Levenshtein.distance(words, text.split()) for words, text in zip(label_words, texts))
     return Score(
         count=count,
-        accuracy=sum(e == 0 for e in edits) / count,
-        ed1=sum(e <= 1 for e in edits) / count,
+        accuracy=sum(e == 0 and not lost for e, lost in zip(edits, failed)) / count,
+        ed1=sum(e <= 1 and not lost for e, lost in zip(edits, failed)) / count,
         ned=1 - sum(normalised) / count,
         cer=sum(edits) / max(sum(map(len, labels)), 1),
         wer=word_edits / max(sum(map(len, label_words)), 1),

@@ -20,13 +20,17 @@ from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.assemble import ProbeData, build_recogniser, open_data, rotation
 from rcmstr_fast.evaluation.config import FREE_FIELDS, ProbeConfig, check
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics
-from rcmstr_fast.evaluation.fit import Fit, Schedule, progress
+from rcmstr_fast.evaluation.fit import Fit
+from rcmstr_fast.evaluation.pictures import Reading
 from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
-from rcmstr_fast.evaluation.recogniser import Recogniser
-from rcmstr_fast.evaluation.report import RunResult, load_result, table
+from rcmstr_fast.evaluation.reading import progress
+from rcmstr_fast.evaluation.recogniser import Precision, Recogniser
+from rcmstr_fast.evaluation.report import RunResult, full_table, load_result
+from rcmstr_fast.evaluation.schedule import Order, Schedule
 from rcmstr_fast.evaluation.testing import parse_test_sets, test_set, write_results
+from rcmstr_fast.models.batch_norm import set_bn_groups
 from rcmstr_fast.train.checkpoint import write_whole
-from rcmstr_fast.train.distributed import World, choose_device, use_bf16
+from rcmstr_fast.train.distributed import World, joined, use_bf16
 from rcmstr_fast.train.environment import commit
 from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder, differences
@@ -36,13 +40,14 @@ __all__ = ["ProbeConfig", "probe"]
 _log = logging.getLogger(__name__)
 
 
-def probe(config: ProbeConfig) -> RunResult:
+def probe(config: ProbeConfig, world: World | None = None) -> RunResult:
     """Train the decoder (and, by mode, the encoder), read the test sets once with the best validation's weights.
 
     An interrupted run is continued, of a finished one the results are read back.
 
     Args:
         config: of `rcmstr probe` or `rcmstr finetune`.
+        world: the processes, which work on each step together; None: those that torchrun started are joined.
     Returns:
         The results, as in results.json of the run folder.
     Raises:
@@ -52,42 +57,54 @@ def probe(config: ProbeConfig) -> RunResult:
     check(config)
     protocols = [get_protocol(name) for name in dict.fromkeys(config.protocols)]
     tests = parse_test_sets(config.test)
+    if world is None:
+        with joined(config.device) as entered:
+            return probe(config, entered)
+    here: World = world
     folder = RunFolder(config.run)
-    with folder.locked():
+    with contextlib.ExitStack() as stack:
+        here.on_rank0(lambda: stack.enter_context(folder.locked()))
         digest = _digest(config.encoder)
-        _adopt(folder, config)
+        here.on_rank0(lambda: _adopt(folder, config))
         done = folder.path / "results.json"
-        if done.is_file():
+        if here.on_rank0(done.is_file):
             return _finished(done, config, digest)
-        return _run(config, folder, protocols, tests, digest)
+        return _run(config, folder, protocols, tests, digest, here)
 
 
 def _run(
-    config: ProbeConfig, folder: RunFolder, protocols: list[Protocol], tests: dict[str, str], digest: str
+    config: ProbeConfig,
+    folder: RunFolder,
+    protocols: list[Protocol],
+    tests: dict[str, str],
+    digest: str,
+    world: World,
 ) -> RunResult:
-    world = World(choose_device(config.device, 0))
-    bf16 = use_bf16(config.precision, world.device)
+    precision: Precision = "bf16" if use_bf16(config.precision, world.device) else "fp32"
     with contextlib.ExitStack() as stack:
-        folder.write_description(config, 1)
+        world.on_rank0(lambda: folder.write_description(config, world.world_size))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         charset = Charset.load(config.charset)
-        recogniser = build_recogniser(config, charset).to(world.device, memory_format=torch.channels_last)
-        data = open_data(config, protocols[0], charset, tests)
+        recogniser = build_recogniser(config, charset, precision).to(world.device, memory_format=torch.channels_last)
+        set_bn_groups(recogniser, config.bn_group_size)
+        data = open_data(config, protocols[0], charset, tests, recogniser.ctc_frames)
         pool = stack.enter_context(ThreadPoolExecutor(config.workers or env.threads()))
         recogniser.rotate = rotation(config)
 
         def feed(words: Words, preset: str, limit_gib: float) -> Feed:
             images = WordImages(words, recogniser.size, pool, limit_gib, recogniser.rotate)
-            return Feed(recogniser, images, world.device, bf16=bf16, preset=preset, seed=config.seed)
+            return Feed(recogniser, images, world, preset=preset, seed=config.seed)
 
         train = feed(data.train, config.augment, config.cache_gib)
         val = feed(data.val, "none", config.cache_gib)
-        schedule = Schedule.make(config, len(train))
-        torch.manual_seed(config.seed)
-        fit = Fit(recogniser, config, schedule, world, folder, _identity(digest, data))
+        schedule = Schedule.make(config, len(train), world.world_size)
+        order = Order(schedule, data.train.root_sizes(), config.train_weights, config.seed)
+        torch.manual_seed(config.seed + world.rank)  # dropout differs between processes
+        fit = Fit(recogniser, config, schedule, order, world, folder, _identity(digest, data))
         fit.restore()
         _announce(config, recogniser, data, schedule, fit)
-        write_whole(folder.path / "words.json", lambda file: file.write(data.listing(config).encode()))
+        listing = data.listing(config).encode()
+        world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))
         if config.encoder == "random" and config.mode == "frozen" and config.bn == "running":
             used = estimate_statistics(recogniser, train, config.batch_size)
             _log.info("untrained encoder: batch-norm statistics estimated on %d training words", used)
@@ -98,14 +115,18 @@ def _run(
         info = _info(config, recogniser, data, schedule, fit, digest)
         sets, readings = [], []
         for name, words in data.tests.items():
-            results, some = test_set(name, feed(words, "none", 0.0), recogniser, protocols, config, folder)
+            results, some = test_set(name, feed(words, "none", 0.0), recogniser, protocols, config, folder, world)
             sets += results
             readings += some
         result = RunResult(config.title or folder.path.absolute().name, sets, info)
-        recogniser.save(folder.path / "recogniser.safetensors", info)
-        write_results(folder.path, result, readings)
-        _log.info("results\n%s", table(result), extra={"file_only": True})
+        world.on_rank0(lambda: _write(folder, recogniser, result, readings))
+        _log.info("results\n%s", full_table(result), extra={"file_only": True})
     return result
+
+
+def _write(folder: RunFolder, recogniser: Recogniser, result: RunResult, readings: list[Reading]) -> None:
+    recogniser.save(folder.path / "recogniser.safetensors", result.info)
+    write_results(folder.path, result, readings)
 
 
 @contextlib.contextmanager
@@ -149,9 +170,9 @@ def _digest(encoder: str) -> str:
 
 
 def _identity(digest: str, data: ProbeData) -> str:
-    """Digest of the encoder and of the words: what a checkpoint depends on beyond the configuration."""
+    """Digest of the encoder, the words and the form of the state: what a checkpoint depends on beyond its fields."""
     words = repr([(w.records.tolist(), w.labels) for w in (data.train, data.val)])
-    return hashlib.sha256((digest + words).encode()).hexdigest()
+    return hashlib.sha256(f"2 {digest}{words}".encode()).hexdigest()
 
 
 def _adopt(folder: RunFolder, config: ProbeConfig) -> None:
@@ -192,17 +213,28 @@ def _announce(config: ProbeConfig, recogniser: Recogniser, data: ProbeData, sche
     trained = sum(p.numel() for p in fit.parameters)
     sizes = ", ".join(f"{name} {len(words)}" for name, words in data.tests.items())
     _log.info(
-        "%s, encoder %s, decoder %s, %d characters, %d trained parameters",
-        config.mode, config.encoder or "random", recogniser.decoder_name, len(recogniser.charset), trained,
+        "%s, encoder %s, decoder %s over %s, %d characters, %d trained parameters, %s",
+        config.mode, config.encoder or "random", recogniser.decoder_name, recogniser.memory, len(recogniser.charset),
+        trained, recogniser.precision,
     )  # fmt: skip
     _log.info("words: train %d, validation %d, test %s", len(data.train), len(data.val), sizes)
     _log.info(
-        "%d steps of %d words, validation every %d%s", schedule.total_steps, schedule.batch_size, schedule.eval_every,
+        "%d steps of %d words in %d processes x %d, validation every %d%s",
+        schedule.total_steps, schedule.batch_size, fit.world.world_size, config.accumulate, schedule.eval_every,
         f"; continued at step {fit.step}" if fit.step else "",
     )  # fmt: skip
     unseen = len(set(recogniser.charset.characters) - set("".join(data.train.labels)))
     if unseen:
         _log.info("%d characters of the charset do not occur in the training labels", unseen)
+
+
+def _words(data: ProbeData) -> dict[str, dict[str, Any]]:
+    """Training and validation words: those kept and those left out by reason add up to the total."""
+    kept = len(data.val) + sum(data.val_dropped.values())
+    return {
+        "training": {"total": data.total, "kept": len(data.train), "dropped": data.dropped},
+        "validation": {"total": kept, "kept": len(data.val), "dropped": data.val_dropped},
+    }
 
 
 def _info(
@@ -215,12 +247,15 @@ def _info(
         "encoder_digest": digest,
         "arch": recogniser.model.encoder,
         "decoder": recogniser.decoder_name,
+        "memory": recogniser.memory,
+        "precision": recogniser.precision,
         "characters": len(recogniser.charset),
         "protocol": config.protocols[0],
         "seed": config.seed,
         "subset": config.subset,
         "train_words": len(data.train),
         "train_dropped": data.dropped,
+        "words": _words(data),
         "val_words": len(data.val),
         "steps": schedule.total_steps,
         "batch_size": schedule.batch_size,

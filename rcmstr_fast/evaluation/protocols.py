@@ -62,6 +62,10 @@ def _outside_94(label: str) -> str | None:
     return _too_long(label) or ("a character outside the 94" if _NOT_94.search(label) else None)
 
 
+def _outside_all_94(label: str) -> str | None:
+    return _too_long(label) or (None if _NOT_94.sub("", label) else "none of the 94 characters")
+
+
 def lower_alphanumeric(text: str) -> str:
     """Lower-case, then only 0-9 and a-z are left."""
     return _NOT_36.sub("", text.lower())
@@ -122,6 +126,12 @@ PROTOCOLS = {
         Protocol("exact", "nothing / nothing", _keep_all, str),
         Protocol(
             "bctr", "nothing / half-width, simplified Chinese, lower-case, no spaces, in both", _keep_all, chinese
+        ),
+        Protocol(
+            "u14m36",
+            "labels > 25 and those without any of the 94 / no spaces, lower-case, non-alphanumerics stripped",
+            _outside_all_94,
+            lower_alphanumeric,
         ),
         _parseq("parseq36", _NOT_36, lower=True),
         _parseq("parseq62", _NOT_62, lower=False),

@@ -12,7 +12,7 @@ from rcmstr_fast.evaluation.metrics import METRICS, Score, mean
 
 #: Heads of the metric columns, in the order of `METRICS`; tables print percent.
 _HEADS = ("accuracy", "ED1", "1-NED", "CER", "WER")
-_NUMBERS = "N kept", "N total"
+_NUMBERS = "N kept", "emptied", "N total"
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class SetResult:
         total: labelled words of the set; `score.count` of them are kept.
         dropped: reason -> number of words the protocol leaves out.
         score: the metrics over the kept words.
+        emptied: kept words of whose labels the protocol leaves nothing; reading nothing reads them.
+        broken: kept words whose picture cannot be decoded; misread.
+        unreadable: kept words with a character that the decoder does not have.
+        beyond_ctc: kept words that no CTC path over the frames of the encoder spells.
     """
 
     set: str
@@ -32,6 +36,10 @@ class SetResult:
     total: int
     dropped: dict[str, int]
     score: Score
+    emptied: int = 0
+    broken: int = 0
+    unreadable: int = 0
+    beyond_ctc: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,38 +77,65 @@ def _protocols(results: Iterable[SetResult]) -> list[str]:
     return list(dict.fromkeys(result.protocol for result in results))
 
 
-def _summary(results: Sequence[SetResult]) -> list[tuple[str, int, Score]]:
-    """(name, N total, metrics) of the two mean rows."""
+def _summary(results: Sequence[SetResult]) -> list[tuple[str, int, int, Score]]:
+    """(name, emptied, N total, metrics) of the two mean rows."""
     scores = [result.score for result in results]
-    total = sum(result.total for result in results)
-    return [("mean", total, mean(scores)), ("weighted mean", total, mean(scores, weighted=True))]
+    total, empty = sum(result.total for result in results), sum(result.emptied for result in results)
+    return [("mean", empty, total, mean(scores)), ("weighted mean", empty, total, mean(scores, weighted=True))]
 
 
-def _lines(result: RunResult) -> list[tuple[str, str, int, Score]]:
-    """(set, protocol, N total, metrics) of every set, then of the means, protocol by protocol."""
+def _lines(result: RunResult) -> list[tuple[str, str, int, int, Score]]:
+    """(set, protocol, emptied, N total, metrics) of every set, then of the means, protocol by protocol."""
     lines = []
     for protocol in _protocols(result.sets):
         sets = [s for s in result.sets if s.protocol == protocol]
-        lines += [(s.set, protocol, s.total, s.score) for s in sets]
-        lines += [(name, protocol, total, score) for name, total, score in _summary(sets)]
+        lines += [(s.set, protocol, s.emptied, s.total, s.score) for s in sets]
+        lines += [(name, protocol, empty, total, score) for name, empty, total, score in _summary(sets)]
     return lines
 
 
 def table(result: RunResult) -> str:
-    """One line a set and protocol: N kept, N total and the metrics in percent; then the mean over sets and by N."""
-    rows = [[name, protocol, score.count, total, *_percent(score)] for name, protocol, total, score in _lines(result)]
+    """One line a set and protocol: N kept, emptied, N total and the metrics in percent; then the means.
+
+    They are the mean over sets and the mean weighted by N kept.
+    """
+    rows = [
+        [name, protocol, score.count, empty, total, *_percent(score)]
+        for name, protocol, empty, total, score in _lines(result)
+    ]
     return markdown(["set", "protocol", *_NUMBERS, *(f"{head} %" for head in _HEADS)], rows, left=2)
+
+
+def words_table(result: RunResult) -> str:
+    """What became of every word: kept and left out by reason add up to the total; empty where it is not known."""
+    parts = result.info.get("words", {})
+    rows = [
+        (name, entry["total"], entry["kept"], ", ".join(f"{n} {reason}" for reason, n in entry["dropped"].items()), "")
+        for name, entry in parts.items()
+    ]
+    for found in result.sets:
+        left_out = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
+        notes = {"with an emptied label": found.emptied, "broken": found.broken,
+                 "with characters outside the charset": found.unreadable, "beyond CTC": found.beyond_ctc}  # fmt: skip
+        noted = ", ".join(f"{n} {what}" for what, n in notes.items() if n)
+        rows.append((f"{found.set} ({found.protocol})", found.total, found.score.count, left_out, noted))
+    return markdown(["words", "N total", "N kept", "left out", "of the kept"], rows) if parts else ""
+
+
+def full_table(result: RunResult) -> str:
+    """The table and, where it is known, what became of every word."""
+    return "\n\n".join(part for part in (table(result), words_table(result)) if part)
 
 
 def to_csv(results: Sequence[RunResult]) -> str:
     """The same lines as comma-separated values, fractions instead of percent, with a column for the model."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "set", "protocol", "n_kept", "n_total", *METRICS])
+    writer.writerow(["model", "set", "protocol", "n_kept", "n_emptied", "n_total", *METRICS])
     for result in results:
-        for name, protocol, total, score in _lines(result):
+        for name, protocol, empty, total, score in _lines(result):
             values = [f"{getattr(score, metric):.6f}" for metric in METRICS]
-            writer.writerow([result.model, name, protocol, score.count, total, *values])
+            writer.writerow([result.model, name, protocol, score.count, empty, total, *values])
     return out.getvalue()
 
 
@@ -109,7 +144,7 @@ def to_json(result: RunResult) -> str:
     means = {
         protocol: {
             name.replace(" ", "_"): asdict(score)
-            for name, _, score in _summary([s for s in result.sets if s.protocol == protocol])
+            for name, _, _, score in _summary([s for s in result.sets if s.protocol == protocol])
         }
         for protocol in _protocols(result.sets)
     }

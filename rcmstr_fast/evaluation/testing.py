@@ -9,15 +9,17 @@ import numpy as np
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.table import to_tsv
+from rcmstr_fast.evaluation.advice import emptied, emptied_warning
 from rcmstr_fast.evaluation.config import ProbeConfig
 from rcmstr_fast.evaluation.decoder_data import Feed
-from rcmstr_fast.evaluation.fit import read_words
 from rcmstr_fast.evaluation.metrics import score
 from rcmstr_fast.evaluation.pictures import Reading, contact_sheet
 from rcmstr_fast.evaluation.protocols import Protocol
+from rcmstr_fast.evaluation.reading import read_words
 from rcmstr_fast.evaluation.recogniser import Recogniser
-from rcmstr_fast.evaluation.report import RunResult, SetResult, table, to_csv, to_json
+from rcmstr_fast.evaluation.report import RunResult, SetResult, full_table, to_csv, to_json
 from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.runfolder import RunFolder
 
 _SHOWN = 12
@@ -45,7 +47,13 @@ def parse_test_sets(entries: Sequence[str]) -> dict[str, str]:
 
 
 def test_set(
-    name: str, feed: Feed, recogniser: Recogniser, protocols: list[Protocol], config: ProbeConfig, folder: RunFolder
+    name: str,
+    feed: Feed,
+    recogniser: Recogniser,
+    protocols: list[Protocol],
+    config: ProbeConfig,
+    folder: RunFolder,
+    world: World,
 ) -> tuple[list[SetResult], list[Reading]]:
     """Read one test set, compare it under every protocol, and write predictions/NAME.tsv.
 
@@ -56,12 +64,13 @@ def test_set(
         protocols: the first one decides the `correct` column of the predictions.
         config: of the run.
         folder: the run folder.
+        world: the processes, each of which reads a share; the first one writes.
     Returns:
         A result for each protocol, and a few words with what was read, for the picture.
     Raises:
         ConfigError: no word of the set counts under a protocol.
     """
-    texts, confidences = read_words(recogniser, feed, config.batch_size, name)
+    texts, confidences, broken = read_words(recogniser, feed, config.batch_size, name, world)
     results, rows = [], []
     for protocol in protocols:
         targets = [protocol.target(label) for label in feed.labels]
@@ -69,21 +78,40 @@ def test_set(
         dropped = dict(Counter(reason for _, reason in targets if reason))
         if not kept:
             raise ConfigError(f"test {name}: no word counts under {protocol.name}: {dropped}")
+        if warning := emptied_warning(f"test {name}", protocol, feed.labels):
+            _log.warning("%s", warning)
         labels = [targets[i][0] for i in kept]
         read = [protocol.normalise(texts[i]) for i in kept]
-        results.append(SetResult(name, protocol.name, len(feed), dropped, score(labels, read)))
+        unread = {at for at, i in enumerate(kept) if i in broken}
+        beyond = [label for label in labels if recogniser.beyond_ctc(label)]
+        results.append(
+            SetResult(
+                name, protocol.name, len(feed), dropped, score(labels, read, unread),
+                emptied=sum(emptied(protocol, feed.labels[i]) for i in kept), broken=len(unread),
+                unreadable=sum(bool(recogniser.charset.missing(label)) for label in labels), beyond_ctc=len(beyond),
+            )
+        )  # fmt: skip
         if protocol is protocols[0]:
             first = dict(zip(kept, zip(labels, read)))
+            _note(name, results[-1], beyond)
     for i, (label, text, confidence) in enumerate(zip(feed.labels, texts, confidences)):
-        verdict = int(first[i][0] == first[i][1]) if i in first else ""
+        verdict = int(first[i][0] == first[i][1] and i not in broken) if i in first else ""
         rows.append([feed.images.words.name(i), label, text, f"{confidence:.4f}", verdict])
-    write_predictions(folder.path / "predictions" / f"{name}.tsv", rows)
-    unreadable = sum(bool(recogniser.charset.missing(label)) for label, _ in first.values())
-    if unreadable:
-        _log.warning("test %s: %d words have characters outside the charset", name, unreadable)
-    if feed.images.broken:
-        _log.warning("test %s: %d broken pictures count as misread", name, len(feed.images.broken))
-    return results, _some_readings(feed, first, confidences)
+    path = folder.path / "predictions" / f"{name}.tsv"
+    world.on_rank0(lambda: write_predictions(path, rows))
+    return results, _some_readings(feed, first, confidences) if world.rank == 0 else []
+
+
+def _note(name: str, result: SetResult, beyond: Sequence[str]) -> None:
+    """Say what of a test set can only be misread."""
+    if result.unreadable:
+        _log.warning("test %s: %d words have characters outside the charset", name, result.unreadable)
+    if result.broken:
+        _log.warning("test %s: %d broken pictures count as misread", name, result.broken)
+    if beyond:
+        named = ", ".join(map(repr, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+        _log.warning("test %s: %d words need more frames than CTC has here, and are misread: %s",
+                     name, len(beyond), named)  # fmt: skip
 
 
 def _some_readings(feed: Feed, first: dict[int, tuple[str, str]], confidences: list[float]) -> list[Reading]:
@@ -110,6 +138,6 @@ def write_results(folder: Path, result: RunResult, readings: Sequence[Reading]) 
     """predictions.png, table.md, results.csv and, last, results.json, which marks the run as finished."""
     if readings:
         contact_sheet(readings[: 4 * _SHOWN]).save(folder / "predictions.png")
-    texts = {"table.md": table(result) + "\n", "results.csv": to_csv([result]), "results.json": to_json(result)}
+    texts = {"table.md": full_table(result) + "\n", "results.csv": to_csv([result]), "results.json": to_json(result)}
     for name, text in texts.items():
         write_whole(folder / name, lambda file, text=text: file.write(text.encode()))

@@ -52,7 +52,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         (["--lrr", "1"], "unknown field lrr; did you mean lr?"),
         (["--mode", "thaw"], "mode"),
         (["--encoder", str(tmp_path / "no")], "no"),
-        (["--subset", "0"], "subset must be in (0, 1], got 0"),
+        (["--subset", "0"], "subset must be more than 0 and at most 1, got 0"),
     ):
         assert main(["probe", *arguments(tmp_path, *more)]) == 2
         error = capsys.readouterr().err.strip()
@@ -68,5 +68,5 @@ def test_help_shows_meaning_and_default(capsys):
         except SystemExit as stop:
             assert stop.code == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert "share of the remaining training words that is used" in shown
+        assert "share of the training words that is used" in shown
         assert f"default: {mode})" in shown

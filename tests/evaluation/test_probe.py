@@ -97,7 +97,7 @@ def test_resume_is_exact(tmp_path, monkeypatch):
                            eval_every=2)  # fmt: skip
     probe(straight)
     cut = dataclasses.replace(straight, run=str(tmp_path / "cut"))
-    whole = Fit._train_step
+    whole = Fit._update
 
     def stop(self, *arguments):
         if self.step == 3:
@@ -105,7 +105,7 @@ def test_resume_is_exact(tmp_path, monkeypatch):
         whole(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(RunError):
-        patch.setattr(Fit, "_train_step", stop)
+        patch.setattr(Fit, "_update", stop)
         probe(cut)
     assert checkpoint.load(tmp_path / "cut/checkpoints/last.pt")["step"] == 2
     result = probe(cut)
@@ -116,14 +116,14 @@ def test_resume_is_exact(tmp_path, monkeypatch):
 
 
 def test_signal_saves_and_stops(tmp_path, monkeypatch):
-    whole = Fit._train_step
+    whole = Fit._update
 
     def ask(self, *arguments):
         whole(self, *arguments)
         if self.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Fit, "_train_step", ask)
+    monkeypatch.setattr(Fit, "_update", ask)
     with pytest.raises(RunError, match="signal 15 at step 1, saved") as raised:
         probe(tiny_config(tmp_path))
     assert raised.value.status == 128 + 15
@@ -249,7 +249,7 @@ def test_user_errors(tmp_path):
     wrong(tmp_path, "cut off", encoder=str(tmp_path / "cut.safetensors"))
     wrong(tmp_path, "mode=scratch", mode="scratch", encoder=train)
     wrong(tmp_path, "bn=batch", mode="finetune", bn="batch")
-    wrong(tmp_path, "subset must be", subset=0.0)
+    wrong(tmp_path, "subset must be more than 0", subset=0.0)
     wrong(tmp_path, "protocol must be one of", protocols=["dtrb"])
     wrong(tmp_path, "charset must be", charset="95")
     wrong(tmp_path, "test must name at least one", test=[])
@@ -267,7 +267,7 @@ def test_other_configuration_or_encoder_is_refused(tmp_path):
     path = tmp_path / "encoder.safetensors"
     export(path)
     probe(tiny_config(tmp_path, encoder=str(path), steps=1))
-    wrong(tmp_path, "another configuration .*lr: 0.0005 -> 0.1", encoder=str(path), lr=0.1)
+    wrong(tmp_path, "another configuration .*lr: None -> 0.1", encoder=str(path), lr=0.1)
     export(path, seed=6)
     wrong(tmp_path, "another state of", encoder=str(path))
     (tmp_path / "run/results.json").unlink()
@@ -287,5 +287,6 @@ def test_foreign_recogniser_files(tmp_path):
 
 def test_protocol_of_the_validation_words(tmp_path):
     words = open_words([write_words(tmp_path / "v", ["Ab", "a.b"])], "val")
-    kept = _validation_targets(words, get_protocol("dtrb36"))
+    kept, dropped = _validation_targets(words, get_protocol("dtrb36"))
     assert kept.labels == ["ab"] and kept.records.tolist() == [0]
+    assert dropped == {"a character outside 0-9a-z": 1}

@@ -35,12 +35,12 @@ def cells(line):
 def test_table_has_every_number():
     lines = table(result()).splitlines()
     assert len({len(line) for line in lines}) == 1
-    head = ["set", "protocol", "N kept", "N total", "accuracy %", "ED1 %", "1-NED %", "CER %", "WER %"]
+    head = ["set", "protocol", "N kept", "emptied", "N total", "accuracy %", "ED1 %", "1-NED %", "CER %", "WER %"]
     assert cells(lines[0]) == head
-    assert cells(lines[2]) == ["A", "dtrb36", "8", "10", "50.00", "75.00", "90.00", "10.00", "50.00"]
-    assert cells(lines[4])[:5] == ["mean", "dtrb36", "10", "12", "75.00"]
-    assert cells(lines[5])[:5] == ["weighted mean", "dtrb36", "10", "12", "60.00"]
-    assert cells(lines[6])[:5] == ["A", "exact", "10", "10", "20.00"]
+    assert cells(lines[2]) == ["A", "dtrb36", "8", "0", "10", "50.00", "75.00", "90.00", "10.00", "50.00"]
+    assert cells(lines[4])[:6] == ["mean", "dtrb36", "10", "0", "12", "75.00"]
+    assert cells(lines[5])[:6] == ["weighted mean", "dtrb36", "10", "0", "12", "60.00"]
+    assert cells(lines[6])[:6] == ["A", "exact", "10", "0", "10", "20.00"]
 
 
 def test_csv():

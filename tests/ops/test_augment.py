@@ -13,7 +13,7 @@ from scipy import ndimage, stats
 from scipy.interpolate import RegularGridInterpolator
 
 from rcmstr_fast import random
-from rcmstr_fast.ops import augment_views, dispatch, draw_order, each_operation, permute_strips
+from rcmstr_fast.ops import augment_views, dispatch, draw_order, each_operation, native, permute_strips
 from rcmstr_fast.ops.augment_views import OPERATIONS, PRESETS, AugmentPreset, compiled, cpu, cuda, presets
 from rcmstr_fast.ops.augment_views import parameters as par
 from rcmstr_fast.ops.augment_views import reference as ref

@@ -1,0 +1,35 @@
+"""`main(["RUN", "DATA", "field=value", ...])`: a tiny probe in this process, as torchrun's processes run it."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from rcmstr_fast.config import RunError
+from rcmstr_fast.evaluation.fit import Fit
+from rcmstr_fast.evaluation.probe import probe
+from tests.evaluation.rendered import tiny_config
+
+
+def main(words: list[str]) -> int:
+    """Exit status of the run; `term=N` sends SIGTERM to rank 1 after N steps."""
+    run, data, *fields = words
+    changes = {name: json.loads(value) for name, value in (field.split("=", 1) for field in fields)}
+    term = changes.pop("term", None)
+    whole = Fit._update
+
+    def update(self, *arguments):
+        whole(self, *arguments)
+        if self.step == term and self.world.rank == self.world.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Fit._update = update
+    try:
+        probe(tiny_config(Path(data), run=run, **changes))
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    finally:
+        Fit._update = whole
+    return 0
