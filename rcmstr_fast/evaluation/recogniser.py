@@ -18,6 +18,7 @@ from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.models.decoders import DECODERS
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.export import refuse_nonfinite
 
 FORMAT = "rcmstr_fast recogniser 1"
 
@@ -158,7 +159,7 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
     Returns:
         The recogniser on the CPU and the facts stored with it.
     Raises:
-        ConfigError: missing, cut off, or some other file.
+        ConfigError: missing, cut off, some other file, or values that are not finite.
     """
     path = Path(path)
     path = path / "recogniser.safetensors" if path.is_dir() else path
@@ -170,6 +171,7 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT:
             raise ConfigError(f"{path}: expected a file of format {FORMAT!r}, got {header.get('format')!r}")
+        refuse_nonfinite(tensors, str(path))
         model = ModelConfig(**header["model"])
         # The weights of the rectifier are in this file: its own checkpoint is not needed any more.
         checkpoint = "random" if model.tps == "frozen" else ""

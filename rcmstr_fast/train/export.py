@@ -19,7 +19,12 @@ KIND = "rcmstr_fast encoder"
 
 
 def export_encoder(
-    method: nn.Module, path: Path, config: PretrainConfig, step: int, tensors: dict[str, Tensor] | None = None
+    method: nn.Module,
+    path: Path,
+    config: PretrainConfig,
+    step: int,
+    tensors: dict[str, Tensor] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> None:
     """Write encoder and rectifier.
 
@@ -29,6 +34,7 @@ def export_encoder(
         config: resolved.
         step: steps trained.
         tensors: what to write, by the names `encoder.*` and `rectifier.*`; None: what they are now.
+        facts: further entries of the header (JSON values).
     Raises:
         RunError: the disk is full or cannot be written.
     """
@@ -53,7 +59,7 @@ def export_encoder(
         "commit": commit(),
         "step": step,
         "config": dataclasses.asdict(config),
-    }
+    } | (facts or {})
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     data = safetensors.torch.save(plain, {"rcmstr_fast": json.dumps(header)})
     write_whole(path, lambda file: file.write(data))
@@ -67,11 +73,13 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]
     Returns:
         encoder and rectifier (`nn.Identity` for none) in evaluation mode on the CPU, and the header.
     Raises:
-        ConfigError: the file is missing, cut off, foreign, or its tensors do not fit its header.
+        ConfigError: the file is missing, cut off, foreign, its tensors do not fit its header, or one of them has
+            values that are not finite.
     """
     path = Path(path)
     file = path / "encoder.safetensors" if path.is_dir() else path
     header, tensors = _read(file)
+    refuse_nonfinite(tensors, str(file))
     try:
         # The exported weights are those of the rectifier, so its own checkpoint is not asked for again.
         model = ModelConfig(**{**header["config"]["model"], "tps_checkpoint": "random"})
@@ -82,6 +90,21 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]
         held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
         _fill(module, held, f"{file}: {name}")
     return encoder.eval(), rectifier.eval(), header
+
+
+def refuse_nonfinite(tensors: dict[str, Tensor], where: str) -> None:
+    """Name the first tensor of a file with values that are not finite, before a training run stumbles over them.
+
+    Args:
+        tensors: name -> tensor.
+        where: begins the message: the file.
+    Raises:
+        ConfigError: with the tensor's name and how many of its values are NaN or infinite.
+    """
+    for name, x in tensors.items():
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            wrong = int((~torch.isfinite(x)).sum())
+            raise ConfigError(f"{where}: tensor {name} has {wrong} of {x.numel()} values that are NaN or infinite")
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
