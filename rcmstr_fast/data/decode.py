@@ -58,14 +58,18 @@ def decode_image(data: bytes, height: int, width: int, *, max_pixels: int, min_s
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             _check_size(picture.size, max_pixels, min_side)
             picture.load()
-            upright = _upright(picture)
-            return np.array(_rgb(upright).resize((width, height), Image.Resampling.BICUBIC))
+            return fitted(picture, height, width)
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(f"not a picture ({len(data)} bytes)") from error
     except Exception as error:  # a parser over arbitrary bytes fails with nearly any type
         raise BrokenImage(f"{type(error).__name__}: {error}") from error
+
+
+def fitted(picture: Image.Image, height: int, width: int) -> np.ndarray:
+    """An opened picture as `decode_image` gives it: upright, RGB, resized; [height, width, 3] uint8."""
+    return np.array(_rgb(_upright(picture)).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def decode_batch(
