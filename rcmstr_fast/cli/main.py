@@ -22,6 +22,7 @@ COMMANDS = (
     "read",
     "embed",
     "export",
+    "import",
     "report",
     "bench",
 )

@@ -100,8 +100,7 @@ def calibrate(reader: Reader, words: Words, source: str) -> Calibration:
 
 def _protocol_of(reader: Reader) -> Protocol:
     """The run's first protocol, by which its labels were normalised."""
-    names = reader.facts.get("protocols") or ["exact"]
-    return get_protocol(names[0])
+    return get_protocol(reader.facts.get("protocol", "exact"))
 
 
 def _read_all(reader: Reader, words: Words, protocol: Protocol) -> tuple[list[Scores], Tensor]:
