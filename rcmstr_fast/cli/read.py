@@ -50,7 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto",
-        help="auto: what the recogniser was tested with, else bf16 where the hardware multiplies it",
+        help="auto: the one it was trained and tested in; bf16 is several times faster where the hardware has it",
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=256, help="words a forward pass")
 

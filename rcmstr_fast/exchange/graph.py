@@ -66,15 +66,15 @@ class CTCGraph(nn.Module):
 class WrittenGraph(nn.Module):
     """Normalised images to logits `[B, L, K]`, ids `[B, L]` (below 3: no character) and confidences `[B]`.
 
-    The loop over the characters is unrolled: always `length` characters and one [EOS].
+    The loop over the characters is unrolled: L is always the longest word the decoder writes.
     """
 
     outputs = ("logits", "ids", "confidence")
 
-    def __init__(self, source: Source, temperature: float, length: int) -> None:
+    def __init__(self, source: Source, temperature: float) -> None:
         super().__init__()
         assert source.recogniser is not None
-        self.recogniser, self.temperature, self.length = source.recogniser, temperature, length
+        self.recogniser, self.temperature = source.recogniser, temperature
         closed = torch.zeros(source.recogniser.decoder.num_special + len(source.recogniser.charset))
         closed[[SOS, PAD]] = -1e9
         self.register_buffer("closed", closed)
@@ -88,7 +88,7 @@ class WrittenGraph(nn.Module):
         ended = torch.zeros_like(ids)
         confidence = torch.zeros_like(frames[:, 0, 0])
         scores, written = [], []
-        for _ in range(self.length + 1):
+        for _ in range(recogniser.max_length):
             logits, state = recogniser.decoder.step(ids, state)
             logits = logits + self.closed
             chance = (logits / self.temperature).log_softmax(1).max(1).values
@@ -103,20 +103,15 @@ class WrittenGraph(nn.Module):
 Graph = FramesGraph | CTCGraph | WrittenGraph
 
 
-def build_graph(source: Source, temperature: float, length: int) -> Graph:
-    """The graph of a source.
-
-    Args:
-        source: encoder or recogniser.
-        temperature: of the confidences.
-        length: characters that a decoder which writes one after the other may write.
-    """
+def build_graph(source: Source, temperature: float) -> Graph:
+    """The graph of an encoder or recogniser, in float32; `temperature` is that of the confidences."""
     recogniser = source.recogniser
     if recogniser is None:
         return FramesGraph(source).eval()
+    recogniser.precision = "fp32"
     if recogniser.decoder.num_special == 1:
         return CTCGraph(source, temperature).eval()
-    return WrittenGraph(source, temperature, length).eval()
+    return WrittenGraph(source, temperature).eval()
 
 
 def facts_of(source: Source) -> dict[str, Any]:

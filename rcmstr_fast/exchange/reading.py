@@ -14,8 +14,7 @@ from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.decode import BrokenImage, decode_image, fitted
 from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
 from rcmstr_fast.models.decoders import BLANK, EOS, PAD, SOS
-from rcmstr_fast.ops import augment_views
-from rcmstr_fast.train.distributed import choose_device, use_bf16
+from rcmstr_fast.train.distributed import choose_device
 
 #: What `Reader.read` takes as a picture: a path, an encoded file, pixels [H, W] or [H, W, 3] uint8, a Pillow image.
 Picture = str | Path | bytes | np.ndarray | Image.Image
@@ -75,14 +74,14 @@ class Reader:
             recogniser: moved to the device.
             facts: as stored with it.
             device: auto, cpu or cuda.
-            precision: fp32, bf16 or auto (what the facts record, else bf16 where the hardware multiplies it).
+            precision: fp32, bf16 or auto (what it was trained and tested in).
             temperature: of the confidences; None: what the facts record, else 1.
         """
         place = choose_device(device, 0)
         self.facts = dict(facts or {})
         self.recogniser = recogniser.to(place, memory_format=torch.channels_last).eval()
-        recorded = self.facts.get("precision", "auto") if precision == "auto" else precision
-        self._autocast = torch.autocast(place.type, torch.bfloat16, enabled=use_bf16(recorded, place))
+        if precision in ("fp32", "bf16"):
+            self.recogniser.precision = precision  # type: ignore[assignment]
         self._device = place
         known = self.facts.get(CALIBRATION, {}).get("temperature", 1.0)
         self.temperature = float(known if temperature is None else temperature)
@@ -144,23 +143,22 @@ class Reader:
     @torch.no_grad()
     def scores(self, images: np.ndarray) -> Scores:
         """Pictures [B, H, W, 3] uint8 at the input size to their scores."""
-        recogniser, pixels = self.recogniser, torch.from_numpy(images).to(self._device)
+        pixels = torch.from_numpy(images).to(self._device)
         index = torch.arange(len(images), device=self._device)
-        views = augment_views(pixels, seed=0, epoch=0, index=index, num_views=1, size=self.size, preset="none")
-        with self._autocast:
-            return scores_of(recogniser, views[0])
+        return scores_of(self.recogniser, self.recogniser.views(pixels, index=index))
 
 
 def scores_of(recogniser: Recogniser, views: Tensor) -> Scores:
     """Normalised images `[B, 3, H, W]` to the scores of what the recogniser reads in them."""
-    frames = recogniser._scaled(recogniser.frames(views))
     decoder: Any = recogniser.decoder
-    if decoder.num_special == 1:
-        logits = decoder(frames).float()
-        return Scores(logits, logits.argmax(2))
-    ids = decoder.greedy(frames)[0]
-    before = torch.cat([torch.full_like(ids[:, :1], SOS), ids[:, :-1]], dim=1)
-    logits = decoder(frames, before).float()
+    with recogniser.autocast():
+        frames = recogniser._scaled(recogniser.frames(views))
+        if decoder.num_special == 1:
+            logits = decoder(frames).float()
+            return Scores(logits, logits.argmax(2))
+        ids = decoder.greedy(frames)[0]
+        before = torch.cat([torch.full_like(ids[:, :1], SOS), ids[:, :-1]], dim=1)
+        logits = decoder(frames, before).float()
     logits[:, :, [SOS, PAD]] = -torch.inf
     return Scores(logits, ids)
 
