@@ -23,7 +23,9 @@ MAY_IMPORT = {
     "data": {"data", "ops", "_C"},
     "train": {"train", "methods", "models", "data", "ops", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
-    "cli": {"cli", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
+    "exchange": {"exchange", "evaluation", "train", "models", "data", "ops"},
+    "api": {"exchange", "train", "cli"},
+    "cli": {"cli", "exchange", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}

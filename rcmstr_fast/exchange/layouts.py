@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models
 from rcmstr_fast.config import ModelConfig, resolve_model
+from rcmstr_fast.models.tps import FIDUCIALS, fiducials
 
 #: Tensors that a file may lack: they start at known values.
 OPTIONAL = ("mask_token", "pos_embed", "num_batches_tracked")
@@ -76,6 +77,28 @@ def _dtrb_rest(name: str) -> str | None:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return None
+
+
+def dtrb_grid(height: int, width: int) -> dict[str, Tensor]:
+    """The two fixed buffers of DTRB's grid generator for images of height x width, float32.
+
+    `P_hat` `[height * width, 23]` holds 1, x, y and r^2 log r to each of the 20 points for every pixel, and
+    `inv_delta_C` `[23, 23]` solves for the spline through the points (Shi et al., CVPR 2016).
+    """
+    points = fiducials()
+    y, x = ((torch.arange(n, dtype=torch.float64) * 2 + 1) / n - 1 for n in (height, width))
+    pixels = torch.cartesian_prod(y, x).flip(1)
+    system = torch.zeros(FIDUCIALS + 3, FIDUCIALS + 3, dtype=torch.float64)
+    system[:FIDUCIALS] = _spline_terms(points, points)
+    system[FIDUCIALS : FIDUCIALS + 2, 3:], system[-1, 3:] = points.T, 1.0
+    made = {"inv_delta_C": torch.linalg.inv(system), "P_hat": _spline_terms(pixels, points)}
+    return {f"Transformation.GridGenerator.{name}": x.float() for name, x in made.items()}
+
+
+def _spline_terms(at: Tensor, points: Tensor) -> Tensor:
+    """1, x, y and r^2 log r to each point: `[n, 23]`."""
+    square = (at[:, None] - points).square().sum(2)
+    return torch.cat([torch.ones(len(at), 1, dtype=at.dtype), at, 0.5 * torch.xlogy(square, square)], dim=1)
 
 
 def timm_names(names: Iterable[str]) -> dict[str, str]:
