@@ -1,6 +1,6 @@
 """Which of our architectures a foreign state dict holds: every layout is compared by names and shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +66,22 @@ def best_of(
     Returns:
         Candidates, the best fit first, one an architecture; and the state as the best one reads it (`adapted`).
     """
+    return _ranked(state, _LAYOUTS[project], PREFIXES[project], image_width, sequence)
+
+
+def nearest(state: dict[str, Tensor], count: int) -> list[Candidate]:
+    """The architectures of all layouts that a state dict comes nearest to, whatever project it was said to be of."""
+    layouts_of_all = tuple(dict.fromkeys(layout for several in _LAYOUTS.values() for layout in several))
+    prefixes = tuple(dict.fromkeys(prefix for several in PREFIXES.values() for prefix in several))
+    return _ranked(state, layouts_of_all, prefixes, 0, False)[0][:count]
+
+
+def _ranked(
+    state: dict[str, Tensor], names: Sequence[str], prefixes: Sequence[str], image_width: int, sequence: bool
+) -> tuple[list[Candidate], dict[str, Tensor]]:
     found: dict[str, tuple[Candidate, dict[str, Tensor]]] = {}
-    for layout in _LAYOUTS[project]:
-        for prefix in PREFIXES[project]:
+    for layout in names:
+        for prefix in prefixes:
             read = adapted(state, prefix, layout)
             for model in _architectures(read, prefix, layout, image_width, sequence):
                 candidate = _compare(read, prefix, layout, model)

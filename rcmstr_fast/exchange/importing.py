@@ -13,7 +13,7 @@ from rcmstr_fast import models
 from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig, resolve
 from rcmstr_fast.exchange import layouts
 from rcmstr_fast.exchange.archive import read_tensors
-from rcmstr_fast.exchange.candidates import PREFIXES, Candidate, best_of
+from rcmstr_fast.exchange.candidates import PREFIXES, Candidate, best_of, nearest
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import export_encoder, refuse_nonfinite
 
@@ -87,10 +87,10 @@ def import_encoder(
     ranked, read = best_of(state, project, image_width, sequence)
     best = _only_rectifier(ranked[0]) if part == "rectifier" else ranked[0]
     if best.share < _ENOUGH:
-        nearest = "; ".join(candidate.describe() for candidate in ranked[:_NEAREST])
+        near = "; ".join(candidate.describe() for candidate in nearest(state, _NEAREST))
         raise ConfigError(
             f"{path}: its {len(state)} tensors, such as {next(iter(state))}, are those of no architecture of this "
-            f"program under --from {project}; nearest: {nearest}"
+            f"program under --from {project}; nearest: {near}"
         )
     missing = sorted(name for name in best.names if name not in best.fitting)
     _check_whole(path, best, missing, read)
