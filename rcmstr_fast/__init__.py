@@ -1,9 +1,9 @@
 """rcmstr_fast: relational contrastive learning and masked image modelling for scene-text recognition.
 
-    import rcmstr_fast
+import rcmstr_fast
 
-    model = rcmstr_fast.load("runs/probe")
-    model.read(["a.jpg", array, pil_image])
+model = rcmstr_fast.load("runs/probe")
+model.read(["a.jpg", array, pil_image])
 """
 
 from typing import TYPE_CHECKING, Any

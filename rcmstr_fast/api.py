@@ -63,7 +63,8 @@ class LoadedEncoder(nn.Module):
         wrong = [f"picture {i}: {x}" for i, x in enumerate(made) if isinstance(x, str)]
         if wrong:
             raise ConfigError(wrong[0])
-        return (torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5  # type: ignore[arg-type]
+        pixels = torch.from_numpy(np.stack([x for x in made if not isinstance(x, str)]))
+        return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 def load_encoder(path: str | Path, *, device: str = "auto") -> LoadedEncoder:
@@ -102,9 +103,7 @@ def _configuration(given: Mapping[str, Any] | str | Path) -> PretrainConfig:
 
     parser = Parser(prog="rcmstr_fast.pretrain")
     add_dataclass(parser, PretrainConfig)
-    if isinstance(given, Mapping):
-        parsed = parser.parse_object(dict(given))
-    else:
-        parsed = parser.parse_args(["--config", str(given)])
+    named = isinstance(given, (str, Path))
+    parsed = parser.parse_args(["--config", str(given)]) if named else parser.parse_object(dict(given))  # type: ignore[arg-type]
     made = parser.instantiate(parsed)
     return PretrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(PretrainConfig)})

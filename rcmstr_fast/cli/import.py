@@ -1,4 +1,4 @@
-"""`rcmstr import FILE --from PROJECT --out encoder.safetensors`: other projects' encoders, measured by our protocols."""
+"""`rcmstr import FILE --from PROJECT --out encoder.safetensors`: other projects' encoders for our protocols."""
 
 from jsonargparse import ArgumentParser, Namespace
 

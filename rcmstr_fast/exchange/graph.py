@@ -135,7 +135,9 @@ def write_onnx(source: Source, graph: Graph, path: Path) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError("format=onnx needs the packages onnx and onnxscript: pip install 'rcmstr-fast[onnx]'") from error
+        raise ConfigError(
+            "format=onnx needs the packages onnx and onnxscript: pip install 'rcmstr-fast[onnx]'"
+        ) from error
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph, (_example(source),), dynamo=True, verbose=False, opset_version=OPSET, external_data=False,

@@ -92,8 +92,7 @@ def import_encoder(
             f"{path}: its {len(state)} tensors, such as {next(iter(state))}, are those of no architecture of this "
             f"program under --from {project}; nearest: {near}"
         )
-    missing = sorted(name for name in best.names if name not in best.fitting)
-    _check_whole(path, best, missing, read)
+    _check_whole(path, best, read)
     tensors = {name: read[best.names[name]].float() for name in best.fitting if not name.endswith("_tracked")}
     refuse_nonfinite(tensors, str(path))
     model = replace(best.model, tps=tps) if best.model.tps != "none" else best.model
@@ -103,7 +102,8 @@ def import_encoder(
         write_whole(out, lambda file: file.write(save(whole | alone, {"format": "pt"})))
     else:
         _write(model, tensors, out, f"{project} {path.name}")
-    return _report(best, model, state, read, missing)
+    ours = [name for name in layouts.shapes_of(best.model) if part == "encoder" or name.startswith("rectifier.")]
+    return _report(best, model, state, read, [name for name in ours if name not in best.fitting])
 
 
 def _only_rectifier(best: Candidate) -> Candidate:
@@ -114,8 +114,9 @@ def _only_rectifier(best: Candidate) -> Candidate:
     return replace(best, names=names, fitting=best.fitting & names.keys())
 
 
-def _check_whole(path: Path, best: Candidate, missing: list[str], state: dict[str, Tensor]) -> None:
+def _check_whole(path: Path, best: Candidate, state: dict[str, Tensor]) -> None:
     """Raise ConfigError where a tensor is missing that does not start at a known value."""
+    missing = sorted(name for name in best.names if name not in best.fitting)
     needed = [name for name in missing if not name.endswith(layouts.OPTIONAL)]
     wrong = [best.names[name] for name in missing if best.names[name] in state]
     if wrong:
@@ -153,7 +154,9 @@ def _report(
     notes = []
     if joined:
         notes.append(f"query and value biases joined in {len(joined)} layers")
-    grey = [name for name in mapped if name in state and state[name].shape != read[name].shape and state[name].dim() == 4]
+    grey = [
+        name for name in mapped if name in state and state[name].shape != read[name].shape and state[name].dim() == 4
+    ]
     if grey:
         notes.append("trained on grey pictures: the first convolutions weigh RGB to grey")
     if best.model.class_token and f"{best.prefix}pos_embed" in mapped:

@@ -1,4 +1,4 @@
-"""The pictures that `rcmstr read` is given: files, folders, LMDBs, patterns, names on standard input; a few at a time."""
+"""The pictures of `rcmstr read`: files, folders, LMDBs, patterns, names on standard input; a few at a time."""
 
 import glob
 import os

@@ -49,7 +49,7 @@ def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def dtrb_names(names: Iterable[str]) -> dict[str, str]:
     """Our names of a ResNet-29, its LSTM layers and its rectifier to those of DTRB's `Model`; others are left out."""
-    table = {}
+    table: dict[str, str] = {}
     for unit, (conv, bn) in _UNITS.items():
         table |= _unit(f"encoder.{unit}", f"FeatureExtraction.ConvNet.{conv}", f"FeatureExtraction.ConvNet.{bn}")
     for stage, first, blocks, number in _LAYERS:

@@ -79,7 +79,7 @@ class Reader:
         """
         place = choose_device(device, 0)
         self.facts = dict(facts or {})
-        self.recogniser = recogniser.to(place, memory_format=torch.channels_last).eval()
+        self.recogniser = recogniser.to(place, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if precision in ("fp32", "bf16"):
             self.recogniser.precision = precision  # type: ignore[assignment]
         self._device = place

@@ -117,7 +117,7 @@ def _dtrb_head(source: Source) -> str:
         f"characters = {text!r}\n"
         "with torch.no_grad():\n    logits = prediction(context(frames))\n"
         "best = logits[0].argmax(1).tolist()\n"
-        "text = \"\".join(characters[i - 1] for i, before in zip(best, [0, *best]) if i and i != before)\n"
+        'text = "".join(characters[i - 1] for i, before in zip(best, [0, *best]) if i and i != before)\n'
     )
 
 
@@ -133,7 +133,7 @@ def onnx(source: Source, out: Path) -> str:
     if source.recogniser is None:
         return head + '(frames,) = session.run(None, {"images": images})\n'
     return (
-        f"{head}facts = json.loads(session.get_modelmeta().custom_metadata_map[\"{FACTS}\"])\n"
+        f'{head}facts = json.loads(session.get_modelmeta().custom_metadata_map["{FACTS}"])\n'
         'logits, ids, confidence = session.run(None, {"images": images})\n'
         'characters, first = facts["characters"], facts["first_id"]\n'
         'text = "".join(characters[i - first] for i in ids[0] if i >= first)\n'
@@ -146,7 +146,7 @@ def torchscript(source: Source, out: Path) -> str:
     if source.recogniser is None:
         return f"{head}with torch.no_grad():\n    frames = model(images)\n"
     return (
-        f"import json\n\n{head}facts = json.loads(extra[\"{FACTS}\"])\n"
+        f'import json\n\n{head}facts = json.loads(extra["{FACTS}"])\n'
         "with torch.no_grad():\n    logits, ids, confidence = model(images)\n"
         'characters, first = facts["characters"], facts["first_id"]\n'
         'text = "".join(characters[i - first] for i in ids[0].tolist() if i >= first)\n'

@@ -52,7 +52,7 @@ def open_source(path: str | Path, part: Part = "auto") -> Source:
 
     Args:
         path: a run folder of a pretraining or a probe, an encoder.safetensors, or a recogniser.safetensors.
-        part: `encoder` leaves the decoder of a recogniser behind; `recogniser` asks for one; `auto` takes what is there.
+        part: `encoder` leaves the decoder of a recogniser behind; `recogniser` asks for one; `auto`: what is there.
     Raises:
         ConfigError: there is no such file, it is damaged, or holds an encoder where a recogniser is asked for.
     """
@@ -71,7 +71,9 @@ def open_source(path: str | Path, part: Part = "auto") -> Source:
 def _file_of(path: Path) -> Path:
     if not path.is_dir():
         if not path.is_file():
-            raise ConfigError(f"expected a run folder, an encoder or a recogniser file, got {path}, which does not exist")
+            raise ConfigError(
+                f"expected a run folder, an encoder or a recogniser file, got {path}, which does not exist"
+            )
         return path
     found = [path / name for name in _FILES if (path / name).is_file()]
     if not found:

@@ -140,9 +140,7 @@ class Trackers:
             return None
 
 
-def open_trackers(
-    names: Sequence[str], run: Path, config: Mapping[str, Any], step: int, tensorboard: Path
-) -> Trackers:
+def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], step: int, tensorboard: Path) -> Trackers:
     """TensorBoard and the trackers that were asked for.
 
     Args:

@@ -156,7 +156,7 @@ class _ResNet(nn.Module):
         return self._unit("4_2", self._unit("4_1", self.layer4(x)))
 
 
-class ResNet_FeatureExtractor(nn.Module):  # noqa: N801
+class ResNet_FeatureExtractor(nn.Module):
     """DTRB's."""
 
     def __init__(self, input_channel, output_channel=512):
@@ -194,10 +194,10 @@ class _GridGenerator(nn.Module):
         return self.P_hat @ (self.inv_delta_C @ padded)
 
 
-class TPS_SpatialTransformerNetwork(nn.Module):  # noqa: N801
+class TPS_SpatialTransformerNetwork(nn.Module):
     """DTRB's."""
 
-    def __init__(self, F, I_size, I_r_size, I_channel_num=1):  # noqa: N803
+    def __init__(self, F, I_size, I_r_size, I_channel_num=1):
         super().__init__()
         self.size = I_r_size
         self.LocalizationNetwork = _Localization(F, I_channel_num)

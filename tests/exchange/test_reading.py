@@ -95,7 +95,13 @@ def test_nearest_words(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a\n\nb\n", "line 2 is empty"), (b"", "it is empty"), (b"a\n \n", "line 2"), (b"\xff\xfe", "UTF-8"), (None, "exist")],
+    [
+        (b"a\n\nb\n", "line 2 is empty"),
+        (b"", "it is empty"),
+        (b"a\n \n", "line 2"),
+        (b"\xff\xfe", "UTF-8"),
+        (None, "exist"),
+    ],
 )
 def test_wrong_lexicons(tmp_path, content, message):
     if content is not None:
@@ -185,7 +191,7 @@ def test_validation_words_of_a_run(tmp_path):
     (tmp_path / "words.json").write_text(json.dumps({"val": {"roots": roots, "records": [0, 2]}}))
     words, source = validation_words(tmp_path, ["val"])
     assert words.labels == ["1", "3"] and "the run's own" in source
-    with pytest.raises(ConfigError, match="calibrate=val needs the words.json"):
+    with pytest.raises(ConfigError, match=r"calibrate=val needs the words\.json"):
         validation_words(tmp_path / "train", ["val"])
     write_recogniser(tmp_path / "recogniser.safetensors", **CNN)
     with pytest.raises(ConfigError, match="ten words or more"):
@@ -197,7 +203,9 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path):
     with torch.no_grad():
         made.decoder.classifier.bias[2] = torch.inf
     made.save(tmp_path / "recogniser.safetensors", {})
-    with pytest.raises(ConfigError, match=r"tensor decoder.classifier.bias has 1 of 37 values that are NaN or infinite"):
+    with pytest.raises(
+        ConfigError, match=r"tensor decoder.classifier.bias has 1 of 37 values that are NaN or infinite"
+    ):
         load_recogniser(tmp_path)
 
 
