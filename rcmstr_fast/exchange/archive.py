@@ -1,6 +1,7 @@
 """Files of weights that others wrote or will read: no code is executed from them."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from rcmstr_fast.train.checkpoint import write_whole
 _TORCH = (".pth", ".pt", ".tar", ".ckpt", ".bin")
 #: Entries under which projects keep the state dict of a checkpoint.
 _HOLDERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "net", "encoder")
+_NEITHER = "expected a safetensors file or a torch checkpoint, it is neither, or cut off"
+#: What torch says of checkpoints whose objects it does not make.
+_OBJECTS = re.compile("Unsupported (global|class)", re.I)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -36,12 +40,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return load(path.read_bytes())
         held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _OBJECTS.search(str(error)):
+            raise ConfigError(f"{path}: {_NEITHER}") from error
         raise ConfigError(
             f"{path}: holds Python objects beside tensors, which are not loaded since they could run code; "
             "save its state dict alone in its own project and import that"
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}: expected a safetensors file or a torch checkpoint, it is neither") from error
+        raise ConfigError(f"{path}: {_NEITHER}") from error
     found = _state_dict(held)
     if not found:
         raise ConfigError(f"{path}: expected a state dict of tensors, found none in it")

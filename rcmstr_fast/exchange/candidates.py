@@ -1,5 +1,6 @@
 """Which of our architectures a foreign state dict holds: every layout is compared by names and shapes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -88,8 +89,15 @@ def _ranked(
                 key = candidate.describe().split(" (")[0]
                 if key not in found or candidate.share > found[key][0].share:
                     found[key] = candidate, read
-    ranked = sorted(found.values(), key=lambda pair: (-pair[0].share, pair[0].describe()))
+    total = sum(x.numel() for x in state.values())
+    ranked = sorted(found.values(), key=lambda pair: (-pair[0].share, _distance(pair[0].model, total)))
     return [candidate for candidate, _ in ranked], ranked[0][1]
+
+
+def _distance(model: ModelConfig, numbers: int) -> float:
+    """How far a network is from a number of parameters, as the logarithm of their ratio."""
+    own = sum(math.prod(shape) for shape in layouts.shapes_of(model).values())
+    return abs(math.log(own / max(numbers, 1)))
 
 
 def _compare(state: dict[str, Tensor], prefix: str, layout: str, model: ModelConfig) -> Candidate:

@@ -5,6 +5,8 @@ the named project: DTRB's `Model` (clovaai/deep-text-recognition-benchmark, also
 `VisionTransformer`, PARSeq's encoder (a timm `VisionTransformer`), OpenOCR's `ViT` and DiG's pretraining encoder.
 """
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -40,7 +42,12 @@ def tensors_of(encoder: nn.Module, rectifier: nn.Module) -> dict[str, Tensor]:
 
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of encoder and rectifier, without making their weights."""
-    model = resolve_model(model)
+    return _shapes_of(dataclasses.astuple(resolve_model(model)))
+
+
+@functools.cache
+def _shapes_of(fields: tuple) -> dict[str, tuple[int, ...]]:
+    model = ModelConfig(*fields)
     with torch.device("meta"):
         encoder = models.build_encoder(model)
         rectifier = models.TPSRectifier(model.height, model.image_width) if model.tps != "none" else nn.Identity()

@@ -25,7 +25,7 @@ def place(tmp_path_factory):
 
 
 def read(place, *more):
-    return main(["read", *more, "--recogniser", str(place), "--device", "cpu", "--batch_size", "2"])
+    return main(["read", "--recogniser", str(place), "--device", "cpu", "--batch_size", "2", *more])
 
 
 def test_a_folder_to_csv_and_jsonl(place, capsys):

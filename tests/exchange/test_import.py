@@ -201,7 +201,7 @@ def test_pretraining_starts_from_an_import(tmp_path):
     for a, b in ((encoder, trained), (rectifier, kept)):
         named = dict(b.named_parameters())
         assert all(torch.allclose(x, named[name], atol=1e-6) for name, x in a.named_parameters())
-    other = real_config(tmp_path / "other", data, train__init=str(made), model__image_width=40)
+    other = real_config(tmp_path / "other", data, train__init=str(made), model__image_width=44)
     with pytest.raises(
         ConfigError, match=r"set --model.image_width 36 --model.tps_align_corners True --model.tps frozen"
     ):
