@@ -103,7 +103,7 @@ def _read_all(reader: "Reader", inputs: "Inputs", table: "Table", lexicon: "Lexi
 
     began, count, failed = time.monotonic(), 0, 0
 
-    def lines() -> Iterator[None]:
+    def batches() -> Iterator[int]:
         nonlocal failed
         for names, pixels, broken in _decoded(reader, inputs, batch_size):
             good = [i for i in range(len(names)) if i not in broken]
@@ -116,10 +116,11 @@ def _read_all(reader: "Reader", inputs: "Inputs", table: "Table", lexicon: "Lexi
                 print(f"rcmstr read: {names[i]}: {reason}", file=sys.stderr)
             failed += len(broken)
             table.flush()
-            yield from [None] * len(names)
+            yield len(names)
 
-    for _ in progress(lines(), inputs.total or 0, "reading", "words"):
-        count += 1
+    total = None if inputs.total is None else -(-inputs.total // batch_size)
+    for words in progress(batches(), total, "reading", f"batches of {batch_size} words"):
+        count += words
     seconds = max(time.monotonic() - began, 1e-9)
     left_out = f", {failed} left out" if failed else ""
     print(f"rcmstr read: {count} words in {seconds:.1f} s, {count / seconds:.0f} words/s{left_out}", file=sys.stderr)

@@ -11,12 +11,12 @@ Item = TypeVar("Item")
 _QUIET, _EVERY = 2.0, 10.0
 
 
-def progress(items: Iterable[Item], total: int, doing: str, unit: str) -> Iterator[Item]:
+def progress(items: Iterable[Item], total: int | None, doing: str, unit: str) -> Iterator[Item]:
     """The items, with progress, rate and remaining time on stderr once the loop has taken two seconds.
 
     Args:
         items: passed through.
-        total: number of items expected.
+        total: number of items expected; None: not known.
         doing: what is done, such as "rendering".
         unit: what an item is, in the plural.
     """
@@ -30,5 +30,7 @@ def progress(items: Iterable[Item], total: int, doing: str, unit: str) -> Iterat
         if now - last >= (_EVERY if last > start else _QUIET):
             last = now
             rate = done / (now - start)
-            left = max(total - done, 0) / rate
-            print(f"{doing}: {done} of {total} {unit}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            of, left = "", ""
+            if total is not None:
+                of, left = f" of {total}", f", {max(total - done, 0) / rate:.0f} s left"
+            print(f"{doing}: {done}{of} {unit}, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
