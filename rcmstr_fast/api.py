@@ -103,7 +103,8 @@ def _configuration(given: Mapping[str, Any] | str | Path) -> PretrainConfig:
 
     parser = Parser(prog="rcmstr_fast.pretrain")
     add_dataclass(parser, PretrainConfig)
-    named = isinstance(given, (str, Path))
-    parsed = parser.parse_args(["--config", str(given)]) if named else parser.parse_object(dict(given))  # type: ignore[arg-type]
+    file = None if isinstance(given, Mapping) else str(given)
+    fields = dict(given) if isinstance(given, Mapping) else {}
+    parsed = parser.parse_object(fields) if file is None else parser.parse_args(["--config", file])
     made = parser.instantiate(parsed)
     return PretrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(PretrainConfig)})

@@ -47,7 +47,8 @@ def test_kinds_of_pictures(tmp_path):
     (tmp_path / "a.png").write_bytes(picture("12"))
     opened = Image.open(io.BytesIO(picture("12")))
     given = [
-        str(tmp_path / "a.png"), tmp_path / "a.png", picture("12"), np.asarray(opened), opened, np.zeros((9, 9), np.uint8),
+        str(tmp_path / "a.png"), tmp_path / "a.png", picture("12"), np.asarray(opened), opened,
+        np.zeros((9, 9), np.uint8),
         tmp_path / "absent.png", b"junk", np.zeros((3, 3), np.float32),
     ]  # fmt: skip
     readings = Reader.load(tmp_path, device="cpu").read(given, batch_size=2)
