@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from rcmstr_fast.exchange.archive import check_suffix, write_tensors
 from rcmstr_fast.exchange.calibrate import Calibration, calibrate, validation_words
 from rcmstr_fast.exchange.card import write_card
 from rcmstr_fast.exchange.reading import CALIBRATION, Reader
-from rcmstr_fast.exchange.source import Part, Source, open_source
+from rcmstr_fast.exchange.source import Networks, Part, Source, open_source
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import export_encoder
 
@@ -182,8 +181,7 @@ def _safetensors(source: Source, out: Path, temperature: float) -> str:
         write_whole(out, lambda file: file.write(data))
     else:  # the encoder of a recogniser
         config = resolve(PretrainConfig(run="", model=source.model))
-        method = torch.nn.Module()
-        method.online_encoder, method.rectifier = source.encoder, source.rectifier
+        method = Networks(source.encoder, source.rectifier)
         export_encoder(method, out, config, 0, facts={"origin": f"recogniser {source.file.name}"})
     return snippets.safetensors(source, out)
 

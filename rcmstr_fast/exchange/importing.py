@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 from safetensors.torch import save
@@ -14,6 +13,7 @@ from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig, resolve
 from rcmstr_fast.exchange import layouts
 from rcmstr_fast.exchange.archive import read_tensors
 from rcmstr_fast.exchange.candidates import PREFIXES, Candidate, best_of, nearest
+from rcmstr_fast.exchange.source import Networks
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import export_encoder, refuse_nonfinite
 
@@ -127,21 +127,21 @@ def _check_whole(path: Path, best: Candidate, state: dict[str, Tensor]) -> None:
         raise ConfigError(f"{path}: {best.describe()}, but {best.names[needed[0]]}{more} is missing")
 
 
-def _state(model: ModelConfig, tensors: dict[str, Tensor]) -> tuple[SimpleNamespace, dict[str, Tensor]]:
+def _state(model: ModelConfig, tensors: dict[str, Tensor]) -> tuple[Networks, dict[str, Tensor]]:
     """Our networks with these weights, and the whole state of the rectifier."""
     encoder, rectifier = models.build_encoder(model), models.build_rectifier(model)
     for prefix, module in (("encoder.", encoder), ("rectifier.", rectifier)):
         held = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         module.load_state_dict(module.state_dict() | held)
     whole = {f"rectifier.{name}": x for name, x in rectifier.state_dict().items()}
-    return SimpleNamespace(online_encoder=encoder, rectifier=rectifier), whole
+    return Networks(encoder, rectifier), whole
 
 
 def _write(model: ModelConfig, tensors: dict[str, Tensor], out: Path, origin: str) -> None:
     made, _ = _state(model, tensors)
     # The weights of the rectifier are in the file, so where they came from is all that is left to say of them.
     config = resolve(PretrainConfig(run="", model=model))
-    export_encoder(made, out, config, 0, facts={"origin": origin})  # type: ignore[arg-type]
+    export_encoder(made, out, config, 0, facts={"origin": origin})
 
 
 def _report(

@@ -47,6 +47,18 @@ class Source:
         return "encoder" if self.recogniser is None else "recogniser"
 
 
+class Networks(nn.Module):
+    """An encoder and its rectifier as `export_encoder` takes them from a method."""
+
+    def __init__(self, encoder: nn.Module, rectifier: nn.Module) -> None:
+        super().__init__()
+        self.online_encoder, self.rectifier = encoder, rectifier
+
+    def exported(self) -> dict[str, nn.Module]:
+        """Both by name."""
+        return {"encoder": self.online_encoder, "rectifier": self.rectifier}
+
+
 def open_source(path: str | Path, part: Part = "auto") -> Source:
     """Load what a run folder or an exported file holds.
 

@@ -1,7 +1,5 @@
 """Pretraining that starts from an encoder that is there already (`train.init`)."""
 
-import copy
-
 import torch
 from torch import nn
 
@@ -39,7 +37,7 @@ def start_from(method: nn.Module, config: PretrainConfig) -> nn.Module:
     """Give every encoder and rectifier inside a method, online and momentum, the weights of `train.init`.
 
     Args:
-        method: has `online_encoder` and `rectifier`.
+        method: of the same network, see `check_start`.
         config: checked; without `train.init` nothing happens.
     Returns:
         `method`.
@@ -47,9 +45,9 @@ def start_from(method: nn.Module, config: PretrainConfig) -> nn.Module:
     if not config.train.init:
         return method
     encoder, rectifier, _ = load_encoder(config.train.init)
-    for source, online in ((encoder, method.online_encoder), (rectifier, method.rectifier)):
-        state = copy.deepcopy(source.state_dict())
-        alike = [x for x in method.modules() if type(x) is type(online) and x.state_dict().keys() == state.keys()]
+    for source in (encoder, rectifier):
+        state = source.state_dict()
+        alike = [x for x in method.modules() if type(x) is type(source) and x.state_dict().keys() == state.keys()]
         with torch.no_grad():
             for module in alike if state else []:
                 module.load_state_dict(state)

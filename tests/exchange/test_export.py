@@ -96,6 +96,7 @@ def test_recognisers(tmp_path, monkeypatch, kind, suffix, decoder, model):
     assert "CC0-1.0" in card.read_text()
 
 
+@pytest.mark.slow
 def test_onnx_in_onnxruntime(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")

@@ -1,13 +1,12 @@
 """Small encoders and recognisers as files."""
 
-from types import SimpleNamespace
-
 import torch
 from torch import nn
 
 from rcmstr_fast.config import ModelConfig, PretrainConfig, resolve, resolve_model
 from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.recogniser import Recogniser
+from rcmstr_fast.exchange.source import Networks
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train.export import export_encoder
 from tests.exchange.foreign import shaken
@@ -32,7 +31,7 @@ def write_encoder(path, **model):
     """An encoder.safetensors; its networks and configuration."""
     encoder, rectifier, config = networks(**model)
     whole = resolve(PretrainConfig(model=config))
-    export_encoder(SimpleNamespace(online_encoder=encoder, rectifier=rectifier), path, whole, 7)
+    export_encoder(Networks(encoder, rectifier), path, whole, 7)
     return encoder, rectifier, config
 
 
