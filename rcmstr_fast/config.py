@@ -213,6 +213,7 @@ class TrainConfig:
         accumulate: micro-batches a step.
         epochs: passes over the data; null: by preset and encoder.
         steps: steps of the whole run; 0: as many as `epochs` have.
+        init: encoder.safetensors (or a run folder) from whose weights encoder and rectifier start; empty: untrained.
         precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it); fp64 is for comparing runs:
             slow, but what rounding does to a run is not amplified into view.
         device: auto, cpu or cuda.
@@ -232,6 +233,7 @@ class TrainConfig:
     accumulate: int = 1
     epochs: int | None = None
     steps: int = 0
+    init: str = ""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 10

@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
     "study": {"study", "evaluation", "data", "train"},
     "measure": {"measure", "train", "methods", "models", "data", "ops"},
-    "cli": {"cli", "study", "measure", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
+    "exchange": {"exchange", "evaluation", "train", "models", "data", "ops"},
+    "api": {"exchange", "train", "cli"},
+    "cli": {"cli", "exchange", "study", "measure", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}

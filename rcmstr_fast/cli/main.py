@@ -23,6 +23,7 @@ COMMANDS = (
     "read",
     "embed",
     "export",
+    "import",
     "study",
     "report",
     "recipes",

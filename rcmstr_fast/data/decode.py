@@ -65,10 +65,7 @@ def decode_image(
     Raises:
         BrokenImage: with the reason.
     """
-    picture = decode_picture(data, max_pixels=max_pixels, min_side=min_side)
-    if rotate == "tall" and picture.height >= TALL * picture.width:
-        picture = picture.transpose(Image.Transpose.ROTATE_90)
-    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return _resized(decode_picture(data, max_pixels=max_pixels, min_side=min_side), height, width, rotate)
 
 
 def decode_picture(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
@@ -80,8 +77,7 @@ def decode_picture(data: bytes, *, max_pixels: int, min_side: int) -> Image.Imag
             _check_size(picture.size, max_pixels, min_side)
             _mend_key(picture)
             picture.load()
-            turn, rgb = _turn(picture), _rgb(picture)
-            return rgb if turn is None else rgb.transpose(turn)
+            return _upright(picture)
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -98,6 +94,22 @@ def picture_size(data: bytes | None) -> tuple[int, int] | None:
             return (height, width) if _turn(picture) in _SIDEWAYS else (width, height)
     except Exception:  # as in decode_picture
         return None
+
+
+def fitted(picture: Image.Image, height: int, width: int, rotate: Rotate = "never") -> np.ndarray:
+    """An opened picture as `decode_image` gives it: upright, RGB, resized; [height, width, 3] uint8."""
+    return _resized(_upright(picture), height, width, rotate)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    turn, rgb = _turn(picture), _rgb(picture)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _resized(picture: Image.Image, height: int, width: int, rotate: Rotate) -> np.ndarray:
+    if rotate == "tall" and picture.height >= TALL * picture.width:
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def decode_batch(

@@ -18,12 +18,12 @@ CHUNK = 512
 _QUIET, _EVERY = 2.0, 10.0
 
 
-def progress(items: Iterable[Item], total: int, doing: str, unit: str) -> Iterator[Item]:
+def progress(items: Iterable[Item], total: int | None, doing: str, unit: str) -> Iterator[Item]:
     """The items, with progress, rate and remaining time on stderr once the loop has taken two seconds.
 
     Args:
         items: passed through.
-        total: number of items expected.
+        total: number of items expected; None: not known.
         doing: what is done, such as "rendering".
         unit: what an item is, in the plural.
     """
@@ -37,8 +37,10 @@ def progress(items: Iterable[Item], total: int, doing: str, unit: str) -> Iterat
         if now - last >= (_EVERY if last > start else _QUIET):
             last = now
             rate = done / (now - start)
-            left = max(total - done, 0) / rate
-            print(f"{doing}: {done} of {total} {unit}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            of, left = "", ""
+            if total is not None:
+                of, left = f" of {total}", f", {max(total - done, 0) / rate:.0f} s left"
+            print(f"{doing}: {done}{of} {unit}, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
 
 
 def in_threads(part: Callable[[range], Result], total: int, threads: int, doing: str) -> Iterator[Result]:

@@ -240,7 +240,7 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
     Returns:
         The recogniser on the CPU and the facts stored with it.
     Raises:
-        ConfigError: missing, cut off, or some other file.
+        ConfigError: missing, cut off, some other file, or values that are not finite.
     """
     path = Path(path)
     path = path / "recogniser.safetensors" if path.is_dir() else path
@@ -251,6 +251,7 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
             header = json.loads((file.metadata() or {}).get("rcmstr_fast", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check_format(path, header)
+        refuse_nonfinite(tensors, str(path))
         model = ModelConfig(**header["model"])
         # The weights of the rectifier are in this file: its own checkpoint is not needed any more.
         checkpoint = "random" if model.tps == "frozen" else ""
@@ -266,7 +267,6 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: expected a whole recogniser.safetensors of rcmstr_fast: {reason}") from error
-    refuse_nonfinite(tensors, path)
     recogniser.rotate = "tall" if header.get("rotate") == "tall" else "never"
     return recogniser.eval(), header["facts"]
 

@@ -20,7 +20,12 @@ KIND = "rcmstr_fast encoder"
 
 
 def export_encoder(
-    method: PretrainMethod, path: Path, config: PretrainConfig, step: int, tensors: dict[str, Tensor] | None = None
+    method: PretrainMethod,
+    path: Path,
+    config: PretrainConfig,
+    step: int,
+    tensors: dict[str, Tensor] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> None:
     """Write encoder and rectifier.
 
@@ -30,6 +35,7 @@ def export_encoder(
         config: resolved.
         step: steps trained.
         tensors: what to write, by the names `PART.*`; None: what they are now.
+        facts: further entries of the header (JSON values).
     Raises:
         RunError: the disk is full or cannot be written.
     """
@@ -57,7 +63,7 @@ def export_encoder(
         "commit": commit(),
         "step": step,
         "config": dataclasses.asdict(config),
-    }
+    } | (facts or {})
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     data = safetensors.torch.save(plain, {"rcmstr_fast": json.dumps(header)})
     write_whole(path, lambda file: file.write(data))
@@ -71,7 +77,8 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]
     Returns:
         encoder and rectifier (`nn.Identity` for none) in evaluation mode on the CPU, and the header.
     Raises:
-        ConfigError: the file is missing, cut off, foreign, or its tensors do not fit its header.
+        ConfigError: the file is missing, cut off, foreign, its tensors do not fit its header, or one of them has
+            values that are not finite.
     """
     path = Path(path)
     file = path / "encoder.safetensors" if path.is_dir() else path
@@ -88,6 +95,21 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]
     return encoder.eval(), rectifier.eval(), header
 
 
+def refuse_nonfinite(tensors: dict[str, Tensor], where: str) -> None:
+    """Name the first tensor of a file with values that are not finite, before a training run stumbles over them.
+
+    Args:
+        tensors: name -> tensor.
+        where: begins the message: the file.
+    Raises:
+        ConfigError: with the tensor's name and how many of its values are NaN or infinite.
+    """
+    for name, x in tensors.items():
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            wrong = int((~torch.isfinite(x)).sum())
+            raise ConfigError(f"{where}: tensor {name} has {wrong} of {x.numel()} values that are NaN or infinite")
+
+
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of an exported file."""
     if not file.is_file():
@@ -100,16 +122,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ConfigError(f"{file}: not an exported encoder, or one cut off ({error})") from error
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise ConfigError(f"{file}: expected an encoder exported by rcmstr_fast, it has no such header")
-    refuse_nonfinite(tensors, file)
+    refuse_nonfinite(tensors, str(file))
     return header, tensors
-
-
-def refuse_nonfinite(tensors: dict[str, Tensor], file: str | Path) -> None:
-    """Raise ConfigError where a tensor of a file has a NaN or an infinity, by name."""
-    for name, x in tensors.items():
-        if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
-            count = int((~finite).sum())
-            raise ConfigError(f"{file}: tensor {name} has {count} of {x.numel()} values that are not finite")
 
 
 def _fill(module: nn.Module, held: dict[str, Tensor], where: str) -> None:

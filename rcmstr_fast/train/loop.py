@@ -24,6 +24,7 @@ from rcmstr_fast.train.pictures import write_sheet
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
+from rcmstr_fast.train.start import check_start, start_from
 from rcmstr_fast.train.state import RunState
 from rcmstr_fast.train.step import Step
 from rcmstr_fast.train.stream import Stream
@@ -51,6 +52,7 @@ def pretrain(
         RunError: the run could not go on, or a signal ended it (status 128 + signal); its state is saved.
     """
     resolve(config)
+    check_start(config)
     folder = RunFolder(config.run)
     stopped = 0
     with contextlib.ExitStack() as stack:
@@ -63,7 +65,7 @@ def pretrain(
         world.on_rank0(lambda: folder.claim(stack, config, world.world_size))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         stack.enter_context(numerics(config))
-        trainer = Trainer(config, plan, world, folder, build(config, world), stream)
+        trainer = Trainer(config, plan, world, folder, start_from(build(config, world), config), stream)
         trainer.step = trainer.state.restore()
         if trainer.step < plan.total_steps:
             stopped = trainer.run(log, signals)

@@ -144,7 +144,8 @@ def test_align_corners_by_preset():
 
 def exported(path, **fields):
     config = resolve(PretrainConfig(model=ModelConfig(**fields)))
-    method = SimpleNamespace(online_encoder=build_encoder(config.model), rectifier=build_rectifier(config.model))
+    parts = {"encoder": build_encoder(config.model), "rectifier": build_rectifier(config.model)}
+    method = SimpleNamespace(exported=lambda: parts)
     export_encoder(method, path, config, 0)
     return method
 
@@ -161,7 +162,7 @@ def test_export_keeps_every_part(tmp_path, fields):
         assert header[name] == getattr(resolve(PretrainConfig(model=ModelConfig(**fields))).model, name)
     images = torch.randn(1, 3, 32, header["image_width"])
     with torch.no_grad():
-        expected = method.online_encoder.eval()(method.rectifier.eval()(images))
+        expected = method.exported()["encoder"].eval()(method.exported()["rectifier"].eval()(images))
         assert torch.equal(encoder(rectifier(images)), expected)
     assert expected.shape[1:] == (header["frames"], header["out_channels"])
 

@@ -74,7 +74,7 @@ class AttentionDecoder(AutoregressiveDecoder):
         memory = self.remember(frames)
         keys = self.key(memory)
         memory = memory.to(keys.dtype)
-        zero = keys.new_zeros(len(keys), self.cell.hidden_size)
+        zero = keys.new_zeros(keys.shape[0], self.cell.hidden_size)  # no len(): a traced graph keeps its batch free
         return AttentionState(memory, keys, zero, zero, keys.new_zeros(keys.shape[:2]))
 
     def step(self, ids: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
