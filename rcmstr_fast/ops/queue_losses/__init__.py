@@ -38,8 +38,8 @@ def relational_losses(
         terms: at least one `LossTerm`, on one device.
         tau_info: above 0; temperature of InfoNCE.
         tau_kl: above 0; temperature of the KL.
-        launch: "auto" (RCMSTR_FAST_LOSS_LAUNCH, else as measured: `kernels.queue_losses.tiles.SCHEDULED`), "scheduled"
-            (one launch a pass where D is 64 or 128, levels come first and have as many queries each; only "triton"
+        launch: "auto" (RCMSTR_FAST_LOSS_LAUNCH, else as measured in this run, else "scheduled"), "scheduled" (one launch
+            a pass where D is 64 or 128, levels come first and have as many queries each; only "triton"
             knows it) or "separate".
         backend: None (automatic), "reference", "chunked" or "triton".
     Returns:

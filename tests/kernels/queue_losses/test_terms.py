@@ -8,6 +8,7 @@ import torch
 from rcmstr_fast import ops
 from rcmstr_fast.kernels.queue_losses import tiles
 from rcmstr_fast.ops.queue_losses import operator
+from rcmstr_fast.tuning import choices
 from tests.kernels.rows import BACKENDS, DEVICE, TRITON, relative, unit_rows, worst_row
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
@@ -132,7 +133,7 @@ def test_one_launch_a_pass_and_bitwise_repeats(monkeypatch):
 
 
 @TRITON
-def test_the_table_chooses_and_pairs_alone_are_launched_separately(monkeypatch):
+def test_one_launch_is_the_prior_a_choice_replaces_it_and_pairs_alone_are_launched_separately(monkeypatch):
     from rcmstr_fast.kernels.queue_losses import terms as loss_terms
 
     called = []
@@ -140,10 +141,9 @@ def test_the_table_chooses_and_pairs_alone_are_launched_separately(monkeypatch):
     monkeypatch.setattr(loss_terms, "launch_all", lambda *a: called.append(1) or original(*a))
     terms = step_terms(1, 5, 2, 64, (20, 20, 20))
     with torch.no_grad():
-        ops.relational_losses(terms, backend="triton")
-        assert not called  # not measured: separate
-        monkeypatch.setitem(tiles.SCHEDULED, 80, True)
-        monkeypatch.setitem(tiles.SCHEDULED, 90, True)
+        with choices.using({operator.LAUNCH.name: "separate"}):
+            ops.relational_losses(terms, backend="triton")
+        assert not called
         ops.relational_losses(terms, backend="triton")
         assert len(called) == 1  # no gradient: the stats pass alone
         ops.relational_losses(terms[3:], backend="triton", launch="scheduled")
