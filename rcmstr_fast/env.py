@@ -47,6 +47,12 @@ def tune() -> str | None:
     return value
 
 
+def ordered() -> dict[str, str]:
+    """The variables that are set, but for those that say where things are kept."""
+    places = ("RCMSTR_FAST_CACHE", "RCMSTR_FAST_TUNE")
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ and name not in places}
+
+
 def cache_folder() -> Path:
     """RCMSTR_FAST_CACHE, or the folder that the system has for caches of this user."""
     return Path(os.environ.get("RCMSTR_FAST_CACHE") or platformdirs.user_cache_dir("rcmstr_fast"))

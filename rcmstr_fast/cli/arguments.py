@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from rcmstr_fast import recipe_files
 from rcmstr_fast.config import ConfigError, PretrainConfig
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Parser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Any:
         """Parse; see `spread`."""
-        given = list(sys.argv[1:] if args is None else args)
+        given = _with_recipes(list(sys.argv[1:] if args is None else args))
         return super().parse_args(_joined(given, self.spread), namespace, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -84,6 +85,23 @@ class Parser(ArgumentParser):
             last[x] for x in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1)
         ]
         return f"; did you mean {near[0]}?" if near else "; --help lists the fields"
+
+
+def _with_recipes(words: list[str]) -> list[str]:
+    """Files in the place of the names of recipes after `--config`."""
+    made = list(words)
+    for place, word in enumerate(words):
+        if word == "--config" and place + 1 < len(words):
+            made[place + 1] = _config_file(words[place + 1])
+        elif word.startswith("--config="):
+            made[place] = f"--config={_config_file(word.removeprefix('--config='))}"
+    return made
+
+
+def _config_file(name: str) -> str:
+    """The file of a recipe that comes with the package, by its name; any other word as it stands."""
+    known = not Path(name).exists() and name.removesuffix(".yaml") in recipe_files.names()
+    return str(recipe_files.find(name)) if known else name
 
 
 def _joined(words: list[str], options: tuple[str, ...]) -> list[str]:
@@ -152,7 +170,7 @@ def to_pretraining(arguments: Namespace) -> PretrainConfig:
 def named_method(given: Sequence[str]) -> str | None:
     """`method.name` of the arguments: of the flag, else of the last file of `--config`."""
     flags: dict[str, list[str]] = {"--method.name": [], "--config": []}
-    for place, word in enumerate(given):
+    for place, word in enumerate(given := _with_recipes(list(given))):
         name, equals, value = word.partition("=")
         if name in flags and (equals or place + 1 < len(given)):
             flags[name].append(value if equals else given[place + 1])

@@ -14,6 +14,7 @@ from rcmstr_fast.config import ConfigError, RunError
 COMMANDS = (
     "demo",
     "doctor",
+    "tune",
     "data",
     "pretrain",
     "methods",

@@ -59,14 +59,14 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def reasons(operation: str, backend: str) -> list[str]:
-    """Why a backend is refused on this machine: from the record, else by checking it now."""
+def reasons(operation: str, backend: str, *, again: bool = False) -> list[str]:
+    """Why a backend is refused on this machine: from the record (unless `again`), else by checking it now."""
     if operation not in CASES:
         return []
     device = device_of(backend)
     name = f"{operation}/{backend}"
     known = record.read(device)["checks"].get(name)
-    if isinstance(known, dict) and isinstance(known.get("reasons"), list):
+    if not again and isinstance(known, dict) and isinstance(known.get("reasons"), list):
         return [str(reason) for reason in known["reasons"]]
     found = check(operation, backend, device)
     if found.reasons:
@@ -82,7 +82,7 @@ def check_all(*, again: bool = False) -> dict[str, dict[str, list[str]]]:
         for backend in operation.backends:
             if backend in dispatch.CHECKED and not operation.backends[backend].available():
                 if again:
-                    operation.refused.pop(backend, None)
+                    operation.refused[backend] = reasons(name, backend, again=True)
                 found.setdefault(name, {})[backend] = operation.refusal(backend)
     return found
 

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from signal import Signals
 
@@ -29,6 +30,8 @@ from rcmstr_fast.train.state import RunState
 from rcmstr_fast.train.step import Step
 from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.switches import decide
+from rcmstr_fast.train.trial import Feed, Trial
+from rcmstr_fast.train.tuned import adopted
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +65,13 @@ def pretrain(
         config = world.on_rank0(lambda: folder.adopt(config))
         stream = open_stream(config)
         plan = make_plan(config, stream.epoch_size, world.world_size)
-        world.on_rank0(lambda: folder.claim(stack, config, world.world_size))
+        world.on_rank0(lambda: stack.enter_context(folder.locked()))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         stack.enter_context(numerics(config))
+        held = world.on_rank0(folder.computed_with)
+        trial = partial(trial_of, config, plan, world, folder, build, stream)
+        found = stack.enter_context(adopted(config, plan, world, held, trial))
+        world.on_rank0(lambda: folder.write_description(config, world.world_size, found.kept()))
         trainer = Trainer(config, plan, world, folder, start_from(build(config, world), config), stream)
         trainer.step = trainer.state.restore()
         if trainer.step < plan.total_steps:
@@ -93,6 +100,44 @@ def numerics(config: PretrainConfig) -> Iterator[None]:
         cudnn.allow_tf32, cudnn.benchmark = before
         if exact:
             torch.use_deterministic_algorithms(False)
+
+
+def trial_of(
+    config: PretrainConfig,
+    plan: Plan,
+    world: World,
+    folder: RunFolder,
+    build: Callable[[PretrainConfig, World], PretrainMethod],
+    stream: Stream,
+) -> Trial:
+    """What the candidates of choices are timed on: trainers that are forgotten, in this process alone."""
+    alone = World(world.device)
+
+    def stepper() -> OneStep:
+        return OneStep(Trainer(config, plan, alone, folder, build(config, alone), stream))
+
+    return Trial(
+        Feed(
+            config, world.device, stepper, lambda step: step.trainer.method, lambda: stream.batches(0, plan, alone),
+            world.world_size,
+        )
+    )  # fmt: skip
+
+
+class OneStep:
+    """A trainer's next step as a call; the trainer stays at step 0.
+
+    Args:
+        trainer: takes the steps.
+    """
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer, self._signals = trainer, StopSignals()
+
+    def __call__(self, batches: list[Batch]) -> None:
+        """Take it; does not wait for the device."""
+        self.trainer._train_step(batches, self._signals, False, False)
+        self.trainer.step = 0
 
 
 class Trainer:

@@ -69,7 +69,7 @@ def contest(
 ) -> Outcome:
     """Time the candidates in turn and take the fastest.
 
-    The prior stays unless another one is faster by more than the noise. A candidate that raises (it does not compile,
+    The prior stays unless another one is faster by more than the noise (their quartiles do not overlap). A candidate that raises (it does not compile,
     the device's memory is too small) leaves the contest with its reason.
 
     Args:
@@ -128,13 +128,15 @@ def _choose(out: Outcome, samples: Mapping[Value, list[float]], seconds: float) 
         out.chosen, out.why = fastest, "the prior failed"
         return
     gain = times[out.prior].median / times[fastest].median
-    sure = len(times[fastest].ms) >= LEAST or times[fastest].ms[0] * HOPELESS < times[out.prior].ms[0]
+    mine, theirs = times[fastest].row(), times[out.prior].row()
+    enough = len(times[fastest].ms) >= LEAST
+    hopeless = theirs["ms"] > HOPELESS * mine["ms"]
     if fastest == out.prior:
         out.why = "the fastest"
-    elif gain * WORTH > 1 and sure:
+    elif hopeless or (enough and gain * WORTH > 1 and mine["ms_75"] < theirs["ms_25"]):
         out.chosen, out.gain, out.why = fastest, gain, "faster than the prior"
     else:
-        out.why = f"as fast as {fastest}" if sure else f"not decided in {seconds:.0f} s"
+        out.why = "nothing is faster beyond the noise" if enough else f"not decided in {seconds:.0f} s"
 
 
 def _decided(samples: Mapping[Value, list[float]], alive: list[Value]) -> bool:

@@ -49,7 +49,8 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """Installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -73,7 +74,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "driver": None,
         "cpus": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version_of("triton"),
         "digest": digest(),
         "version": rcmstr_fast.__version__,
     }
