@@ -5,6 +5,8 @@ from pathlib import Path
 
 import platformdirs
 
+from rcmstr_fast.fields import ConfigError
+
 #: name -> meaning; the page docs/install.md and `rcmstr doctor` show this table.
 VARIABLES = {
     "RCMSTR_FAST_BACKEND": "force one backend for every operation: reference, chunked, cpp, triton or cuda",
@@ -43,7 +45,7 @@ def tune() -> str | None:
     """What RCMSTR_FAST_TUNE orders in the place of `train.tune=auto`, or None."""
     value = os.environ.get("RCMSTR_FAST_TUNE") or None
     if value not in (None, "on", "off"):
-        raise ValueError(f"RCMSTR_FAST_TUNE must be on or off, got {value!r}")
+        raise ConfigError(f"RCMSTR_FAST_TUNE must be on or off, got {value!r}")
     return value
 
 

@@ -62,9 +62,8 @@ def chosen(*shape: int, seed: int, share: float) -> Tensor:
 
 
 def orders(batch: int, count: int) -> Tensor:
-    """A random order [batch, count] int64 of each image."""
-    draw = torch.Generator().manual_seed(batch)
-    return torch.stack([torch.randperm(count, generator=draw) for _ in range(batch)])
+    """A random order [batch, count] int64 of the strips of all images."""
+    return torch.randperm(batch * count, generator=torch.Generator().manual_seed(batch)).view(batch, count)
 
 
 def _losses() -> list[Case]:

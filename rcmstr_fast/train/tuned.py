@@ -24,6 +24,8 @@ from rcmstr_fast.tuning.engine import Outcome
 LEAST_STEPS = 200
 #: Seconds that a run spends on tuning at most, but for the candidate that is being timed.
 SECONDS = 60.0
+#: Of what is left, what one choice may take: those that follow want some too.
+_SHARE = 0.4
 _log = logging.getLogger(__name__)
 
 
@@ -161,7 +163,7 @@ def tune(
         key: of the run, `key_of`.
         device: of this process.
         make: makes what candidates are timed on.
-        seconds: budget.
+        seconds: for the measurements together.
         only: names of choices; empty: all.
         report: told each outcome as it comes.
     Raises:
@@ -176,13 +178,15 @@ def tune(
             engine.release(device)
             _log.warning("nothing is tuned, priors are taken: %s", engine.reason(error))
             return
+        begun = time.perf_counter()  # the budget is for measuring, whatever the first step took
         known = choices.of_run(trial.setting)
         for name in only:
             choices.named(name, [choice.name for choice in known])
         for choice in known:
             if (only and choice.name not in only) or not trial.has(choice.part):
                 continue
-            outcome = _outcome(choice, trial, device, found.values, seconds - (time.perf_counter() - began))
+            left = seconds - (time.perf_counter() - begun)
+            outcome = _outcome(choice, trial, device, found.values, left)
             if outcome is not None:
                 found.values[choice.name] = outcome.chosen
                 found.rows.append(outcome.row())
@@ -212,7 +216,7 @@ def _outcome(
         # What was decided before holds while the next choice is timed.
         with choices.using(values):
             runs = {value: _maker(trial, choice, value) for value in candidates}
-            outcome = engine.contest(choice.name, prior, runs, device, left, show=choice.show)
+            outcome = engine.contest(choice.name, prior, runs, device, _SHARE * left, show=choice.show)
     outcome.about = choice.about
     return outcome
 
