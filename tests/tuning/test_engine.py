@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import rcmstr_fast.ops  # noqa: F401  declares choices
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.measure.timer import Times
 from rcmstr_fast.tuning import choices, engine
@@ -21,7 +22,7 @@ class Bench:
     def measure(self, run, device, *, rounds, warm_up):
         value = run()
         self.calls.append(value)
-        wobble = 1 + self.noise * (-1) ** len(self.calls)
+        wobble = 1 + self.noise * (-1) ** (len(self.calls) // 2)
         self.now += (1 + warm_up) * self.ms[value] / 1e3
         return Times((self.ms[value] * wobble,))
 
