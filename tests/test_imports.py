@@ -31,7 +31,20 @@ MAY_IMPORT = {
     "measure": {"measure", "timer", "train", "methods", "models", "data", "ops", "tuning"},
     "exchange": {"exchange", "evaluation", "train", "models", "data", "ops"},
     "api": {"exchange", "train", "cli"},
-    "cli": {"cli", "exchange", "study", "measure", "evaluation", "train", "methods", "models", "data", "ops", "tuning", "_C"},
+    "cli": {
+        "cli",
+        "exchange",
+        "study",
+        "measure",
+        "evaluation",
+        "train",
+        "methods",
+        "models",
+        "data",
+        "ops",
+        "tuning",
+        "_C",
+    },
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}

@@ -239,7 +239,9 @@ def _levels() -> list[Case]:
     def pool(x: Tensors, backend: str) -> list[Tensor]:
         return list(ops.hierarchical_pool(x["frames"], 4, order=x["order"], backend=backend))
 
-    return [Case("[3, 26, 20]", lambda: {"frames": normal(3, 26, 20, seed=1), "order": orders(3, 13)}, pool, ("frames",))]
+    return [
+        Case("[3, 26, 20]", lambda: {"frames": normal(3, 26, 20, seed=1), "order": orders(3, 13)}, pool, ("frames",))
+    ]
 
 
 def _projections() -> list[Case]:

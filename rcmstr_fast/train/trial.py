@@ -126,7 +126,9 @@ class Trial:
 
     def has(self, part: str) -> bool:
         """Whether the run's step has this part."""
-        return part in ("step", "built_step", "fed_step", *self._calls) or (part == "masked_pass" and bool(self._masked))
+        return part in ("step", "built_step", "fed_step", *self._calls) or (
+            part == "masked_pass" and bool(self._masked)
+        )
 
     def _part(self, part: str, values: dict[str, Value]) -> Run:
         if part in self._calls:

@@ -228,7 +228,9 @@ def _maker(trial: Trial, choice: choices.Choice, value: Value) -> Callable[[], C
 def summary(found: Findings) -> str:
     """The line of the log."""
     about = found.machine
-    head = f"{about.get('device')} ({about.get('capability')}), torch {about.get('torch')}, triton {about.get('triton')}"
+    head = (
+        f"{about.get('device')} ({about.get('capability')}), torch {about.get('torch')}, triton {about.get('triton')}"
+    )
     refused = [(f"{name} {b}", reasons) for name, of in found.refused.items() for b, reasons in of.items()]
     checked, parts = sum(map(len, found.verdicts.values())), []
     if checked:
@@ -246,4 +248,3 @@ def summary(found: Findings) -> str:
 
 def _say(found: Findings) -> None:
     _log.log(logging.INFO if found.rows or found.refused else logging.DEBUG, "%s", summary(found))
-

@@ -89,9 +89,7 @@ def declared() -> dict[str, Choice]:
 def backends_of(name: str, calls: Mapping[str, Sequence[str]]) -> Choice:
     """The choice between the backends that can run what a step asks of the operation `name`; the first is the prior."""
     usable = list(calls[name])
-    return Choice(
-        BACKEND + name, f"backend of {name}", name, 1.02, lambda setting: usable, lambda setting: usable[0]
-    )
+    return Choice(BACKEND + name, f"backend of {name}", name, 1.02, lambda setting: usable, lambda setting: usable[0])
 
 
 def of_run(setting: Setting) -> list[Choice]:

@@ -69,8 +69,8 @@ def contest(
 ) -> Outcome:
     """Time the candidates in turn and take the fastest.
 
-    The prior stays unless another one is faster by more than the noise (their quartiles do not overlap). A candidate that raises (it does not compile,
-    the device's memory is too small) leaves the contest with its reason.
+    The prior stays unless another one is faster by more than the noise (their quartiles do not overlap). A candidate
+    that raises (it does not compile, the device's memory is too small) leaves the contest with its reason.
 
     Args:
         name: of the choice.

@@ -45,7 +45,11 @@ def test_the_table_names_candidates_times_the_choice_and_the_gain():
     out.shown, out.gain, out.why = "2^17", 2.05, "faster than the prior"
     lines = tune.table([out.row()]).splitlines()
     assert lines[0].split() == ["choice", "candidate", "ms", "spread"]
-    assert "2.0 to 2.1" in lines[1] and lines[2].endswith("<-") and lines[3].endswith("2^21                     out of memory")
+    assert (
+        "2.0 to 2.1" in lines[1]
+        and lines[2].endswith("<-")
+        and lines[3].endswith("2^21                     out of memory")
+    )
     assert lines[4].endswith("chosen: 2^17, 2.05x (faster than the prior)")
 
 

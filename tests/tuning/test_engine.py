@@ -59,7 +59,10 @@ def test_what_is_not_decided_in_time_keeps_the_prior(monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "says"),
-    [(torch.cuda.OutOfMemoryError("CUDA out of memory"), "out of memory"), (RuntimeError("ptxas\nfailed"), "ptxas failed")],
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (RuntimeError("ptxas\nfailed"), "ptxas failed"),
+    ],
 )
 @pytest.mark.parametrize("prior", ["a", "bad"])
 def test_a_candidate_that_fails_leaves_with_its_reason(monkeypatch, error, says, prior):

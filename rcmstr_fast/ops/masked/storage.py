@@ -106,9 +106,7 @@ def _listed(sites: Sequence[Sites], visible: float | None) -> list[Sites]:
     if visible is None or triton_backend.reasons() or torch.compiler.is_compiling():
         return list(sites)
     return [
-        ListSites.make(stage)
-        if _skips("cuda", stage.active.shape[2] * stage.active.shape[3], visible)
-        else stage
+        ListSites.make(stage) if _skips("cuda", stage.active.shape[2] * stage.active.shape[3], visible) else stage
         for stage in sites
     ]
 
