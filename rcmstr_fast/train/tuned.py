@@ -222,7 +222,16 @@ def _outcome(
 
 
 def _maker(trial: Trial, choice: choices.Choice, value: Value) -> Callable[[], Callable[[], Any]]:
-    return lambda: trial.run(choice, value)
+    def make() -> Callable[[], Any]:
+        if choice.verify is not None:
+            operation, backend = choice.verify
+            with choices.using({choice.name: value}):
+                verdict = selfcheck.check(operation, backend, selfcheck.device_of(backend))
+            if verdict.reasons:
+                raise RuntimeError(f"it disagrees with the reference: {'; '.join(verdict.reasons)}")
+        return trial.run(choice, value)
+
+    return make
 
 
 def summary(found: Findings) -> str:

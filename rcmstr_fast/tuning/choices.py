@@ -58,6 +58,7 @@ class Choice:
         ordered: what has decided already (a variable, a field of the configuration); empty: nothing has.
         show: a candidate in words.
         apply: makes a value hold where asking for `value` is not enough, and returns what undoes it.
+        verify: operation and backend that must agree with the reference with a candidate before it is timed.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Choice:
     ordered: Callable[[Setting], str] = lambda setting: ""
     show: Callable[[Value], str] = str
     apply: Callable[[Any], Callable[[], None]] | None = None
+    verify: tuple[str, str] | None = None
 
 
 _DECLARED: dict[str, Choice] = {}

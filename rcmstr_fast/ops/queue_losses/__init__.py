@@ -11,9 +11,10 @@ from torch import Tensor
 from rcmstr_fast import env
 from rcmstr_fast.ops import checks, triton_backend
 from rcmstr_fast.ops.dispatch import operation, register
-from rcmstr_fast.ops.queue_losses import operator, reference, triton
+from rcmstr_fast.ops.queue_losses import operator, reference, tile_choice, triton
 from rcmstr_fast.ops.queue_losses.reference import LossTerm, RelationalLoss
 
+TILES = (tile_choice.STATS, tile_choice.GRADIENT)
 LAUNCHES = ("auto", "scheduled", "separate")
 _NAME = "relational_losses"
 _relational_losses = operation(_NAME, reference.relational_losses)

@@ -33,6 +33,7 @@ LAUNCH = choices.declare(
         ),
         lambda setting: "scheduled",
         lambda setting: "RCMSTR_FAST_LOSS_LAUNCH" if env.loss_launch() else "",
+        verify=("relational_losses", "triton"),
     )
 )
 

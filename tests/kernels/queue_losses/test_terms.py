@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rcmstr_fast import ops
+from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.kernels.queue_losses import tiles
 from rcmstr_fast.ops.queue_losses import operator
 from rcmstr_fast.tuning import choices
@@ -148,6 +149,27 @@ def test_one_launch_is_the_prior_a_choice_replaces_it_and_pairs_alone_are_launch
         assert len(called) == 1  # no gradient: the stats pass alone
         ops.relational_losses(terms[3:], backend="triton", launch="scheduled")
         assert len(called) == 1
+
+
+@TRITON
+def test_another_tile_holds_while_it_is_chosen_and_gives_the_same(monkeypatch):
+    from rcmstr_fast.ops.queue_losses import tile_choice
+    from rcmstr_fast.tuning.choices import Setting
+
+    config = PretrainConfig()
+    config.model.feature_dim = 64
+    setting = Setting(str(DEVICE), config=config, calls={"relational_losses": ("triton", "chunked")})
+    found = tile_choice.GRADIENT.candidates(setting)
+    assert len(found) > 2 and found[0] == tile_choice.GRADIENT.prior(setting)
+    assert all(tile_choice.write(*tile_choice.read(value)) == value for value in found)
+    terms, before = step_terms(1, 5, 2, 64, (20, 20, 20)), dict(tiles.GRADIENT)
+    _, expected = gradients(terms, [1.0] * 5, backend="triton")
+    with choices.using({tile_choice.GRADIENT.name: found[-1]}):
+        assert tiles.GRADIENT != before
+        _, other = gradients(terms, [1.0] * 5, backend="triton")
+    assert tiles.GRADIENT == before
+    for one, two in zip(expected, other):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend, launch", WAYS)
