@@ -11,7 +11,7 @@ from rcmstr_fast.measure.timer import Run, Times, measure
 from rcmstr_fast.tuning.choices import Value
 
 #: Timed calls of a candidate: at least so many before anything is decided, and at most.
-LEAST, MOST = 3, 9
+LEAST, MOST = 5, 11
 #: A candidate leaves the prior behind only where its median is below this share of the prior's.
 WORTH = 0.97
 #: A candidate this many times slower than the fastest after its first call is not called again.

@@ -89,7 +89,7 @@ def test_chunks_give_the_same(monkeypatch):
     ops.nt_xent(a, b, 0.1, backend="chunked").backward()
     once = a.grad.clone(), b.grad.clone()
     a.grad = b.grad = None
-    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(chunked.chunks, "ELEMENTS", 1)
     ops.nt_xent(a, b, 0.1, backend="chunked").backward()
     assert_near(a.grad, once[0], torch.float64)
     assert_near(b.grad, once[1], torch.float64)
@@ -112,7 +112,7 @@ def test_no_buffer_of_all_similarities():
     a, b = (unit_rows(1280, 64, seed, dtype=torch.float32).requires_grad_() for seed in (0, 1))
     with Largest() as seen:
         ops.nt_xent(a, b, 0.1).backward()
-    assert 0 < seen.elements <= 2 * chunked.CHUNK_ELEMENTS < 2560**2
+    assert 0 < seen.elements <= 2 * chunked.chunks.ELEMENTS < 2560**2
 
 
 def test_compiles_and_checks_as_an_operator():

@@ -102,3 +102,38 @@ def test_the_largest_expected_gain_comes_first_and_names_are_checked():
     assert "backend.info_nce" in names and choices.named("masked.stages", names) == "masked.stages"
     with pytest.raises(ConfigError, match=r"got masked.stage; did you mean masked.stages\?"):
         choices.named("masked.stage", names)
+
+
+def test_what_is_declared_is_asked_for(monkeypatch):
+    """Each choice changes what the place beside it does, and its prior is what runs without it."""
+    from rcmstr_fast import env
+    from rcmstr_fast.config import PretrainConfig, TrainConfig
+    from rcmstr_fast.data import loader
+    from rcmstr_fast.ops.masked import storage
+    from rcmstr_fast.ops.queue_losses import chunked
+    from rcmstr_fast.train.distributed import World
+    from rcmstr_fast.train.switches import decide
+
+    monkeypatch.delenv("RCMSTR_FAST_MASKED_STAGES", raising=False)
+    monkeypatch.delenv("RCMSTR_FAST_THREADS", raising=False)
+    assert chunked.rows_per_chunk(1 << 12) == 128
+    with choices.using({chunked.CHUNK.name: 1 << 20, storage.STAGES.name: 104, "train.cuda_graph": False}):
+        assert chunked.rows_per_chunk(1 << 12) == 256
+        assert [storage._skips("cpu", sites, 0.9) for sites in (25, 104, 200)] == [True, True, False]
+        assert not decide(TrainConfig(), World(torch.device("cuda"))).cuda_graph
+        assert decide(TrainConfig(cuda_graph="on"), World(torch.device("cuda"))).cuda_graph
+        monkeypatch.setenv("RCMSTR_FAST_MASKED_STAGES", "sparse")
+        assert storage._skips("cpu", 200, 0.9)
+        monkeypatch.delenv("RCMSTR_FAST_MASKED_STAGES")
+    config = PretrainConfig()
+    setting = Setting("cpu", 1, 2, 2, config, ((32, 100), (16, 50), (8, 25), (4, 26), (2, 27), (1, 26)), 0.3)
+    cuda = Setting("cuda", 1, 2, 2, config, setting.stages, 0.3)
+    monkeypatch.setattr(storage.triton_backend, "reasons", list)
+    assert storage.STAGES.prior(setting) == 3200 and storage.STAGES.prior(cuda) == 200
+    assert list(storage.STAGES.candidates(cuda)) == [200, 0, 26, 54, 104, 800, 3200]
+    assert storage.STAGES.show(200) == "sparse up to 200 sites"
+    assert loader.WORKERS.prior(setting) == env.threads() and not loader.DECODER.candidates(setting)
+    monkeypatch.setenv("RCMSTR_FAST_THREADS", "2")
+    assert loader.WORKERS.ordered(setting) == "RCMSTR_FAST_THREADS"
+    config.data.workers = 3
+    assert loader.WORKERS.ordered(setting) == "data.workers=3"
