@@ -165,9 +165,9 @@ def test_another_tile_holds_while_it_is_chosen_and_gives_the_same(monkeypatch):
     terms, before = step_terms(1, 5, 2, 64, (20, 20, 20)), dict(tiles.GRADIENT)
     _, expected = gradients(terms, [1.0] * 5, backend="triton")
     with choices.using({tile_choice.GRADIENT.name: found[-1]}):
-        assert tiles.GRADIENT != before
+        assert before != tiles.GRADIENT
         _, other = gradients(terms, [1.0] * 5, backend="triton")
-    assert tiles.GRADIENT == before
+    assert before == tiles.GRADIENT
     for one, two in zip(expected, other):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
