@@ -75,6 +75,13 @@ class ModelConfig:
         tps: rectifier before the encoder.
         tps_checkpoint: safetensors file with the rectifier's weights, needed by tps=frozen
             (`random` takes an untrained one, as the released RCLSTR code does).
+        tps_align_corners: the rectifier samples with align_corners=True, as the networks of DTRB and RCLSTR do; its
+            corner points then lie on the centres of the corner pixels. Null: by preset (true for rclstr_code).
+        sequence: what follows the columns inside the encoder: nothing, or two bidirectional LSTM layers
+            (SeqCLR's R = H), which are exported and frozen with it.
+        sequence_units: LSTM units a direction of sequence=bilstm, and channels of its frames.
+        class_token: the ViT gets a learned token of its own beside those of the patches.
+        final_norm: the ViT ends with a LayerNorm (DiG's contrastive variants have none).
         projector_hidden: units a direction of the BiLSTM projector (CNN) or hidden width of the MLP (ViT);
             0: 256 (CNN), 4096 (ViT).
         feature_dim: size D of query, key and queue rows; 0: 128 (CNN), 256 (ViT).
@@ -87,6 +94,11 @@ class ModelConfig:
     image_width: int = 0
     tps: Literal["none", "frozen", "trainable"] = "none"
     tps_checkpoint: str = ""
+    tps_align_corners: bool | None = None
+    sequence: Literal["none", "bilstm"] = "none"
+    sequence_units: int = number(256, low=1)
+    class_token: bool = False
+    final_norm: bool = True
     projector_hidden: int = 0
     feature_dim: int = 0
 
@@ -286,6 +298,7 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
     model.image_width = model.image_width or (128 if vit else 100)
     model.feature_dim = model.feature_dim or (256 if vit else 128)
     model.projector_hidden = model.projector_hidden or (4096 if vit else 256)
+    model.tps_align_corners = bool(model.tps_align_corners)
     return model
 
 
@@ -306,6 +319,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
         raise ConfigError(f"model.encoder must be one of {served} for method {method.name}, got {config.model.encoder}")
     method.fill(config)
     _fill_training(config)
+    _fill(config.model, {"tps_align_corners": config.preset == "rclstr_code"})
     resolve_model(config.model)
     check_fields(config)
     _check(config)

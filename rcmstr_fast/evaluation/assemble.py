@@ -14,7 +14,7 @@ from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.config import ProbeConfig
 from rcmstr_fast.evaluation.decoder_data import Words, open_words, split_words, training_words
 from rcmstr_fast.evaluation.protocols import Protocol
-from rcmstr_fast.evaluation.recogniser import Recogniser
+from rcmstr_fast.evaluation.recogniser import Precision, Recogniser
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train.export import load_encoder
 
@@ -94,7 +94,7 @@ def _check_apart(one: str, a: Words, other: str, b: Words) -> None:
                 raise ConfigError(f"{one} and {other} must be different words, both hold {max(x, y, key=len)}")
 
 
-def build_recogniser(config: ProbeConfig, charset: Charset) -> Recogniser:
+def build_recogniser(config: ProbeConfig, charset: Charset, precision: Precision = "fp32") -> Recogniser:
     """The untrained decoder on the encoder that the configuration names.
 
     Weights that are not read from a file depend on `config.seed` alone; those of the decoder do not depend on
@@ -112,7 +112,7 @@ def build_recogniser(config: ProbeConfig, charset: Charset) -> Recogniser:
         return Recogniser(
             model, rectifier, encoder, decoder, charset,
             hidden=config.decoder_hidden, frozen=config.mode == "frozen", bn=config.bn,
-            normalise=config.normalise,
+            normalise=config.normalise, memory=config.memory, max_length=config.max_length, precision=precision,
         )  # fmt: skip
 
 

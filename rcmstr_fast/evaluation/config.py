@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rcmstr_fast.config import ConfigError, ModelConfig, as_list
+from rcmstr_fast.fields import number
 
 
 @dataclass
@@ -21,7 +22,12 @@ class ProbeConfig:
             or all of it from untrained weights (scratch).
         bn: batch norm of a frozen encoder while the decoder trains: the running statistics, or the batch's,
             with the running statistics re-estimated (what the released RCLSTR code does).
-        decoder: the decoder; auto: ctc for the CNN, transformer for the ViT.
+        decoder: the decoder; auto: ctc for the CNN, transformer for the ViT (docs/protocols.md describes them).
+        memory: what the decoder reads of the encoder: tokens (every patch of the ViT; the visual frames V of the CNN),
+            frames (the encoder's sequence: a ViT's column means, a CNN's V or, with model.sequence=bilstm, H), or both
+            side by side (SeqCLR's (H, V)); auto: tokens for the transformer, frames for the others.
+        max_length: longest text in characters: longer labels are no training words, and a decoder that writes
+            character by character stops there.
         decoder_hidden: LSTM units a direction of the CTC and attention decoders.
         normalise: bring each channel of the frames to mean 0 and deviation 1 (batch norm without weights) before the
             decoder, which then learns faster; no part of the published protocols.
@@ -57,7 +63,9 @@ class ProbeConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     mode: Literal["frozen", "finetune", "scratch"] = "frozen"
     bn: Literal["running", "batch"] = "running"
-    decoder: Literal["auto", "ctc", "attention", "transformer"] = "auto"
+    decoder: Literal["auto", "ctc", "ctc_linear", "attention", "attention_rclstr", "transformer"] = "auto"
+    memory: Literal["auto", "tokens", "frames", "both"] = "auto"
+    max_length: int = number(25, low=1)
     decoder_hidden: int = 256
     normalise: bool = False
     charset: str = "36"

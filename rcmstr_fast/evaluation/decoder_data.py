@@ -17,7 +17,6 @@ from rcmstr_fast.data.labelled import LabelledSet
 from rcmstr_fast.data.source import ImageSource, open_sources
 from rcmstr_fast.evaluation.protocols import Protocol
 from rcmstr_fast.evaluation.recogniser import Recogniser
-from rcmstr_fast.ops import augment_views
 
 _GIB = 2**30
 _SHOWN = 5
@@ -181,7 +180,7 @@ class Feed:
     """
 
     def __init__(
-        self, recogniser: Recogniser, images: WordImages, device: torch.device, *, bf16: bool, preset: str, seed: int
+        self, recogniser: Recogniser, images: WordImages, device: torch.device, *, preset: str, seed: int
     ) -> None:
         """Prepare.
 
@@ -189,12 +188,11 @@ class Feed:
             recogniser: gives the frames.
             images: the pictures.
             device: where the recogniser is.
-            bf16: autocast to bfloat16.
             preset: augmentation of `ops.augment_views`.
             seed: of the augmentation.
         """
         self.images = images
-        self._recogniser, self._device, self._bf16 = recogniser, device, bf16
+        self._recogniser, self._device = recogniser, device
         self._preset, self._seed = preset, seed
         self._frames: Tensor | None = None
 
@@ -205,10 +203,6 @@ class Feed:
     def labels(self) -> list[str]:
         """Labels of all words."""
         return self.images.words.labels
-
-    def autocast(self) -> torch.autocast:
-        """The run's precision."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
     def keep_frames(
         self, limit_gib: float, batch_size: int, progress: Callable[[Iterable[T], int], Iterable[T]]
@@ -252,18 +246,10 @@ class Feed:
         return self._encode(loaded, epoch, slots)
 
     def _encode(self, images: np.ndarray, epoch: int, slots: np.ndarray) -> Tensor:
-        views = augment_views(
-            torch.from_numpy(images).to(self._device),
-            seed=self._seed,
-            epoch=epoch,
-            index=torch.from_numpy(slots).to(self._device),
-            num_views=1,
-            size=self._recogniser.size,
-            preset=self._preset,
-            dtype=torch.bfloat16 if self._bf16 else torch.float32,
-        )[0]
-        with self.autocast():
-            return self._recogniser.frames(views)
+        index = torch.from_numpy(slots).to(self._device)
+        pictures = torch.from_numpy(images).to(self._device)
+        views = self._recogniser.views(pictures, seed=self._seed, epoch=epoch, index=index, preset=self._preset)
+        return self._recogniser.frames(views)
 
 
 def ahead(make: Callable[[np.ndarray], T], keys: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, T]]:

@@ -99,8 +99,7 @@ def read_words(recogniser: Recogniser, feed: Feed, batch_size: int, what: str) -
     with torch.no_grad():
         for positions, loaded in progress(ahead(feed.load, batches), len(batches), what):
             frames = feed.frames(positions, loaded, 0, positions)
-            with feed.autocast():
-                read, confidence = recogniser.read(frames)
+            read, confidence = recogniser.read(frames)
             texts += read
             confidences += confidence
     for position in feed.images.broken:
@@ -243,8 +242,7 @@ class Fit:
         if not good:
             raise ConfigError(f"train: none of the {len(positions)} pictures of a batch could be decoded")
         texts: Sequence[str] = [train.labels[positions[i]] for i in good]
-        with train.autocast():
-            loss = self.recogniser.loss(frames if len(good) == len(frames) else frames[good], texts)
+        loss = self.recogniser.loss(frames if len(good) == len(frames) else frames[good], texts)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])

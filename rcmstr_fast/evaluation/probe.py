@@ -22,7 +22,7 @@ from rcmstr_fast.evaluation.config import FREE_FIELDS, ProbeConfig, check
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics
 from rcmstr_fast.evaluation.fit import Fit, Schedule, progress
 from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
-from rcmstr_fast.evaluation.recogniser import Recogniser
+from rcmstr_fast.evaluation.recogniser import Precision, Recogniser
 from rcmstr_fast.evaluation.report import RunResult, load_result, table
 from rcmstr_fast.evaluation.testing import parse_test_sets, test_set, write_results
 from rcmstr_fast.train.checkpoint import write_whole
@@ -66,18 +66,18 @@ def _run(
     config: ProbeConfig, folder: RunFolder, protocols: list[Protocol], tests: dict[str, str], digest: str
 ) -> RunResult:
     world = World(choose_device(config.device, 0))
-    bf16 = use_bf16(config.precision, world.device)
+    precision: Precision = "bf16" if use_bf16(config.precision, world.device) else "fp32"
     with contextlib.ExitStack() as stack:
         folder.write_description(config, 1)
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         charset = Charset.load(config.charset)
-        recogniser = build_recogniser(config, charset).to(world.device, memory_format=torch.channels_last)
+        recogniser = build_recogniser(config, charset, precision).to(world.device, memory_format=torch.channels_last)
         data = open_data(config, protocols[0], charset, tests)
         pool = stack.enter_context(ThreadPoolExecutor(config.workers or env.threads()))
 
         def feed(words: Words, preset: str, limit_gib: float) -> Feed:
             images = WordImages(words, recogniser.size, pool, limit_gib)
-            return Feed(recogniser, images, world.device, bf16=bf16, preset=preset, seed=config.seed)
+            return Feed(recogniser, images, world.device, preset=preset, seed=config.seed)
 
         train = feed(data.train, config.augment, config.cache_gib)
         val = feed(data.val, "none", config.cache_gib)
@@ -191,8 +191,9 @@ def _announce(config: ProbeConfig, recogniser: Recogniser, data: ProbeData, sche
     trained = sum(p.numel() for p in fit.parameters)
     sizes = ", ".join(f"{name} {len(words)}" for name, words in data.tests.items())
     _log.info(
-        "%s, encoder %s, decoder %s, %d characters, %d trained parameters",
-        config.mode, config.encoder or "random", recogniser.decoder_name, len(recogniser.charset), trained,
+        "%s, encoder %s, decoder %s over %s, %d characters, %d trained parameters, %s",
+        config.mode, config.encoder or "random", recogniser.decoder_name, recogniser.memory, len(recogniser.charset),
+        trained, recogniser.precision,
     )  # fmt: skip
     _log.info("words: train %d, validation %d, test %s", len(data.train), len(data.val), sizes)
     _log.info(
@@ -214,6 +215,8 @@ def _info(
         "encoder_digest": digest,
         "arch": recogniser.model.encoder,
         "decoder": recogniser.decoder_name,
+        "memory": recogniser.memory,
+        "precision": recogniser.precision,
         "characters": len(recogniser.charset),
         "protocol": config.protocols[0],
         "seed": config.seed,

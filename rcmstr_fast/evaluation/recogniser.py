@@ -12,14 +12,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
+from rcmstr_fast.config import ConfigError, ModelConfig, num_frames, resolve_model
 from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.models import build_encoder, build_rectifier
-from rcmstr_fast.models.decoders import DECODERS
+from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.train.checkpoint import write_whole
 
-FORMAT = "rcmstr_fast recogniser 1"
+FORMAT = "rcmstr_fast recogniser 2"
+#: Files of before memory, precision and longest text were recorded; of their decoders only `ctc` is still the same.
+FORMAT_1 = "rcmstr_fast recogniser 1"
+
+Precision = Literal["fp32", "bf16"]
+Memory = Literal["auto", "tokens", "frames", "both"]
 
 
 class Recogniser(nn.Module):
@@ -27,9 +32,13 @@ class Recogniser(nn.Module):
 
     Attributes:
         model: the network's configuration, resolved.
-        decoder_name: ctc, attention or transformer.
+        decoder_name: of `models.decoders.DECODERS`.
         hidden: LSTM units a direction of the CTC and attention decoders.
+        memory: what the decoder reads: the encoder's `tokens`, its `frames`, or `both`, frames and columns of tokens
+            side by side (SeqCLR's (H, V)).
         charset: the characters.
+        max_length: longest text in characters.
+        precision: of everything it computes, in training and in reading: fp32, or bf16 (autocast).
         frozen: rectifier and encoder keep their weights and give frames without gradient.
         bn: while a frozen encoder's decoder trains: `running` statistics, or `batch` statistics that also
             re-estimate the running ones.
@@ -48,8 +57,15 @@ class Recogniser(nn.Module):
         frozen: bool = False,
         bn: Literal["running", "batch"] = "running",
         normalise: bool = False,
+        memory: Memory = "auto",
+        max_length: int = MAX_LENGTH,
+        precision: Precision = "fp32",
     ) -> None:
-        """Put a freshly initialised decoder behind a rectifier and an encoder."""
+        """Put a freshly initialised decoder behind a rectifier and an encoder; memory=auto: as the decoder has it.
+
+        Raises:
+            ConfigError: the decoder cannot read this memory.
+        """
         super().__init__()
         self.model = resolve_model(model)
         self.rectifier = rectifier
@@ -60,10 +76,13 @@ class Recogniser(nn.Module):
         self.frozen = frozen
         self.bn = bn
         self.normalise = normalise
-        self.scale = nn.BatchNorm1d(encoder.out_channels, affine=False) if normalise else nn.Identity()
-        made = DECODERS[decoder_name]
-        units = {} if decoder_name == "transformer" else {"hidden": hidden}
-        self.decoder = made(encoder.out_channels, made.num_special + len(charset), **units)
+        self.memory = DECODERS[decoder_name].default_memory if memory == "auto" else memory
+        self.max_length, self.precision = max_length, precision
+        _check_memory(self.model, decoder_name, self.memory)
+        taken = {"tokens": encoder.token_channels, "frames": encoder.out_channels}
+        channels = taken.get(self.memory, sum(taken.values()))
+        self.scale = nn.BatchNorm1d(channels, affine=False) if normalise else nn.Identity()
+        self.decoder = build_decoder(decoder_name, channels, len(charset), hidden=hidden, max_length=max_length)
         if frozen:
             self.rectifier.requires_grad_(False)
             self.encoder.requires_grad_(False)
@@ -81,10 +100,43 @@ class Recogniser(nn.Module):
             self.encoder.train(mode and self.bn == "batch")
         return self
 
+    @property
+    def num_frames(self) -> int:
+        """Frames T of the encoder's sequence."""
+        return num_frames(self.model)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of training and reading."""
+        device = next(self.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def views(self, images: Tensor, *, seed: int = 0, epoch: int = 0, index: Tensor, preset: str = "none") -> Tensor:
+        """Pictures as the encoder takes them, see `ops.augment_views`.
+
+        Args:
+            images: `[B, H, W, 3]` uint8 at the input size, on the recogniser's device.
+            seed: of the augmentation.
+            epoch: of the augmentation.
+            index: `[B]` int64, numbers of the pictures in the epoch.
+            preset: augmentation; none: normalised only.
+        Returns:
+            `[B, 3, H, W]` in the precision of the recogniser.
+        """
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return augment_views(
+            images, seed=seed, epoch=epoch, index=index, num_views=1, size=self.size, preset=preset, dtype=dtype
+        )[0]
+
     def frames(self, views: Tensor) -> Tensor:
-        """Normalised images `[B, 3, H, W]` to frames `[B, T, C]`, without gradient where frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.encoder(self.rectifier(views))
+        """Normalised images `[B, 3, H, W]` to what the decoder reads, `[B, N, C]`, without gradient where frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen), self.autocast():
+            images = self.rectifier(views)
+            if self.memory == "frames":
+                return self.encoder(images)
+            tokens = self.encoder.tokens(images)
+            if self.memory == "tokens":
+                return tokens
+            return torch.cat([self.encoder.masked_frames(tokens), self.encoder.columns(tokens)], dim=2)
 
     def loss(self, frames: Tensor, texts: Sequence[str]) -> Tensor:
         """The decoder's loss for B texts of the charset, 0-d float32."""
@@ -92,15 +144,26 @@ class Recogniser(nn.Module):
         lengths = torch.tensor([len(row) for row in ids])
         targets = nn.utils.rnn.pad_sequence(ids, batch_first=True)
         device = frames.device
-        return self.decoder.loss(self._scaled(frames), targets.to(device), lengths.to(device))
+        with self.autocast():
+            return self.decoder.loss(self._scaled(frames), targets.to(device), lengths.to(device))
 
     @torch.no_grad()
     def read(self, frames: Tensor) -> tuple[list[str], list[float]]:
-        """Frames `[B, T, C]` to B texts and their confidences in [0, 1]."""
-        ids, confidence = self.decoder.greedy(self._scaled(frames))
+        """What `frames` gave, `[B, N, C]`, to B texts and their confidences in [0, 1]."""
+        with self.autocast():
+            ids, confidence = self.decoder.greedy(self._scaled(frames))
+        return self.texts(ids), confidence.tolist()
+
+    @torch.no_grad()
+    def trace(self, frames: Tensor) -> Trace:
+        """The same texts as ids, with the probability of each character and where the decoder looked for it."""
+        with self.autocast():
+            return self.decoder.trace(self._scaled(frames))
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """The decoder's ids `[B, L]` to B texts."""
         first = self.decoder.num_special
-        texts = [self.charset.decode([i for i in row if i >= first], first) for row in ids.tolist()]
-        return texts, confidence.tolist()
+        return [self.charset.decode([i for i in row if i >= first], first) for row in ids.tolist()]
 
     def _scaled(self, frames: Tensor) -> Tensor:
         return self.scale(frames.flatten(0, 1)).view_as(frames)
@@ -112,9 +175,8 @@ class Recogniser(nn.Module):
             return [], []
         pictures = torch.from_numpy(images).to(next(self.parameters()).device)
         index = torch.arange(len(images), device=pictures.device)
-        views = augment_views(pictures, seed=0, epoch=0, index=index, num_views=1, size=self.size, preset="none")
         with torch.no_grad():
-            return self.read(self.frames(views[0]))
+            return self.read(self.frames(self.views(pictures, index=index)))
 
     def changes(self) -> dict[str, Tensor]:
         """The part of the state that training changes: all but the encoder where that is left as it is."""
@@ -141,6 +203,9 @@ class Recogniser(nn.Module):
             "decoder": self.decoder_name,
             "hidden": self.hidden,
             "normalise": self.normalise,
+            "memory": self.memory,
+            "max_length": self.max_length,
+            "precision": self.precision,
             "charset": self.charset.to_list(),
             "normalisation": {"mean": 0.5, "std": 0.5, "size": self.size},
             "facts": facts,
@@ -168,15 +233,15 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
         with safe_open(str(path), "pt") as file:
             header = json.loads((file.metadata() or {}).get("rcmstr_fast", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header.get("format") != FORMAT:
-            raise ConfigError(f"{path}: expected a file of format {FORMAT!r}, got {header.get('format')!r}")
+        _check_format(path, header)
         model = ModelConfig(**header["model"])
         # The weights of the rectifier are in this file: its own checkpoint is not needed any more.
         checkpoint = "random" if model.tps == "frozen" else ""
         built = resolve_model(ModelConfig(**(header["model"] | {"tps_checkpoint": checkpoint})))
         recogniser = Recogniser(
             built, build_rectifier(built), build_encoder(built), header["decoder"], Charset(header["charset"]),
-            hidden=header["hidden"], normalise=header.get("normalise", False),
+            hidden=header["hidden"], normalise=header.get("normalise", False), memory=header.get("memory", "auto"),
+            max_length=header.get("max_length", MAX_LENGTH), precision=header.get("precision", "fp32"),
         )  # fmt: skip
         recogniser.load_state_dict(tensors)
     except ConfigError:
@@ -185,3 +250,25 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: expected a whole recogniser.safetensors of rcmstr_fast: {reason}") from error
     return recogniser.eval(), header["facts"]
+
+
+def _check_format(path: Path, header: dict[str, Any]) -> None:
+    """Raise ConfigError unless the header is of a file that this version reads as it was meant."""
+    held = header.get("format")
+    if held not in (FORMAT, FORMAT_1):
+        raise ConfigError(f"{path}: expected a file of format {FORMAT!r}, got {held!r}")
+    if held == FORMAT_1 and header.get("decoder") != "ctc":
+        raise ConfigError(
+            f"{path}: expected a file of format {FORMAT!r}; this {header.get('decoder')} decoder is of an earlier "
+            "version, whose network was another: train it again"
+        )
+
+
+def _check_memory(model: ModelConfig, decoder: str, memory: str) -> None:
+    if memory == "both" and model.sequence == "none":
+        raise ConfigError(
+            "memory=both reads the encoder's sequence beside what it is made of: model.sequence must be bilstm, "
+            f"got {model.sequence!r}"
+        )
+    if memory == "tokens" and decoder.startswith("ctc") and model.encoder.startswith("vit"):
+        raise ConfigError(f"memory must be frames for {decoder}, which reads from left to right, got {memory!r}")

@@ -30,9 +30,9 @@ class Network(nn.Module):
 
     def compile_parts(self) -> None:
         """Let torch.compile have the dense passes of encoder and projector; LSTMs stay as they are (cuDNN's own)."""
-        self.encoder.compile(dynamic=False)
-        if not any(isinstance(layer, nn.LSTM) for layer in self.projector.modules()):
-            self.projector.compile(dynamic=False)
+        for part in (self.encoder, self.projector):
+            if not any(isinstance(layer, nn.LSTM) for layer in part.modules()):
+                part.compile(dynamic=False)
 
     def rectify(self, images: Tensor, passes: int = 1) -> Tensor:
         """Images `[B, 3, H, W]` to rectified images; `passes` as in `encode`."""

@@ -3,7 +3,7 @@
 from torch import nn
 
 from rcmstr_fast.config import ModelConfig, resolve_model
-from rcmstr_fast.models.encoder import Encoder
+from rcmstr_fast.models.encoder import Encoder, Features
 from rcmstr_fast.models.mim_head import FrameMIMHead, TokenMIMHead
 from rcmstr_fast.models.predictor import LinearPredictor
 from rcmstr_fast.models.projector import BiLSTMProjector, MLPHead
@@ -12,18 +12,28 @@ from rcmstr_fast.models.tps import SLOPING, TPSRectifier, fiducials, load_rectif
 from rcmstr_fast.models.vit import SIZES, VisionTransformer
 
 __all__ = [
-    "Encoder", "ResNet29", "TPSRectifier", "VisionTransformer",
+    "Encoder", "Features", "ResNet29", "TPSRectifier", "VisionTransformer",
     "build_encoder", "build_mim_head", "build_predictor", "build_projector", "build_rectifier",
 ]  # fmt: skip
 
 
 def build_encoder(model: ModelConfig) -> Encoder:
-    """The encoder that `model.encoder` names, with random weights."""
+    """The encoder that `model.encoder` names, with random weights.
+
+    Raises:
+        ValueError: a class token or no final norm is asked of the CNN.
+    """
     model = resolve_model(model)
+    units = model.sequence_units if model.sequence == "bilstm" else 0
     if model.encoder == "resnet29":
-        return ResNet29(model.width)
+        if model.class_token or not model.final_norm:
+            raise ValueError("model.class_token and model.final_norm belong to the ViT, model.encoder is resnet29")
+        return ResNet29(model.width, sequence_units=units)
     dim, heads = SIZES[model.encoder]
-    return VisionTransformer(dim, heads, depth=model.depth, height=model.height, width=model.image_width)
+    return VisionTransformer(
+        dim, heads, depth=model.depth, height=model.height, width=model.image_width,
+        class_token=model.class_token, final_norm=model.final_norm, sequence_units=units,
+    )  # fmt: skip
 
 
 def build_rectifier(model: ModelConfig) -> nn.Module:
@@ -36,12 +46,15 @@ def build_rectifier(model: ModelConfig) -> nn.Module:
         ValueError: the checkpoint is missing or not a rectifier's.
     """
     model = resolve_model(model)
-    size = model.height, model.image_width
     if model.tps == "none":
         return nn.Identity()
+    layout = fiducials(*SLOPING) if model.tps == "frozen" else None
+    rectifier = TPSRectifier(
+        model.height, model.image_width, layout=layout, frozen=model.tps == "frozen",
+        align_corners=bool(model.tps_align_corners),
+    )  # fmt: skip
     if model.tps == "trainable":
-        return TPSRectifier(*size)
-    rectifier = TPSRectifier(*size, layout=fiducials(*SLOPING), frozen=True)
+        return rectifier
     if model.tps_checkpoint != "random":
         load_rectifier(rectifier, model.tps_checkpoint)
     return rectifier
@@ -68,4 +81,4 @@ def build_mim_head(model: ModelConfig, encoder: Encoder) -> FrameMIMHead | Token
     model = resolve_model(model)
     size = model.height, model.image_width
     head = FrameMIMHead if model.encoder == "resnet29" else TokenMIMHead
-    return head(encoder.out_channels, size)
+    return head(encoder.token_channels, size)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
-from rcmstr_fast.models.encoder import Encoder, check_images
+from rcmstr_fast.models.encoder import Encoder, Features, check_images
 from rcmstr_fast.models.recompute import run_part
 from rcmstr_fast.models.working_weights import WorkingConv2d
 from rcmstr_fast.ops import (
@@ -117,13 +117,12 @@ class Stage(nn.Module):
 
 
 class ResNet29(Encoder):
-    """ResNet-29 (blocks 1, 2, 5, 3): images `[B, 3, 32, W]` to frames `[B, W/4 + 1, 512 * width]`."""
+    """ResNet-29 (blocks 1, 2, 5, 3): images `[B, 3, 32, W]` to tokens and frames `[B, W/4 + 1, 512 * width]`."""
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, *, sequence_units: int = 0) -> None:
         """Make the network; `width` multiplies every channel count (44,264,480 parameters at 1)."""
-        super().__init__()
         c32, c64, c128, c256, c512 = (round(c * width) for c in (32, 64, 128, 256, 512))
-        self.out_channels = c512
+        super().__init__(c512, sequence_units)
         self.stages = nn.ModuleList(
             [
                 Stage([ConvBN(3, c32), ConvBN(c32, c64)]),
@@ -149,14 +148,14 @@ class ResNet29(Encoder):
             sizes.append((height, width))
         return sizes
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images `[B, 3, 32, W]` to frames `[B, T, C]`; T = 26 at W = 100."""
-        check_images(images, HEIGHT)
-        return _frames(self._run(images, [None] * len(self.stages)))
+    def features(self, images: Tensor, masks: Masks | None = None, rule: str = "anchored") -> Features:
+        """See `Encoder`; the tokens are the visual frames `[B, T, C]`, T = 26 at W = 100.
 
-    def forward_masked(self, images: Tensor, masks: Masks, rule: str) -> tuple[Tensor, Tensor]:
-        """The sparse pass (see `Encoder`): features `[B, T, C]`, zero where inactive, and active `[B, T]`."""
+        With masks the pass is sparse: tokens are zero where inactive.
+        """
         check_images(images, HEIGHT)
+        if masks is None:
+            return Features(_frames(self._run(images, [None] * len(self.stages))))
         sizes, visible = self.stage_sizes(*images.shape[2:]), masks.visible
         if visible is not None and rule == "any":  # a site is active where either of two is: about this share
             visible = 1 - (1 - visible) ** 2
@@ -164,11 +163,12 @@ class ResNet29(Encoder):
             images = torch.where(masks.pixels, 0.0, images)
         windows = [stage.windows() for stage in self.stages]
         sites = masked_storage(active_sites(masks.grid, sizes, rule), visible=visible, windows=windows)
-        return _frames(unpack_sites(self._run(images, sites), sites[-1])), sites[-1].active[:, 0, 0]
+        tokens = _frames(unpack_sites(self._run(images, sites), sites[-1]))
+        return Features(tokens, active=sites[-1].active[:, 0, 0])
 
-    def masked_frames(self, features: Tensor) -> Tensor:
-        """The features of the masked pass are frames already."""
-        return features
+    def columns(self, tokens: Tensor) -> Tensor:
+        """The tokens are one a column already."""
+        return tokens
 
     def _run(self, images: Tensor, sites: Sequence[Sites | None]) -> Tensor:
         x = images

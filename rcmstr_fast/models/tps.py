@@ -54,7 +54,15 @@ def _basis(at: Tensor, points: Tensor) -> Tensor:
 class TPSRectifier(nn.Module):
     """Images to rectified images of the same size; 1,693,544 parameters; float32 also inside autocast."""
 
-    def __init__(self, height: int, width: int, *, layout: Tensor | None = None, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        layout: Tensor | None = None,
+        frozen: bool = False,
+        align_corners: bool = False,
+    ) -> None:
         """Make a rectifier for images of height x width.
 
         Args:
@@ -62,6 +70,8 @@ class TPSRectifier(nn.Module):
             width: pixels.
             layout: `[20, 2]` points predicted at the start; None: the identity layout, output = input.
             frozen: no gradient, and evaluation mode whatever `train()` asks for.
+            align_corners: of the sampling; with True the points (-1, -1) and (1, 1) lie on the centres of the corner
+                pixels, as in DTRB and RCLSTR, and the identity layout magnifies by W/(W-1) about the centre.
         """
         super().__init__()
         layers: list[nn.Module] = []
@@ -79,7 +89,7 @@ class TPSRectifier(nn.Module):
         nn.init.zeros_(self.fc2.weight)
         with torch.no_grad():
             self.fc2.bias.copy_((fiducials() if layout is None else layout).flatten())
-        self.frozen = frozen
+        self.frozen, self.align_corners = frozen, align_corners
         if frozen:
             self.requires_grad_(False).eval()
 
@@ -99,7 +109,7 @@ class TPSRectifier(nn.Module):
             images = images.to(self.matrix.dtype)
             points = self.fc2(F.relu(self.fc1(self.localisation(images)))).unflatten(1, (FIDUCIALS, 2))
             grid = (self.matrix @ points).unflatten(1, self.size)
-            return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+            return F.grid_sample(images, grid, padding_mode="border", align_corners=self.align_corners)
 
 
 def load_rectifier(rectifier: TPSRectifier, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Vision transformer on 4x4 patches, without class token; parameter names as in timm."""
+"""Vision transformer on 4x4 patches; parameter names as in timm."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.models.encoder import Encoder, check_images
+from rcmstr_fast.models.encoder import Encoder, Features, check_images
 from rcmstr_fast.models.recompute import run_part
 from rcmstr_fast.ops import Masks, replace_tokens
 
@@ -79,52 +79,66 @@ class Block(nn.Module):
 
 
 class VisionTransformer(Encoder):
-    """Images `[B, 3, H, W]` to frames `[B, W/4, dim]`: the mean of each column of tokens.
+    """Images `[B, 3, H, W]` to tokens `[B, H/4 * W/4, dim]`, and to frames `[B, W/4, dim]`: the mean of each column.
 
-    `pos_embed` `[1, N, dim]` is fixed (a buffer, in the state dict so that timm loads the file as it is).
+    `pos_embed` `[1, N, dim]` is fixed (a buffer) and counts the patches alone; a class token, `cls_token`
+    `[1, 1, dim]`, stands before them without a position, which its learned vector can hold itself.
     """
 
-    def __init__(self, dim: int, heads: int, *, depth: int = 12, height: int = 32, width: int = 128) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        depth: int = 12,
+        height: int = 32,
+        width: int = 128,
+        class_token: bool = False,
+        final_norm: bool = True,
+        sequence_units: int = 0,
+    ) -> None:
         """Make an encoder of `depth` blocks for images of height x width pixels, multiples of 4."""
-        super().__init__()
+        super().__init__(dim, sequence_units)
         if height % PATCH or width % PATCH:
             raise ValueError(f"VisionTransformer: height and width must be multiples of {PATCH}, got {height}x{width}")
-        self.out_channels = dim
         self.size = height, width
         self.grid = height // PATCH, width // PATCH
         self.patch_embed = PatchEmbed(dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.register_buffer("pos_embed", sinusoids(self.grid[0] * self.grid[1], dim)[None])
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.apply(_init)
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if final_norm else nn.Identity()
+        self.blocks.apply(_init)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(dim, -1))
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def mask_unit(self, wanted: str) -> str:
         """A ViT masks its tokens, whatever the configuration says of the CNN."""
         return "token"
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images `[B, 3, H, W]` to frames `[B, W/4, C]`."""
+    def features(self, images: Tensor, masks: Masks | None = None, rule: str = "anchored") -> Features:
+        """See `Encoder`; hidden tokens are replaced by `mask_token`, and `rule` has no use here."""
         check_images(images, *self.size)
-        return self.masked_frames(self._encode(self.patch_embed(images) + self.pos_embed))
+        if masks is None:
+            tokens = self.patch_embed(images) + self.pos_embed
+        else:
+            if tuple(masks.grid.shape[1:]) != self.grid:
+                raise ValueError(
+                    f"masks.grid must be [B, {self.grid[0]}, {self.grid[1]}], got {list(masks.grid.shape)}"
+                )
+            # Cleared pixels keep NaN out of the weight gradient, where a replaced token would still let 0 * NaN in.
+            tokens = self.patch_embed(torch.where(masks.pixels, 0.0, images))
+            tokens = replace_tokens(tokens, self.mask_token, self.pos_embed[0], masks.grid.flatten(1))
+        if self.cls_token is None:
+            return Features(self._encode(tokens))
+        tokens = self._encode(torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1))
+        return Features(tokens[:, 1:], tokens[:, 0])
 
-    def forward_masked(self, images: Tensor, masks: Masks, rule: str) -> tuple[Tensor, None]:
-        """Hidden tokens replaced by `mask_token` (see `Encoder`): tokens `[B, N, C]`, None; `rule` has no use here.
-
-        Raises:
-            ValueError: images or the mask grid do not have the size the encoder was made for.
-        """
-        check_images(images, *self.size)
-        if tuple(masks.grid.shape[1:]) != self.grid:
-            raise ValueError(f"masks.grid must be [B, {self.grid[0]}, {self.grid[1]}], got {list(masks.grid.shape)}")
-        # Cleared pixels keep NaN out of the weight gradient, where a replaced token would still let 0 * NaN in.
-        tokens = self.patch_embed(torch.where(masks.pixels, 0.0, images))
-        return self._encode(replace_tokens(tokens, self.mask_token, self.pos_embed[0], masks.grid.flatten(1))), None
-
-    def masked_frames(self, features: Tensor) -> Tensor:
-        """Tokens `[B, N, C]` to frames `[B, W/4, C]`."""
-        return features.unflatten(1, self.grid).mean(1)
+    def columns(self, tokens: Tensor) -> Tensor:
+        """Tokens `[B, N, C]` to the mean of each column, `[B, W/4, C]`."""
+        return tokens.unflatten(1, self.grid).mean(1)
 
     def _encode(self, x: Tensor) -> Tensor:
         for block in self.blocks:
