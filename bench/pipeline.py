@@ -13,7 +13,7 @@ import torch
 from bench import augment_peers
 from rcmstr_fast import env, ops
 from rcmstr_fast.data.source import LmdbSet
-from rcmstr_fast.ops.reference import augment as reference
+from rcmstr_fast.ops.augment_views import AugmentPreset, parameters, reference
 from rcmstr_fast.train.throughput import Rate, Sample, decode_run, interleaved, read_run, wait
 
 #: Pictures of one call of the peers that take milliseconds for each.
@@ -90,7 +90,7 @@ def _augmentation(sample: Sample, repetitions: int) -> list[dict[str, Any]]:
     images = smooth.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(sample.device)
     index = torch.arange(count)
     order = ops.draw_order(index, seed=0, epoch=0, num_patches=2, group_size=2).to(sample.device)
-    rows = torch.stack([reference.draw_parameters(index, seed=0, epoch=0, view=view) for view in range(_VIEWS)])
+    rows = torch.stack([parameters.draw_parameters(index, seed=0, epoch=0, view=view) for view in range(_VIEWS)])
     keys: dict[str, Any] = {"seed": 0, "epoch": 0, "num_views": _VIEWS, "size": sample.size}
 
     def ours() -> int:
@@ -113,7 +113,7 @@ def _augmentation(sample: Sample, repetitions: int) -> list[dict[str, Any]]:
     runs = {"ours": ours, "numpy, scipy, pillow": chain}
     failed = [] if _agrees(pictures[:4], drawn[0, :4]) else [runs.popitem()[0]]
     try:
-        from rcmstr_fast.ops.augment_dali import DaliViews
+        from rcmstr_fast.ops.augment_views.dali import DaliViews
 
         dali = DaliViews(
             batch=_VIEWS * count, threads=sample.config.data.workers or env.threads(), device=sample.device
@@ -165,8 +165,8 @@ def _on_device(sample: Sample, by_the_clock: float, count: int = 512, repetition
 
 def _agrees(pictures: np.ndarray, rows: np.ndarray) -> bool:
     """Whether each operation of the SciPy chain is the reference's to a grey level on average."""
-    for name in reference.OPERATIONS:
-        chosen = reference.only(torch.from_numpy(rows), name)
+    for name in AugmentPreset().names:
+        chosen = parameters.only(torch.from_numpy(rows), name)
         expected = reference.apply_parameters(torch.from_numpy(pictures), chosen[None])[0].permute(0, 2, 3, 1).numpy()
         made = np.stack([augment_peers.augment_image(p, r) for p, r in zip(pictures, chosen.numpy(), strict=True)])
         if np.abs(made - expected).mean() > 1 / 127.5:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,12 @@ ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}
 
 def layer(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    if parts[:2] == ("ops", "reference"):
-        return "reference"
-    return parts[0]
+    return "reference" if is_reference(parts) else parts[0]
+
+
+def is_reference(parts: Sequence[str]) -> bool:
+    """ops.reference, or the reference of an operation's folder and the plain data it is written with."""
+    return parts[0] == "ops" and ("reference" in parts[1:] or parts[-1] in {"parameters", "presets"})
 
 
 def imports(path: Path) -> set[str]:
@@ -60,7 +64,7 @@ def test_layers(path):
         parts = name.split(".")
         if parts[0] != "rcmstr_fast" or len(parts) == 1:
             continue
-        theirs = "reference" if parts[1:3] == ["ops", "reference"] else parts[1]
+        theirs = "reference" if is_reference(parts[1:]) else parts[1]
         if mine == "ops" and theirs == "reference":
             continue
         assert theirs in MAY_IMPORT[mine] | EVERYONE | {"__version__"}, f"{path}: layer {mine} imports {name}"

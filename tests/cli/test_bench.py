@@ -8,7 +8,7 @@ import torch
 from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import resolve
 from rcmstr_fast.data.lmdb_writer import write_lmdb
-from rcmstr_fast.ops.reference import augment as reference
+from rcmstr_fast.ops.augment_views import OPERATIONS, parameters, reference
 from rcmstr_fast.train import throughput
 from rcmstr_fast.train.throughput import Rate, Report, interleaved
 from tests.data.hostile import word
@@ -80,7 +80,7 @@ def test_a_peer_that_is_off_is_not_timed(data, monkeypatch):
     assert {"stage": "augment", "provider": "numpy, scipy, pillow", "status": "FAIL"} in rows
 
 
-@pytest.mark.parametrize("name", reference.OPERATIONS)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_the_published_chain_is_the_same_chain(name):
     pytest.importorskip("scipy", reason="scipy is not installed")
     from bench import augment_peers
@@ -89,7 +89,7 @@ def test_the_published_chain_is_the_same_chain(name):
     small = torch.rand(4, 3, 8, 20, generator=generator)
     pictures = torch.nn.functional.interpolate(small, (32, 100), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
     images = pictures.permute(0, 2, 3, 1).contiguous()
-    rows = reference.only(reference.draw_parameters(torch.arange(4), seed=5, epoch=0, view=0), name)
+    rows = parameters.only(parameters.draw_parameters(torch.arange(4), seed=5, epoch=0, view=0), name)
     expected = reference.apply_parameters(images, rows[None])[0].permute(0, 2, 3, 1)
     for image, row, wanted in zip(images.numpy(), rows.numpy(), expected, strict=True):
         made = torch.from_numpy(augment_peers.augment_image(image, row))

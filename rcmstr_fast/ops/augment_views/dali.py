@@ -1,4 +1,4 @@
-"""The views of SPEC section 7 out of NVIDIA DALI's operators, as far as DALI has them.
+"""The views of the presets `pretrain`, `light` and `none` out of NVIDIA DALI's operators, as far as DALI has them.
 
 For comparison with `augment_views`, and for installations without the compiled module. Subset and parameters are
 those that `augment_views` draws, but the operations come in one fixed order (contrast, blur, crops, perspective,
@@ -14,8 +14,11 @@ import torch
 from nvidia.dali import fn, types
 from torch import Tensor
 
+from rcmstr_fast.fields import ConfigError
+from rcmstr_fast.ops.augment_views import parameters as layout
+from rcmstr_fast.ops.augment_views import reference
+from rcmstr_fast.ops.augment_views.presets import OPERATIONS, AugmentPreset, PresetLike, views_of
 from rcmstr_fast.ops.permutation import permute_strips
-from rcmstr_fast.ops.reference import augment as reference
 
 #: The operations that are there, in the order in which they are applied.
 FIXED_ORDER = ("contrast", "blur", "crop_rows", "crop_columns", "perspective", "sharpen")
@@ -23,7 +26,7 @@ FIXED_ORDER = ("contrast", "blur", "crop_rows", "crop_columns", "perspective", "
 
 def chosen(rows: np.ndarray, name: str) -> np.ndarray:
     """[n] bool: which rows of parameters [n, ROW] apply the operation `name`."""
-    return (rows[:, reference.ORDER : reference.CONTRAST] == reference.OPERATIONS.index(name)).any(1)
+    return (rows[:, layout.ORDER : layout.CONTRAST] == OPERATIONS.index(name)).any(1)
 
 
 def source_maps(rows: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -38,9 +41,11 @@ def source_maps(rows: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     maps = np.tile(np.eye(3), (len(rows), 1, 1))
     for i in np.flatnonzero(chosen(rows, "perspective")):
-        maps[i] = np.reshape([*reference.homography(rows[i, reference.CORNERS :].tolist()), 1.0], (3, 3))
+        maps[i] = np.reshape(
+            [*reference.homography(rows[i, layout.CORNERS : layout.JITTER_ORDER].tolist()), 1.0], (3, 3)
+        )
     crop = np.tile(np.eye(3), (len(rows), 1, 1))
-    for axis, name, first in ((1, "crop_rows", reference.ROWS), (0, "crop_columns", reference.COLUMNS)):
+    for axis, name, first in ((1, "crop_rows", layout.ROWS), (0, "crop_columns", layout.COLUMNS)):
         shares = rows[:, first : first + 2] * chosen(rows, name)[:, None]
         crop[:, axis, axis], crop[:, axis, 2] = 1.0 - shares.sum(1), shares[:, 0]
     size = np.diag([width, height, 1.0])
@@ -67,12 +72,12 @@ class DaliViews:
 
     def __call__(
         self, images_uint8: Tensor, *, seed: int, epoch: int, index: Tensor, num_views: int, size: tuple[int, int],
-        preset: str = "pretrain", order: Tensor | None = None, dtype: torch.dtype = torch.float32,
+        preset: PresetLike = "pretrain", order: Tensor | None = None, dtype: torch.dtype = torch.float32,
     ) -> Tensor:  # fmt: skip
         """Views of a batch; arguments and result as for `augment_views`. An index on a GPU is waited for."""
         rows = torch.stack([
-            reference.draw_parameters(index.cpu(), seed=seed, epoch=epoch, view=view, preset=preset)
-            for view in range(num_views)
+            layout.draw_parameters(index.cpu(), seed=seed, epoch=epoch, view=view, preset=of_view)
+            for view, of_view in enumerate(_checked(views_of(preset, num_views)))
         ])  # fmt: skip
         made = self.apply(images_uint8, rows).to(dtype)
         if order is None:
@@ -94,18 +99,25 @@ class DaliViews:
         return views.view(len(rows), *images.shape).permute(0, 1, 4, 2, 3)
 
 
+def _checked(presets: tuple[AugmentPreset, ...]) -> tuple[AugmentPreset, ...]:
+    for preset in presets:
+        if others := set(preset.names) - {*FIXED_ORDER, "piecewise_affine"}:
+            raise ConfigError(f"DALI's views must have operations of {', '.join(FIXED_ORDER)}, got {', '.join(others)}")
+    return presets
+
+
 def _arguments(rows: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
     """What the operators need, one row a view."""
-    sigma = rows[:, reference.SIGMA]
-    alpha, lightness = (rows[:, reference.SHARPEN + i] * chosen(rows, "sharpen") for i in (0, 1))
+    sigma = rows[:, layout.SIGMA]
+    alpha, lightness = (rows[:, layout.SHARPEN + i] * chosen(rows, "sharpen") for i in (0, 1))
     kernel = np.broadcast_to(-alpha[:, None, None], (len(rows), 3, 3)).copy()
     kernel[:, 1, 1] = 1.0 - alpha + alpha * (8.0 + lightness)
     return {
         "contrasting": chosen(rows, "contrast"),
-        "contrast": rows[:, reference.CONTRAST].copy(),
+        "contrast": rows[:, layout.CONTRAST].copy(),
         "blurring": chosen(rows, "blur"),
         "sigma": sigma.copy(),
-        "window": 2 * (3.0 * sigma.astype(np.float64) + 0.5).astype(np.int32) + 1,
+        "window": 2 * np.minimum(3.0 * sigma.astype(np.float64) + 0.5, rows[:, layout.RADIUS]).astype(np.int32) + 1,
         "warping": chosen(rows, "perspective") | chosen(rows, "crop_rows") | chosen(rows, "crop_columns"),
         "matrix": source_maps(rows, height, width),
         "sharpening": chosen(rows, "sharpen"),

@@ -1,74 +1,46 @@
-"""Augmented views in plain PyTorch: the meaning of `augment_views` (SPEC section 7).
+"""Augmented views in plain PyTorch: the meaning of `augment_views`.
 
-A view applies a random subset of `OPERATIONS` in random order to an image of grey levels in [0, 255], kept as
+A view applies operations, chosen and ordered by its preset, to an image of grey levels in [0, 255], kept as
 floating point and never rounded. Positions are fractions of the height and width; the centre of pixel i of n is
 (i + 0.5) / n. A geometric operation says where each output position reads, cut to the rectangle of the pixel
 centres (edge padding); a run of consecutive geometric operations is one composed map, sampled once, bilinearly.
 Pixel operations in between are applied where the order puts them; beyond the border they see the nearest pixel.
 """
 
+import math
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcmstr_fast import random
+from rcmstr_fast.ops.augment_views.parameters import (
+    ANGLE,
+    BOX,
+    COLUMNS,
+    CONTRAST,
+    CORNERS,
+    COUNT,
+    GRID,
+    JITTER,
+    JITTER_ORDER,
+    ORDER,
+    RADIUS,
+    ROWS,
+    SHARPEN,
+    SIGMA,
+    THRESHOLD,
+    draw_parameters,
+)
+from rcmstr_fast.ops.augment_views.presets import OPERATIONS, views_of
 from rcmstr_fast.ops.reference.permutation import permute_strips
 
-#: The operations; a code in a row of parameters is the place in this list.
-OPERATIONS = ("contrast", "blur", "crop_rows", "crop_columns", "sharpen", "piecewise_affine", "perspective")
-#: preset -> (how many of OPERATIONS, from the first, take part; largest subset).
-PRESETS = {"pretrain": (7, 5), "light": (4, 4), "none": (0, 0)}
+#: Shares of red, green and blue in the brightness of a pixel (ITU-R BT.601).
+BRIGHTNESS = (0.299, 0.587, 0.114)
 
-#: Row of parameters of one (image, view), float32: the number of operations, their codes in order of application
-#: (-1: none), contrast factor, blur sigma in pixels, cropped share top, bottom, left, right, sharpen alpha and
-#: lightness, 4x4 grid shifts (row by row, each y then x), corner shifts (clockwise from top left, each y then x).
-COUNT, ORDER, CONTRAST, SIGMA, ROWS, COLUMNS, SHARPEN, GRID, CORNERS, ROW = 0, 1, 6, 7, 8, 10, 12, 14, 46, 54
-#: Lowest value and span of the uniform parameters: the row's from CONTRAST to SHARPEN, then the deviations of the
-#: grid's and of the corners' shifts.
-UNIFORM = ((0.5, 0.5), (0.5, 1.0), (0.0, 0.4), (0.0, 0.4), (0.0, 0.02), (0.0, 0.02), (0.0, 0.5), (0.0, 0.5),
-           (0.02, 0.01), (0.01, 0.01))  # fmt: skip
-#: Words of a view: subset size, order, UNIFORM, two left out, two a normal number.
-WORDS = 100
-
-_GEOMETRIC = ("crop_rows", "crop_columns", "piecewise_affine", "perspective")
-
-
-def draw_parameters(index: Tensor, *, seed: int, epoch: int, view: int, preset: str = "pretrain") -> Tensor:
-    """Random parameters of one view, a pure function of (seed, epoch, index, view).
-
-    Args:
-        index: [B] int64 in [0, 2^48); the samples.
-        seed: 64-bit key.
-        epoch: below 2^32.
-        view: number of the view; it chooses the stream AUGMENT + view.
-        preset: key of `PRESETS`.
-    Returns:
-        [B, ROW] float32 in the layout given at `ROW`; all parameters are drawn, whatever operations are chosen.
-    """
-    operations, largest = PRESETS[preset]
-    words = random.words(index, WORDS, seed=seed, stream=random.AUGMENT + view, epoch=epoch)
-    rows = torch.full((index.numel(), ROW), -1.0, device=index.device)
-    count = random.integers(words[:, :1], largest) + min(1, largest)
-    order = random.permutation(words[:, 1 : 1 + operations])[:, :largest]
-    rows[:, COUNT] = count[:, 0].float()
-    rows[:, ORDER : ORDER + largest] = order.where(torch.arange(largest, device=index.device) < count, -1).float()
-    low, span = torch.tensor(UNIFORM, device=index.device).unbind(1)
-    values = low + span * random.uniform(words[:, 8 : 8 + len(UNIFORM)])
-    rows[:, CONTRAST:GRID] = values[:, :8]
-    rows[:, GRID:CORNERS] = values[:, 8:9] * random.normal(words[:, 20:84])
-    rows[:, CORNERS:ROW] = values[:, 9:10] * random.normal(words[:, 84:100])
-    return rows
-
-
-def only(rows: Tensor, name: str) -> Tensor:
-    """Copy of rows of parameters [.., ROW] in which the one operation `name` is applied, with its drawn values."""
-    rows = rows.clone()
-    rows[..., COUNT], rows[..., ORDER:CONTRAST] = 1.0, -1.0
-    rows[..., ORDER] = float(OPERATIONS.index(name))
-    return rows
+_GEOMETRIC = ("crop_rows", "crop_columns", "piecewise_affine", "perspective", "flip", "rotate", "resized_crop")
 
 
 def augment_image(image: Tensor, row: Tensor) -> Tensor:
@@ -109,32 +81,23 @@ def apply_parameters(images_uint8: Tensor, rows: Tensor) -> Tensor:
     return views.permute(0, 1, 4, 2, 3)
 
 
-def augment_operation(
-    images_uint8: Tensor, name: str, *, seed: int, epoch: int, index: Tensor, view: int = 0
-) -> Tensor:
-    """One named operation alone, with the parameters that `augment_views` draws for this view (contact sheets).
-
-    Args:
-        images_uint8: [B, H, W, 3] uint8.
-        name: one of `OPERATIONS`.
-        seed, epoch, index, view: as for `draw_parameters`.
-    Returns:
-        [B, 3, H, W] float32, (x / 255 - 0.5) / 0.5.
-    Raises:
-        ValueError: name is not an operation.
-    """
-    if name not in OPERATIONS:
-        raise ValueError(f"augment_operation: name must be one of {', '.join(OPERATIONS)}, got {name!r}")
-    rows = only(draw_parameters(index, seed=seed, epoch=epoch, view=view), name)
-    return apply_parameters(images_uint8, rows[None])[0]
-
-
 def augment_views(
-    images_uint8: Tensor, *, seed: int, epoch: int, index: Tensor, num_views: int, size: tuple[int, int],
-    preset: str = "pretrain", order: Tensor | None = None, dtype: torch.dtype = torch.float32,
-) -> Tensor:  # fmt: skip
+    images_uint8: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    index: Tensor,
+    num_views: int,
+    size: tuple[int, int],
+    preset: Any = "pretrain",
+    order: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Random views of a batch; arguments and result as `rcmstr_fast.ops.augment_views`."""
-    rows = [draw_parameters(index, seed=seed, epoch=epoch, view=view, preset=preset) for view in range(num_views)]
+    rows = [
+        draw_parameters(index, seed=seed, epoch=epoch, view=view, preset=of_view)
+        for view, of_view in enumerate(views_of(preset, num_views))
+    ]
     views = apply_parameters(images_uint8, torch.stack(rows)).to(dtype)
     if order is None:
         return views
@@ -147,9 +110,9 @@ def _contrast(image: Tensor, row: list[float]) -> Tensor:
 
 
 def _blur(image: Tensor, row: list[float]) -> Tensor:
-    """Separable Gaussian, cut off at radius floor(3 sigma + 0.5) and scaled to sum 1."""
+    """Separable Gaussian, cut off at radius floor(3 sigma + 0.5) or earlier, and scaled to sum 1."""
     sigma = row[SIGMA]
-    radius = int(3.0 * sigma + 0.5)
+    radius = min(int(3.0 * sigma + 0.5), int(row[RADIUS]))
     offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
     taps = taps / taps.sum()
@@ -167,9 +130,51 @@ def _sharpen(image: Tensor, row: list[float]) -> Tensor:
     return F.conv2d(planes, kernel[None, None])[:, 0].permute(1, 2, 0).clamp(0.0, 255.0)
 
 
+def _brightness(image: Tensor) -> Tensor:
+    """[H, W, 1] weighted mean of the channels."""
+    return (image * image.new_tensor(BRIGHTNESS)).sum(2, keepdim=True)
+
+
+def _grey(image: Tensor, row: list[float]) -> Tensor:
+    return _brightness(image).expand_as(image)
+
+
+def _solarise(image: Tensor, row: list[float]) -> Tensor:
+    return torch.where(image >= row[THRESHOLD], 255.0 - image, image)
+
+
+def _colour_jitter(image: Tensor, row: list[float]) -> Tensor:
+    """Brightness, contrast, saturation and hue in drawn order; each result is cut to [0, 255]."""
+    for step in (int(code) for code in row[JITTER_ORDER:BOX]):
+        amount = row[JITTER + step]
+        if step == 3:
+            image = _hue(image, amount)
+            continue
+        base = (image.new_zeros(()), _brightness(image).mean(), _brightness(image))[step]
+        image = (base + amount * (image - base)).clamp(0.0, 255.0)
+    return image
+
+
+def _hue(image: Tensor, shift: float) -> Tensor:
+    """The hue of the HSV hexagon, in [0, 6), shifted by 6 * shift; saturation and value stay."""
+    red, green, blue = image.unbind(2)
+    value = image.amax(2)
+    chroma = value - image.amin(2)
+    scale = torch.where(chroma > 0, 1.0 / chroma, 0.0)
+    sector = torch.where(value == green, 2.0 + (blue - red) * scale, 4.0 + (red - green) * scale)
+    sector = torch.where(value == red, (green - blue) * scale, sector) + 6.0 * shift
+    distance = (sector[..., None] + image.new_tensor([5.0, 3.0, 1.0])) % 6.0
+    return value[..., None] - chroma[..., None] * torch.minimum(distance, 4.0 - distance).clamp(0.0, 1.0)
+
+
 _PIXELWISE: dict[str, Callable[[Tensor, list[float]], Tensor]] = {
-    "contrast": _contrast, "blur": _blur, "sharpen": _sharpen,
-}  # fmt: skip
+    "contrast": _contrast,
+    "blur": _blur,
+    "sharpen": _sharpen,
+    "grey": _grey,
+    "solarise": _solarise,
+    "colour_jitter": _colour_jitter,
+}
 
 
 def _warp(image: Tensor, row: list[float], names: list[str]) -> Tensor:
@@ -178,22 +183,31 @@ def _warp(image: Tensor, row: list[float], names: list[str]) -> Tensor:
     y = ((torch.arange(height, dtype=image.dtype, device=image.device) + 0.5) / height)[:, None].expand(height, width)
     x = ((torch.arange(width, dtype=image.dtype, device=image.device) + 0.5) / width)[None].expand(height, width)
     for name in reversed(names):
-        y, x = _source(name, row, y, x)
+        y, x = _source(name, row, y, x, width / height)
         y, x = y.clamp(0.5 / height, 1.0 - 0.5 / height), x.clamp(0.5 / width, 1.0 - 0.5 / width)
     return _bilinear(image, y * height - 0.5, x * width - 0.5)
 
 
-def _source(name: str, row: list[float], y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _source(name: str, row: list[float], y: Tensor, x: Tensor, aspect: float) -> tuple[Tensor, Tensor]:
     """Where the output positions (y, x) of one geometric operation read, in fractions of the size."""
     if name == "crop_rows":
         return row[ROWS] + y * (1.0 - row[ROWS] - row[ROWS + 1]), x
     if name == "crop_columns":
         return y, row[COLUMNS] + x * (1.0 - row[COLUMNS] - row[COLUMNS + 1])
+    if name == "resized_crop":
+        top, left, height, width = row[BOX:RADIUS]
+        return top + y * height, left + x * width
+    if name == "flip":
+        return y, 1.0 - x
+    if name == "rotate":  # about the middle, in pixels
+        cosine, sine = math.cos(math.radians(row[ANGLE])), math.sin(math.radians(row[ANGLE]))
+        from_y, from_x = y - 0.5, x - 0.5
+        return 0.5 + cosine * from_y - sine * aspect * from_x, 0.5 + cosine * from_x + sine / aspect * from_y
     if name == "piecewise_affine":
         shifts = y.new_tensor(row[GRID:CORNERS]).view(4, 4, 2)
         shift = _bilinear(shifts, 3.0 * y, 3.0 * x)
         return y + shift[..., 0], x + shift[..., 1]
-    a, b, c, d, e, f, g, h = homography(row[CORNERS:ROW])
+    a, b, c, d, e, f, g, h = homography(row[CORNERS:JITTER_ORDER])
     scale = 1.0 / (g * x + h * y + 1.0)
     return (d * x + e * y + f) * scale, (a * x + b * y + c) * scale
 
