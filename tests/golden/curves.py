@@ -1,4 +1,7 @@
-"""The 50-step loss curves of tiny models in float64; `python -m tests.golden.curves` writes them anew.
+"""Loss curves of tiny models in float64; `python -m tests.golden.curves [NAME ..]` writes them, or those of NAME, anew.
+
+The relational methods have 50 steps each, every other method 20 of the configuration of `tests.methods.harness`, on the
+CNN at an eighth of its width: the suite is to stay short.
 
 In float32 rounding alone moves so small a model by per cents within three steps, so no band would tell it from a change.
 
@@ -6,20 +9,30 @@ A change that moves a curve must say why in its commit.
 """
 
 import json
+import os
+import sys
+import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from rcmstr_fast import ops, random
-from rcmstr_fast.methods import Batch, build_method
+from rcmstr_fast.methods import CNN, Batch, build_method, every_method
 from rcmstr_fast.train.optim import build_optimizer
+from tests.methods.harness import batches, case_config, make_trainer
 from tests.methods.tiny import tiny_config
 
 HERE = Path(__file__).parent
 STEPS, BATCH, WORDS = 50, 6, 24
+SHORT = 20
 #: The ViT at 1e-5 turns a difference of 1e-15 into per cents within 25 steps, at 2e-6 into 1e-7 within 50.
 LR = {"resnet29": 1e-3, "vit_tiny": 2e-6}
-CASES = [(name, encoder) for name in ("seqmoco", "rclstr", "rcmstr") for encoder in ("resnet29", "vit_tiny")]
+LONG = [(name, encoder) for name in ("seqmoco", "rclstr", "rcmstr") for encoder in ("resnet29", "vit_tiny")]
+CASES = LONG + [
+    (spec.name, encoder) for spec in every_method() for encoder in ("resnet29", "vit_tiny")
+    if encoder in spec.encoders and (spec.name, encoder) not in LONG
+]  # fmt: skip
 
 
 def pictures(height: int, width: int) -> torch.Tensor:
@@ -30,6 +43,33 @@ def pictures(height: int, width: int) -> torch.Tensor:
 
 def curve(name: str, encoder: str) -> list[float]:
     """Loss of each step."""
+    return long_curve(name, encoder) if (name, encoder) in LONG else short_curve(name, encoder)
+
+
+def short_curve(name: str, encoder: str) -> list[float]:
+    """SHORT steps of any method."""
+    config = case_config(name, encoder, precision="fp64")
+    config.optim.lr = LR[encoder]
+    if encoder in CNN:
+        config.model.width = 0.125
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, RCMSTR_FAST_BACKEND="reference"):
+        trainer = make_trainer(config, Path(folder))
+        method, losses = trainer.method.train(), []
+        for step in range(SHORT):
+            (batch,) = batches(trainer, step)
+            batch.progress = torch.tensor(step / SHORT)
+            method.begin_step(batch.progress)
+            output = method(batch, monitor=False)
+            trainer.optimizer.zero_grad()
+            output.loss.backward()
+            trainer.optimizer.step()
+            method.end_step()
+            losses.append(float(output.loss.detach()))
+    return losses
+
+
+def long_curve(name: str, encoder: str) -> list[float]:
+    """STEPS steps of a relational method, with the two views made once."""
     config = tiny_config(encoder, BATCH, name=name, preset="fast", momentum=0.9, bn_group_size=2)
     config.optim.lr = LR[encoder]
     method = build_method(config).train().double()
@@ -59,7 +99,7 @@ def path(name: str, encoder: str) -> Path:
 
 
 if __name__ == "__main__":
-    for case in CASES:
+    for case in (case for case in CASES if not sys.argv[1:] or case[0] in sys.argv[1:]):
         losses = curve(*case)
         path(*case).write_text(json.dumps([round(x, 9) for x in losses], indent=0) + "\n")
         print(*case, losses[0], losses[-1])
