@@ -214,7 +214,7 @@ class IBOT(PretrainMethod):
         scores = head.scores(whole)
         # The last layer is linear: the mean score of all tokens is the score of their mean.
         self.centres["global"].note(scores.mean(0))
-        self.centres["patch"].note(head.scores(tokens.mean((0, 1))))
+        self.centres["patch"].note(head.scores(tokens.flatten(0, 1).mean(0, keepdim=True))[0])
         of_tokens = head.scores(_picked(tokens, places))
         tau_patch = self._tau_patch(batch.progress)
         return (
