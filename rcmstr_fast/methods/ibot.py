@@ -19,7 +19,7 @@ from rcmstr_fast.methods.registry import VIT, register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 from rcmstr_fast.models.encoder import Features
 from rcmstr_fast.models.vit import PATCH
-from rcmstr_fast.ops.augment_views.presets import PRESETS
+from rcmstr_fast.ops.augment_views import PRESETS
 
 
 @dataclass

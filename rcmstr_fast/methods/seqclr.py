@@ -13,7 +13,7 @@ from rcmstr_fast.methods.parts.heads import Instances, InstanceSettings, build_h
 from rcmstr_fast.methods.parts.in_batch import ADADELTA, InBatchMethod, check_negatives
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives
-from rcmstr_fast.ops.augment_views.presets import PRESETS
+from rcmstr_fast.ops.augment_views import PRESETS
 
 
 @dataclass
