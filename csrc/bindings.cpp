@@ -49,25 +49,30 @@ py::list lmdb_values(const rcmstr::LmdbReader& reader, size_t count, KeyAt key_a
 
 using Numbers = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 
-// The keys KIND-000000001, .. of 1-based record numbers, written one after the other into the same place.
+// The keys KIND-000000001, .. of record numbers with that many digits or more, written one after the other into the same place.
 class RecordKeys {
  public:
-  RecordKeys(const std::string& kind, const Numbers& numbers) : key_(kind + "-"), numbers_(numbers.data()) {
+  RecordKeys(const std::string& kind, const Numbers& numbers, int digits)
+      : key_(kind + "-"), digits_(digits), numbers_(numbers.data()) {
+    if (digits < 1 || digits > 18) throw std::invalid_argument("records: digits must be in 1..18");
     stem_ = key_.size();
     key_.resize(stem_ + 24);
+    for (int i = 0; i < digits; ++i) limit_ *= 10;
   }
   std::string_view operator()(size_t i) {
     char* const digits = key_.data() + stem_;
     int64_t number = numbers_[i];
-    if (number < 0 || number > 999'999'999)
-      return {key_.data(), stem_ + static_cast<size_t>(std::snprintf(digits, 24, "%09lld", (long long)number))};
-    for (int place = 8; place >= 0; --place, number /= 10) digits[place] = static_cast<char>('0' + number % 10);
-    return {key_.data(), stem_ + 9};
+    if (number < 0 || number >= limit_)
+      return {key_.data(), stem_ + static_cast<size_t>(std::snprintf(digits, 24, "%lld", (long long)number))};
+    for (int place = digits_ - 1; place >= 0; --place, number /= 10) digits[place] = static_cast<char>('0' + number % 10);
+    return {key_.data(), stem_ + static_cast<size_t>(digits_)};
   }
 
  private:
   std::string key_;
   size_t stem_;
+  int digits_;
+  int64_t limit_ = 1;  // the first number of more digits
   const int64_t* numbers_;
 };
 
@@ -87,17 +92,33 @@ void bind_lmdb(py::module_& m) {
            },
            py::arg("keys"))
       .def("records",
-           [](const LmdbReader& reader, const std::string& kind, const Numbers& numbers) {
-             return lmdb_values(reader, static_cast<size_t>(numbers.size()), RecordKeys(kind, numbers));
+           [](const LmdbReader& reader, const std::string& kind, const Numbers& numbers, int digits) {
+             return lmdb_values(reader, static_cast<size_t>(numbers.size()), RecordKeys(kind, numbers, digits));
            },
-           py::arg("kind"), py::arg("numbers"))
+           py::arg("kind"), py::arg("numbers"), py::arg("digits") = 9)
+      .def("survey",
+           [](const LmdbReader& reader, const std::string& kind, int digits, uint64_t first, uint64_t last) {
+             LmdbReader::Survey found;
+             {
+               py::gil_scoped_release release;
+               found = reader.survey(kind, digits, first, last);
+             }
+             return std::make_tuple(found.total, found.formed, found.lowest, found.highest, found.inside);
+           },
+           py::arg("kind"), py::arg("digits"), py::arg("first"), py::arg("last"))
+      .def("first_key",
+           [](const LmdbReader& reader, const py::bytes& prefix) -> py::object {
+             const std::optional<std::string> key = reader.first_key(std::string(prefix));
+             return key ? py::object(py::bytes(*key)) : py::object(py::none());
+           },
+           py::arg("prefix"))
       .def("prefetch",
-           [](const LmdbReader& reader, const std::string& kind, const Numbers& numbers) {
-             RecordKeys keys(kind, numbers);
+           [](const LmdbReader& reader, const std::string& kind, const Numbers& numbers, int digits) {
+             RecordKeys keys(kind, numbers, digits);
              py::gil_scoped_release release;
              reader.prefetch(static_cast<size_t>(numbers.size()), [&](size_t i) { return keys(i); });
            },
-           py::arg("kind"), py::arg("numbers"));
+           py::arg("kind"), py::arg("numbers"), py::arg("digits") = 9);
 }
 
 template <class T>

@@ -39,6 +39,19 @@ uint64_t number_of(std::string_view key, std::string_view kind) {
   return number;
 }
 
+// n of the key `kind`-n whose digits are those of printf's %0*d; nothing for other keys.
+std::optional<uint64_t> formed_number(std::string_view key, std::string_view kind, size_t digits) {
+  const size_t stem = kind.size() + 1;
+  if (key.size() < stem + digits || key.size() > stem + 18) return std::nullopt;
+  if (key.size() > stem + digits && key[stem] == '0') return std::nullopt;
+  uint64_t number = 0;
+  for (const char digit : key.substr(stem)) {
+    if (digit < '0' || digit > '9') return std::nullopt;
+    number = 10 * number + static_cast<uint64_t>(digit - '0');
+  }
+  return number;
+}
+
 struct Descriptor {
   int fd;
   ~Descriptor() {
@@ -126,6 +139,59 @@ std::optional<uint64_t> LmdbReader::listed_leaf(std::string_view key) const noex
     if (page && leaf_node(*page, key)) return leaf.page;
   }
   return std::nullopt;
+}
+
+// Visits the keys with a prefix below a page, in order, until `visit` returns false; false then, and where the budget
+// of pages is used up (pages that point at each other would be walked for ever).
+template <class Visit>
+bool LmdbReader::walk(uint64_t number, int depth, std::string_view prefix, uint64_t& budget, const Visit& visit) const {
+  const std::optional<Page> page = tree_page(number);
+  if (!page) return true;
+  if (depth >= kMaxDepth || budget == 0) return false;
+  --budget;
+  const auto starts = [prefix](std::string_view key) { return key.substr(0, prefix.size()) == prefix; };
+  for (uint32_t i = 0; i < page->keys; ++i) {
+    const std::optional<Node> here = node(*page, i);
+    if (!here) continue;
+    if (page->leaf) {
+      if (starts(here->key) && !visit(here->key)) return false;
+      continue;
+    }
+    const bool beyond = i > 0 && here->key > prefix && !starts(here->key);
+    const std::optional<Node> next = i + 1 < page->keys ? node(*page, i + 1) : std::nullopt;
+    if (beyond) return true;
+    if (next && next->key <= prefix) continue;
+    const uint64_t below = here->low32 | (static_cast<uint64_t>(here->flags) << 32);
+    if (!walk(below, depth + 1, prefix, budget, visit)) return false;
+  }
+  return true;
+}
+
+LmdbReader::Survey LmdbReader::survey(std::string_view kind, int digits, uint64_t first, uint64_t last) const {
+  Survey found;
+  const std::string prefix = std::string(kind) + "-";
+  uint64_t budget = pages_;
+  walk(root_, 0, prefix, budget, [&](std::string_view key) {
+    ++found.total;
+    const std::optional<uint64_t> number = formed_number(key, kind, static_cast<size_t>(std::max(digits, 1)));
+    if (!number) return true;
+    found.lowest = found.formed == 0 ? *number : std::min(found.lowest, *number);
+    found.highest = std::max(found.highest, *number);
+    ++found.formed;
+    if (first <= *number && *number <= last) ++found.inside;
+    return true;
+  });
+  return found;
+}
+
+std::optional<std::string> LmdbReader::first_key(std::string_view prefix) const {
+  std::optional<std::string> found;
+  uint64_t budget = pages_;
+  walk(root_, 0, prefix, budget, [&](std::string_view key) {
+    found = std::string(key);
+    return false;
+  });
+  return found;
 }
 
 uint64_t LmdbReader::largest_number(std::string_view kind) const noexcept {

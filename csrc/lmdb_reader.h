@@ -52,6 +52,16 @@ class LmdbReader {
   // Whether the way to a key asked for was lost, so that the leaves have been listed.
   bool damaged() const noexcept { return listed_; }
 
+  // What the keys `kind`-n of the tree are, n written with `digits` places or more; those of another form only count
+  // in `total`. `inside`: keys of the form with first <= n <= last. Lost parts of a damaged tree are left out.
+  struct Survey {
+    uint64_t total = 0, formed = 0, lowest = 0, highest = 0, inside = 0;
+  };
+  Survey survey(std::string_view kind, int digits, uint64_t first, uint64_t last) const;
+
+  // The first key of the tree, in the order of bytes, that begins with the prefix.
+  std::optional<std::string> first_key(std::string_view prefix) const;
+
   // The largest number n of a key `kind`-n with nine digits in the leaves, if they are listed; otherwise 0.
   uint64_t largest_number(std::string_view kind) const noexcept;
 
@@ -76,6 +86,8 @@ class LmdbReader {
   std::optional<Node> node(const Page& page, uint32_t i) const noexcept;
   std::optional<uint64_t> child(const Page& page, std::string_view key) const noexcept;
   std::optional<Node> leaf_node(const Page& page, std::string_view key) const noexcept;
+  template <class Visit>
+  bool walk(uint64_t number, int depth, std::string_view prefix, uint64_t& budget, const Visit& visit) const;
   void list_leaves() const;
   std::optional<uint64_t> listed_leaf(std::string_view key) const noexcept;
   std::optional<uint64_t> leaf_of(std::string_view key, bool read) const noexcept;

@@ -1,12 +1,14 @@
 """Batch norm of dense channels_last maps (or rows) over groups of images, with residual and ReLU, forward and backward.
 
-A map is a matrix of rows (sites) and columns (channels). A batch is `passes` equal parts; each is cut into groups of
-`span` rows, the last of which may be longer or shorter. A group's statistics: its rows are dealt to a fixed number of
-programs, each combines the counts, means and squared deviations of its blocks (Chan), and one program a group adds the
-programs' results in a fixed order: no E[x^2] - E[x]^2, no atomics, bitwise repeatable. Arithmetic in fp32.
-Bytes a value of b bytes: forward reads x twice and writes once (and reads the residual): 3b (4b). Backward reads the
-gradient and x twice, writes one gradient: 5b; the ReLU's sign is computed again from x, with a residual it is read from
-the result and a second gradient is written: 8b.
+A map is a matrix of rows (sites) and columns (channels). A batch consists of `passes` equal parts; each part is cut
+into groups of `span` rows, of which the last one may be longer or shorter. The rows of a group are dealt to a fixed
+number of programs. Each program combines the counts, means and squared deviations of its blocks, and one program for
+each group adds the results of the others in a fixed order, so there are no atomics and results repeat bit for bit.
+
+Memory traffic, for values of b bytes: the forward reads x twice and writes once, and reads the residual if there is
+one: 3b (4b) for each value. The backward reads the gradient and x twice and writes one gradient: 5b. It computes the
+    sign of the
+ReLU again from x; with a residual it reads the sign from the result, and writes a second gradient: 8b.
 """
 
 import torch
@@ -14,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rcmstr_fast.kernels import runtime
+from rcmstr_fast.kernels import norms, runtime
 
 BLOCK_R = 64
 BLOCK_C = 64
@@ -33,7 +35,7 @@ def _first_row(group, groups, rows, span):
 @triton.jit
 def _batch_norm_stats_kernel(
     x_ptr, partials_ptr, C, groups, rows, span, blocks, parts, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
+):
     """partials[group, part, 0..1, c] = mean and squared deviations of `blocks` blocks of rows."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -46,15 +48,7 @@ def _batch_norm_stats_kernel(
         row = first + block * BLOCK_R + tl.arange(0, BLOCK_R)
         mask = (row < end)[:, None] & (c < C)[None, :]
         x = tl.load(x_ptr + row[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-        here = tl.sum((row < end).to(tl.float32), axis=0)
-        average = tl.sum(x, axis=0) / tl.maximum(here, 1.0)
-        centred = tl.where(mask, x - average[None, :], 0.0)
-        total = count + here
-        share = here / tl.maximum(total, 1.0)
-        delta = average - mean
-        mean += delta * share
-        m2 += tl.sum(centred * centred, axis=0) + delta * delta * count * share
-        count = total
+        count, mean, m2 = norms.add_block(count, mean, m2, x, row < end, mask)
     at = partials_ptr + (group.to(tl.int64) * parts + tl.program_id(0)) * 2 * C + c
     tl.store(at, mean, mask=c < C)
     tl.store(at + C, m2, mask=c < C)
@@ -62,9 +56,21 @@ def _batch_norm_stats_kernel(
 
 @triton.jit
 def _batch_norm_moments_kernel(
-    partials_ptr, mean_ptr, rstd_ptr, var_ptr, C, groups, rows, span, blocks, parts, eps,
-    BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    partials_ptr,
+    mean_ptr,
+    rstd_ptr,
+    var_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    blocks,
+    parts,
+    eps,
+    BLOCK_P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """mean, rstd and unbiased variance [groups, C] from the partial statistics."""
     group = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -94,30 +100,36 @@ def _batch_norm_moments_kernel(
 
 @triton.jit
 def _batch_norm_apply_kernel(
-    x_ptr, residual_ptr, scale_ptr, shift_ptr, out_ptr, mean_ptr, rstd_ptr, C, groups, rows, span,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    scale_ptr,
+    shift_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """out = (x - mean) rstd weight + bias (+ residual) (ReLU)."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = _first_row(group, groups, rows, span) + tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = (row < _first_row(group + 1, groups, rows, span))[:, None] & (c < C)[None, :]
     at = row[:, None] * C + c[None, :]
-    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.load(mean_ptr + group * C + c, mask=c < C, other=0.0)
-    scale = tl.load(rstd_ptr + group * C + c, mask=c < C, other=0.0) * tl.load(scale_ptr + c, mask=c < C, other=0.0)
-    y = (x - mean[None, :]) * scale[None, :] + tl.load(shift_ptr + c, mask=c < C, other=0.0)[None, :]
-    if RESIDUAL:
-        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if RELU:
-        y = tl.where(y < 0.0, 0.0, y)
-    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+    mean = norms.channels(mean_ptr, group * C, c, C)
+    scale = norms.channels(rstd_ptr, group * C, c, C) * norms.channels(scale_ptr, 0, c, C)
+    shift = norms.channels(shift_ptr, 0, c, C)
+    norms.apply(x_ptr, residual_ptr, out_ptr, at, mask, mean, scale, shift, RESIDUAL, RELU)
 
 
 @triton.jit
-def _through_relu(
-    d, normal, at, mask, out_ptr, scale, shift, RESIDUAL: tl.constexpr, RELU: tl.constexpr
-):  # fmt: skip
+def _through_relu(d, normal, at, mask, out_ptr, scale, shift, RESIDUAL: tl.constexpr, RELU: tl.constexpr):
     """The gradient that the ReLU lets through."""
     if RELU:
         if RESIDUAL:
@@ -130,18 +142,32 @@ def _through_relu(
 
 @triton.jit
 def _batch_norm_sums_kernel(
-    grad_ptr, x_ptr, out_ptr, scale_ptr, shift_ptr, mean_ptr, rstd_ptr, partials_ptr, C, groups, rows, span, blocks,
-    parts, RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    grad_ptr,
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    shift_ptr,
+    mean_ptr,
+    rstd_ptr,
+    partials_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    blocks,
+    parts,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """partials[group, part, 0..1, c] = sums of d and d (x - mean) rstd, d the gradient that ReLU lets through."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     end = _first_row(group + 1, groups, rows, span)
     first = _first_row(group, groups, rows, span) + tl.program_id(0).to(tl.int64) * blocks * BLOCK_R
-    mean = tl.load(mean_ptr + group * C + c, mask=c < C, other=0.0)
-    rstd = tl.load(rstd_ptr + group * C + c, mask=c < C, other=0.0)
-    scale = tl.load(scale_ptr + c, mask=c < C, other=0.0)
-    shift = tl.load(shift_ptr + c, mask=c < C, other=0.0)
+    mean, rstd = norms.channels(mean_ptr, group * C, c, C), norms.channels(rstd_ptr, group * C, c, C)
+    scale, shift = norms.channels(scale_ptr, 0, c, C), norms.channels(shift_ptr, 0, c, C)
     total = tl.zeros((BLOCK_C,), tl.float32)
     moment = tl.zeros((BLOCK_C,), tl.float32)
     for block in range(blocks):
@@ -161,9 +187,25 @@ def _batch_norm_sums_kernel(
 
 @triton.jit
 def _batch_norm_grad_kernel(
-    grad_ptr, x_ptr, out_ptr, scale_ptr, shift_ptr, mean_ptr, rstd_ptr, sums_ptr, grad_x_ptr, grad_residual_ptr, C,
-    groups, rows, span, RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    grad_ptr,
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    shift_ptr,
+    mean_ptr,
+    rstd_ptr,
+    sums_ptr,
+    grad_x_ptr,
+    grad_residual_ptr,
+    C,
+    groups,
+    rows,
+    span,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """grad_x = weight rstd (d - mean(d) - xhat mean(d xhat)) and grad_residual = d."""
     group = tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -171,10 +213,8 @@ def _batch_norm_grad_kernel(
     row = begin + tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = (row < end)[:, None] & (c < C)[None, :]
     at = row[:, None] * C + c[None, :]
-    mean = tl.load(mean_ptr + group * C + c, mask=c < C, other=0.0)
-    rstd = tl.load(rstd_ptr + group * C + c, mask=c < C, other=0.0)
-    scale = tl.load(scale_ptr + c, mask=c < C, other=0.0)
-    shift = tl.load(shift_ptr + c, mask=c < C, other=0.0)
+    mean, rstd = norms.channels(mean_ptr, group * C, c, C), norms.channels(rstd_ptr, group * C, c, C)
+    scale, shift = norms.channels(scale_ptr, 0, c, C), norms.channels(shift_ptr, 0, c, C)
     d = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     normal = (x - mean[None, :]) * rstd[None, :]
@@ -182,26 +222,24 @@ def _batch_norm_grad_kernel(
     if RESIDUAL:
         tl.store(grad_residual_ptr + at, d.to(grad_residual_ptr.dtype.element_ty), mask=mask)
     one_over = 1.0 / (end - begin).to(tl.float32)
-    average = tl.load(sums_ptr + group * 2 * C + c, mask=c < C, other=0.0) * one_over
-    moment = tl.load(sums_ptr + (group * 2 + 1) * C + c, mask=c < C, other=0.0) * one_over
-    gradient = (rstd * scale)[None, :] * (d - average[None, :] - normal * moment[None, :])
-    tl.store(grad_x_ptr + at, gradient.to(grad_x_ptr.dtype.element_ty), mask=mask)
+    average = norms.channels(sums_ptr, group * 2 * C, c, C) * one_over
+    moment = norms.channels(sums_ptr, (group * 2 + 1) * C, c, C) * one_over
+    norms.store_gradient(grad_x_ptr, at, mask, d, normal, rstd * scale, average, moment)
 
 
 class Groups:
     """How the rows of a batch divide into groups, and the grids that follow.
 
     Args:
-        rows: rows of a pass.
-        passes: equal parts of the batch.
         sizes: rows of each group of a pass; all but the last are of one size.
+        passes: equal parts of the batch.
         channels: C.
         device: where kernels run.
     """
 
-    def __init__(self, rows: int, passes: int, sizes: list[int], channels: int, device: torch.device) -> None:
+    def __init__(self, sizes: list[int], passes: int, channels: int, device: torch.device) -> None:
         self.number = passes * len(sizes)
-        self.where = (channels, len(sizes), rows, sizes[0])
+        self.where = (channels, len(sizes), sum(sizes), sizes[0])
         columns = triton.cdiv(channels, BLOCK_C)
         whole = triton.cdiv(max(sizes), BLOCK_R)
         wanted = triton.cdiv(PROGRAMS * runtime.multiprocessors(device), columns * self.number)
@@ -214,8 +252,7 @@ class Groups:
 
 def batch_norm_fwd(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    affine: tuple[Tensor, Tensor],
     residual: Tensor | None,
     out: Tensor,
     groups: Groups,
@@ -226,8 +263,7 @@ def batch_norm_fwd(
 
     Args:
         x: rows of C channels side by side in memory (a channels_last map, or a matrix).
-        weight: [C] float32.
-        bias: [C] float32.
+        affine: weight and bias, [C] float32.
         residual: like x, or None.
         out: like x.
         groups: of the rows of x.
@@ -241,50 +277,68 @@ def batch_norm_fwd(
     mean, rstd, var = (partials.new_empty(groups.number, channels) for _ in range(3))
     blocks = {"BLOCK_R": BLOCK_R, "BLOCK_C": BLOCK_C}
     with runtime.on_device(x.device):
-        _batch_norm_stats_kernel[groups.stats_grid](
-            x, partials, *groups.where, groups.blocks, groups.parts, **blocks
-        )  # fmt: skip
+        _batch_norm_stats_kernel[groups.stats_grid](x, partials, *groups.where, groups.blocks, groups.parts, **blocks)
         _batch_norm_moments_kernel[(groups.number, groups.columns)](
             partials, mean, rstd, var, *groups.where, groups.blocks, groups.parts, eps, BLOCK_P=BLOCK_P, **blocks
         )
         _batch_norm_apply_kernel[groups.grid](
-            x, x if residual is None else residual, weight, bias, out, mean, rstd, *groups.where,
-            RESIDUAL=residual is not None, RELU=relu, **blocks,
-        )  # fmt: skip
+            x,
+            x if residual is None else residual,
+            *affine,
+            out,
+            mean,
+            rstd,
+            *groups.where,
+            RESIDUAL=residual is not None,
+            RELU=relu,
+            **blocks,
+        )
     return mean, rstd, var
 
 
 def batch_norm_bwd(
-    grad: Tensor, x: Tensor, out: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, grad_x: Tensor,
-    grad_residual: Tensor | None, groups: Groups, relu: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    out: Tensor,
+    affine: tuple[Tensor, Tensor],
+    moments: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor | None],
+    groups: Groups,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
     """Write grad_x and grad_residual.
 
     Args:
         grad: gradient of the result, like x in memory.
         x: as in the forward.
         out: the forward's result; read with a residual and ReLU only.
-        weight: as in the forward.
-        bias: as in the forward.
-        mean: of the forward.
-        rstd: of the forward.
-        grad_x: like x.
-        grad_residual: like x, or None without a residual.
+        affine: as in the forward.
+        moments: mean and rstd of the forward.
+        grads: grad_x and grad_residual (None without a residual), like x; written here.
         groups: as in the forward.
         relu: as in the forward.
     Returns:
         Gradients of weight and bias, [C] float32.
     """
+    grad_x, grad_residual = grads
     partials = torch.empty(groups.number, groups.parts, 2, groups.where[0], dtype=torch.float32, device=x.device)
     flags = {"RESIDUAL": grad_residual is not None, "RELU": relu, "BLOCK_R": BLOCK_R, "BLOCK_C": BLOCK_C}
     with runtime.on_device(x.device):
         _batch_norm_sums_kernel[groups.stats_grid](
-            grad, x, out, weight, bias, mean, rstd, partials, *groups.where, groups.blocks, groups.parts, **flags
+            grad, x, out, *affine, *moments, partials, *groups.where, groups.blocks, groups.parts, **flags
         )
         sums = partials.sum(1)
         _batch_norm_grad_kernel[groups.grid](
-            grad, x, out, weight, bias, mean, rstd, sums, grad_x, grad_x if grad_residual is None else grad_residual,
-            *groups.where, **flags,
-        )  # fmt: skip
+            grad,
+            x,
+            out,
+            *affine,
+            *moments,
+            sums,
+            grad_x,
+            grad_x if grad_residual is None else grad_residual,
+            *groups.where,
+            **flags,
+        )
     total = sums.sum(0)
     return total[1], total[0]

@@ -1,8 +1,8 @@
 """Random masks: the words of rcmstr_fast/random.py, ranked, with full-height blocks on top; the same bits.
 
-One program an image. Philox4x32-10 gives each cell a 32-bit word; the cells with the lowest words are hidden, as many as
-asked for, ties in the order of the cells: a cell's rank is the number of cells before it, counted without a sort.
-The words after those of the cells place the blocks.
+There is one program for each image. Philox4x32-10 gives each cell a 32-bit word; the cells with the lowest words are
+hidden, as many as asked for, ties in the order of the cells: a cell's rank is the number of cells before it, counted
+without a sort. The words after those of the cells place the blocks.
 """
 
 import torch
@@ -27,10 +27,22 @@ def _words(i, c1, c2, c3, k0, k1):
 
 @triton.jit
 def _draw_masks_kernel(
-    index_ptr, epoch_ptr, seed_ptr, grid_ptr, pixels_ptr, hidden,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNIT_H: tl.constexpr, UNIT_W: tl.constexpr, BLOCKS: tl.constexpr,
-    BLOCK_CELLS: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+    index_ptr,
+    epoch_ptr,
+    seed_ptr,
+    grid_ptr,
+    pixels_ptr,
+    hidden,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    UNIT_H: tl.constexpr,
+    UNIT_W: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK_CELLS: tl.constexpr,
+    STREAM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """Hidden cells and pixels of one image (grid: images). Integer arithmetic only; writes cells + pixels bytes."""
     CELLS: tl.constexpr = ROWS * COLUMNS
     image = tl.program_id(0).to(tl.int64)
@@ -65,9 +77,17 @@ def _draw_masks_kernel(
 
 
 def draw_masks(
-    index: Tensor, epoch: Tensor, *, seed: int, stream: int, cells: tuple[int, int], unit: tuple[int, int], hidden: int,
-    num_blocks: int, block_cells: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    index: Tensor,
+    epoch: Tensor,
+    *,
+    seed: int,
+    stream: int,
+    cells: tuple[int, int],
+    unit: tuple[int, int],
+    hidden: int,
+    num_blocks: int,
+    block_cells: int,
+) -> tuple[Tensor, Tensor]:
     """Hidden cells and pixels of `ops.draw_masks`.
 
     Args:
@@ -91,9 +111,20 @@ def draw_masks(
     if batch:
         with runtime.on_device(index.device):
             _draw_masks_kernel[(batch,)](
-                index.contiguous(), epoch, seeds, grid.view(torch.uint8), pixels.view(torch.uint8), hidden,
-                ROWS=rows, COLUMNS=columns, UNIT_H=unit[0], UNIT_W=unit[1], BLOCKS=num_blocks,
-                BLOCK_CELLS=block_cells, STREAM=stream, CHUNK=CHUNK,
+                index.contiguous(),
+                epoch,
+                seeds,
+                grid.view(torch.uint8),
+                pixels.view(torch.uint8),
+                hidden,
+                ROWS=rows,
+                COLUMNS=columns,
+                UNIT_H=unit[0],
+                UNIT_W=unit[1],
+                BLOCKS=num_blocks,
+                BLOCK_CELLS=block_cells,
+                STREAM=stream,
+                CHUNK=CHUNK,
                 BLOCK=triton.next_power_of_2(rows * columns),
-            )  # fmt: skip
+            )
     return grid, pixels

@@ -35,9 +35,18 @@ def _window(t, s: tl.constexpr, T: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def _hierarchical_pool_fwd_kernel(
-    frames_ptr, place_ptr, frame_ptr, subword_ptr, word_ptr, C,
-    T: tl.constexpr, S: tl.constexpr, STRIPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    frames_ptr,
+    place_ptr,
+    frame_ptr,
+    subword_ptr,
+    word_ptr,
+    C,
+    T: tl.constexpr,
+    S: tl.constexpr,
+    STRIPS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Grid: images, channel blocks. `frame` is written only where STRIPS > 0 (else it is the input itself)."""
     image = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BLOCK_T)
@@ -57,9 +66,18 @@ def _hierarchical_pool_fwd_kernel(
 
 @triton.jit
 def _hierarchical_pool_bwd_kernel(
-    grad_frame_ptr, grad_subword_ptr, grad_word_ptr, place_ptr, grad_ptr, C,
-    T: tl.constexpr, S: tl.constexpr, STRIPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    grad_frame_ptr,
+    grad_subword_ptr,
+    grad_word_ptr,
+    place_ptr,
+    grad_ptr,
+    C,
+    T: tl.constexpr,
+    S: tl.constexpr,
+    STRIPS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Gradient in the frames as they were given (grid: images, channel blocks)."""
     image = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BLOCK_T)

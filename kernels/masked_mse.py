@@ -25,9 +25,25 @@ def _offsets(H, W, mask_ptr, count, stride_b, stride_h, stride_w, BLOCK: tl.cons
 
 @triton.jit
 def _masked_mse_fwd_kernel(
-    prediction_ptr, target_ptr, mask_ptr, sums_ptr, counts_ptr, count, H, W,
-    p_b, p_c, p_h, p_w, t_b, t_c, t_h, t_w, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    prediction_ptr,
+    target_ptr,
+    mask_ptr,
+    sums_ptr,
+    counts_ptr,
+    count,
+    H,
+    W,
+    p_b,
+    p_c,
+    p_h,
+    p_w,
+    t_b,
+    t_c,
+    t_h,
+    t_w,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Sum of squares and hidden pixels of one block. Reads the hidden pixels of both images and the mask once."""
     p_offsets, hidden, _ = _offsets(H, W, mask_ptr, count, p_b, p_h, p_w, BLOCK)
     t_offsets, _, _ = _offsets(H, W, mask_ptr, count, t_b, t_h, t_w, BLOCK)
@@ -42,9 +58,25 @@ def _masked_mse_fwd_kernel(
 
 @triton.jit
 def _masked_mse_bwd_kernel(
-    prediction_ptr, target_ptr, mask_ptr, factor_ptr, grad_ptr, count, H, W,
-    p_b, p_c, p_h, p_w, t_b, t_c, t_h, t_w, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    prediction_ptr,
+    target_ptr,
+    mask_ptr,
+    factor_ptr,
+    grad_ptr,
+    count,
+    H,
+    W,
+    p_b,
+    p_c,
+    p_h,
+    p_w,
+    t_b,
+    t_c,
+    t_h,
+    t_w,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """grad = factor (prediction - target) at hidden pixels, 0 elsewhere; grad has the strides of prediction."""
     p_offsets, hidden, pixels = _offsets(H, W, mask_ptr, count, p_b, p_h, p_w, BLOCK)
     t_offsets, _, _ = _offsets(H, W, mask_ptr, count, t_b, t_h, t_w, BLOCK)
@@ -73,9 +105,19 @@ def masked_mse_fwd(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Te
         sums = torch.empty(blocks, dtype=torch.float32, device=prediction.device)
         counts = torch.empty(blocks, dtype=torch.int32, device=prediction.device)
         _masked_mse_fwd_kernel[(blocks,)](
-            prediction, target, mask, sums, counts, mask.numel(), height, width,
-            *prediction.stride(), *target.stride(), CHANNELS=channels, BLOCK=BLOCK,
-        )  # fmt: skip
+            prediction,
+            target,
+            mask,
+            sums,
+            counts,
+            mask.numel(),
+            height,
+            width,
+            *prediction.stride(),
+            *target.stride(),
+            CHANNELS=channels,
+            BLOCK=BLOCK,
+        )
         values = (channels * counts.sum()).clamp_(min=1).to(torch.float32)
         return sums.sum() / values, values
 
@@ -90,7 +132,17 @@ def masked_mse_bwd(grad_loss: Tensor, prediction: Tensor, target: Tensor, mask: 
         )
         factor = 2.0 * grad_loss.to(torch.float32) / values
         _masked_mse_bwd_kernel[(max(1, triton.cdiv(mask.numel(), BLOCK)),)](
-            prediction, target, mask, factor, grad, mask.numel(), height, width,
-            *prediction.stride(), *target.stride(), CHANNELS=channels, BLOCK=BLOCK,
-        )  # fmt: skip
+            prediction,
+            target,
+            mask,
+            factor,
+            grad,
+            mask.numel(),
+            height,
+            width,
+            *prediction.stride(),
+            *target.stride(),
+            CHANNELS=channels,
+            BLOCK=BLOCK,
+        )
     return grad

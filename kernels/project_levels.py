@@ -1,14 +1,15 @@
 """Pooling to the levels, a linear layer a level and L2 normalisation, undoing a strip permutation on the way.
 
 The rows of a level are windows of frames: a frame is a window of one, subword s of S covers the frames
-floor(s T / S) .. ceil((s + 1) T / S), a word all T. One flat grid holds the row tiles of every level. A program averages
-the windows of BLOCK_M rows for a block of channels in fp32, multiplies by the level's weight matrix (all D columns, so
-that the norm stays in the program), and writes unit rows and 1 / norm; averages of subwords and words are kept for backward.
+floor(s T / S) .. ceil((s + 1) T / S), a word all T. One flat grid holds the row tiles of every level. A program
+averages the windows of BLOCK_M rows for a block of channels in fp32, multiplies by the level's weight matrix (all D
+columns, so that the norm stays in the program), and writes unit rows and 1 / norm; averages of subwords and words are
+kept for backward.
 
 Backward, with g the gradient of unit rows q of norm n: the gradient of the linear layer's output is (g - (g.q) q) / n.
-One kernel writes it for every level, that of a frame where the frame came from; a second one multiplies, at every frame,
-each level's gradient (over the length of its window) by the level's weights and adds: the transposes of product, pooling and
-permutation at once. Weight and bias gradients are products of the same gradients with the kept averages.
+One kernel writes it for every level, that of a frame where the frame came from; a second one multiplies, at every
+frame, each level's gradient (over the length of its window) by the level's weights and adds: the transposes of product,
+pooling and permutation at once. Weight and bias gradients are products of the same gradients with the kept averages.
 """
 
 from collections.abc import Sequence
@@ -66,14 +67,35 @@ def _level_of(level, a, b, c):
 
 @triton.jit
 def _project_levels_fwd_kernel(
-    frames_ptr, place_ptr, weight_a_ptr, weight_b_ptr, weight_c_ptr, bias_a_ptr, bias_b_ptr, bias_c_ptr,
-    rows_ptr, inverse_ptr, pooled_ptr, rows_a, rows_b, rows_c, C, D,
-    T: tl.constexpr, S: tl.constexpr, STRIPS: tl.constexpr, EPS: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    frames_ptr,
+    place_ptr,
+    weight_a_ptr,
+    weight_b_ptr,
+    weight_c_ptr,
+    bias_a_ptr,
+    bias_b_ptr,
+    bias_c_ptr,
+    rows_ptr,
+    inverse_ptr,
+    pooled_ptr,
+    rows_a,
+    rows_b,
+    rows_c,
+    C,
+    D,
+    T: tl.constexpr,
+    S: tl.constexpr,
+    STRIPS: tl.constexpr,
+    EPS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Unit rows [R, D], 1 / norm [R], averages [R - rows_a, C] (grid: row tiles of all levels).
 
-    Note: reads frames up to three times (twice from the L2 cache), weights once a program; fp32 sums. Bitwise repeatable.
+    Note: reads frames up to three times (twice from the L2 cache), weights once a program; fp32 sums. Bitwise
+        repeatable.
     """
     level, row, count, first = _row(tl.program_id(0), rows_a, rows_b, rows_c, BLOCK_M)
     live = row < count
@@ -110,10 +132,22 @@ def _project_levels_fwd_kernel(
 
 @triton.jit
 def _project_levels_rows_kernel(
-    grad_ptr, rows_ptr, inverse_ptr, place_ptr, out_ptr, rows_a, rows_b, rows_c, D,
-    T: tl.constexpr, S: tl.constexpr, STRIPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the linear layers' outputs [R, D], of frames where they came from (grid: row tiles of all levels)."""
+    grad_ptr,
+    rows_ptr,
+    inverse_ptr,
+    place_ptr,
+    out_ptr,
+    rows_a,
+    rows_b,
+    rows_c,
+    D,
+    T: tl.constexpr,
+    S: tl.constexpr,
+    STRIPS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradients [R, D] of the linear layers' outputs, those of frames where they came from (grid: all row tiles)."""
     level, row, count, first = _row(tl.program_id(0), rows_a, rows_b, rows_c, BLOCK_M)
     live = row < count
     d = tl.arange(0, BLOCK_D)
@@ -143,10 +177,26 @@ def _add_product(acc, grad, weight_ptr, d, c, C, D, UPCAST: tl.constexpr):
 
 @triton.jit
 def _project_levels_bwd_kernel(
-    grads_ptr, weight_a_ptr, weight_b_ptr, weight_c_ptr, place_ptr, out_ptr, frames, rows_a, rows_b, C, D,
-    T: tl.constexpr, S: tl.constexpr, STRIPS: tl.constexpr, LEVELS: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    grads_ptr,
+    weight_a_ptr,
+    weight_b_ptr,
+    weight_c_ptr,
+    place_ptr,
+    out_ptr,
+    frames,
+    rows_a,
+    rows_b,
+    C,
+    D,
+    T: tl.constexpr,
+    S: tl.constexpr,
+    STRIPS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Gradient of the frames as they were given (grid: tiles of images x frames, channel blocks).
 
     Note: LEVELS has bit 0 for frames, 1 for subwords, 2 for words. fp32 sums; bitwise repeatable.
@@ -194,15 +244,22 @@ def _every(given: Sequence[Tensor], levels: Sequence[int]) -> list[Tensor]:
 
 def _shape(frames: Tensor, num_subwords: int, order: Tensor | None, width: int) -> dict[str, int]:
     return {
-        "T": frames.shape[1], "S": num_subwords, "STRIPS": 0 if order is None else order.shape[1],
-        "BLOCK_M": BLOCK_M, "BLOCK_D": max(16, triton.next_power_of_2(width)),
-    }  # fmt: skip
+        "T": frames.shape[1],
+        "S": num_subwords,
+        "STRIPS": 0 if order is None else order.shape[1],
+        "BLOCK_M": BLOCK_M,
+        "BLOCK_D": max(16, triton.next_power_of_2(width)),
+    }
 
 
 def project_levels_fwd(
-    frames: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], levels: Sequence[int], num_subwords: int,
+    frames: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    levels: Sequence[int],
+    num_subwords: int,
     order: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """Unit rows of the levels, one level below the other.
 
     Args:
@@ -224,18 +281,35 @@ def project_levels_fwd(
     if tiles:
         with runtime.on_device(frames.device):
             _project_levels_fwd_kernel[(tiles,)](
-                frames, frames if order is None else _inverse(order), *_every(weights, levels), *_every(biases, levels),
-                rows, inverse, pooled, *counts, frames.shape[2], width,
-                **_shape(frames, num_subwords, order, width), EPS=EPS, BLOCK_K=BLOCK_K,
+                frames,
+                frames if order is None else _inverse(order),
+                *_every(weights, levels),
+                *_every(biases, levels),
+                rows,
+                inverse,
+                pooled,
+                *counts,
+                frames.shape[2],
+                width,
+                **_shape(frames, num_subwords, order, width),
+                EPS=EPS,
+                BLOCK_K=BLOCK_K,
                 UPCAST=runtime.interpreted() and frames.dtype == torch.bfloat16,
-            )  # fmt: skip
+            )
     return rows, inverse, pooled
 
 
 def project_levels_bwd(
-    grad: Tensor, frames: Tensor, weights: Sequence[Tensor], levels: Sequence[int], num_subwords: int,
-    order: Tensor | None, rows: Tensor, inverse: Tensor, pooled: Tensor,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
+    grad: Tensor,
+    frames: Tensor,
+    weights: Sequence[Tensor],
+    levels: Sequence[int],
+    num_subwords: int,
+    order: Tensor | None,
+    rows: Tensor,
+    inverse: Tensor,
+    pooled: Tensor,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Gradients of frames [B, T, C], weights [D, C] and biases [D] (float32) of each level.
 
     Args:
@@ -261,10 +335,19 @@ def project_levels_bwd(
                 grad.contiguous(), rows, inverse, place, grads, *counts, width, **shape
             )
             _project_levels_bwd_kernel[(triton.cdiv(batch * length, BLOCK_M), triton.cdiv(channels, BLOCK_K))](
-                grads, *_every(weights, levels), place, out, batch * length, *counts[:2], channels, width,
-                **shape | {"BLOCK_D": BLOCK_D}, LEVELS=sum(1 << i for i in levels), BLOCK_K=BLOCK_K,
+                grads,
+                *_every(weights, levels),
+                place,
+                out,
+                batch * length,
+                *counts[:2],
+                channels,
+                width,
+                **shape | {"BLOCK_D": BLOCK_D},
+                LEVELS=sum(1 << i for i in levels),
+                BLOCK_K=BLOCK_K,
                 UPCAST=runtime.interpreted() and frames.dtype == torch.bfloat16,
-            )  # fmt: skip
+            )
     by_level = dict(zip(range(3), grads.split(counts)))
     inputs = dict(zip(range(3), (frames.flatten(0, 1), *pooled.split(counts[1:]))))
     return out, [by_level[i].T @ inputs[i] for i in levels], [by_level[i].sum(0, dtype=torch.float32) for i in levels]

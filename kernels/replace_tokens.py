@@ -26,9 +26,20 @@ def _place(hidden_ptr, count, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _replace_tokens_fwd_kernel(
-    tokens_ptr, mask_token_ptr, position_ptr, hidden_ptr, out_ptr, count, N, C, x_b, x_n, x_c,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    tokens_ptr,
+    mask_token_ptr,
+    position_ptr,
+    hidden_ptr,
+    out_ptr,
+    count,
+    N,
+    C,
+    x_b,
+    x_n,
+    x_c,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Grid: blocks of tokens, of channels. Reads each visible token and writes each token once; arithmetic in fp32."""
     rows, c, hidden, inside = _place(hidden_ptr, count, C, BLOCK_R, BLOCK_C)
     offsets = (rows // N) * x_b + (rows % N) * x_n + c * x_c
@@ -77,9 +88,18 @@ def replace_tokens_fwd(tokens: Tensor, mask_token: Tensor, position: Tensor, hid
     if out.numel():
         with runtime.on_device(tokens.device):
             _replace_tokens_fwd_kernel[_grid(hidden.numel(), channels)](
-                tokens, mask_token.contiguous(), position.contiguous(), hidden.contiguous(), out,
-                hidden.numel(), number, channels, *tokens.stride(), BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C,
-            )  # fmt: skip
+                tokens,
+                mask_token.contiguous(),
+                position.contiguous(),
+                hidden.contiguous(),
+                out,
+                hidden.numel(),
+                number,
+                channels,
+                *tokens.stride(),
+                BLOCK_R=BLOCK_R,
+                BLOCK_C=BLOCK_C,
+            )
     return out
 
 
@@ -100,7 +120,13 @@ def replace_tokens_bwd(grad_out: Tensor, hidden: Tensor, dtype: torch.dtype) -> 
     if grad_out.numel():
         with runtime.on_device(grad_out.device):
             _replace_tokens_bwd_kernel[grid](
-                grad_out.contiguous(), hidden.contiguous(), grad_tokens, partials, hidden.numel(), channels,
-                BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C,
-            )  # fmt: skip
+                grad_out.contiguous(),
+                hidden.contiguous(),
+                grad_tokens,
+                partials,
+                hidden.numel(),
+                channels,
+                BLOCK_R=BLOCK_R,
+                BLOCK_C=BLOCK_C,
+            )
     return grad_tokens, partials.sum(dim=0)

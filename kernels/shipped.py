@@ -5,103 +5,64 @@ The queue-loss kernels come in each tile of `tiles` times: InfoNCE + KL at the d
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rcmstr_fast.kernels import (
     batch_norm,
     draw_masks,
+    enqueue,
     hierarchical_pool,
-    masked_conv,
     masked_mse,
-    masked_norm,
-    masked_pool,
-    masked_tiles,
     project_levels,
-    queue,
-    queue_similarity,
     replace_tokens,
-    row_terms,
-    scheduled_losses,
-    tiles,
 )
+from rcmstr_fast.kernels.masked import conv, norm, pool
+from rcmstr_fast.kernels.masked import tiles as masked_tiles
+from rcmstr_fast.kernels.queue_losses import row_terms, scheduled, similarity, tiles
 
 ARCHITECTURES = (80, 90)
-_SIZES = (
-    "M",
-    "query_count",
-    "key_count",
-    "K",
-    "C",
-    "H",
-    "W",
-    "count",
-    "parts",
-    "skipped",
-    "part_stride",
-    "key_stride",
-    "hidden",
-    "frames",
-)
-_SITES = (
-    "height",
-    "width",
-    "other_height",
-    "other_width",
-    "sites",
-    "splits",
-    "per_image",
-    "blocks",
-    "groups",
-    "rows",
-    "span",
-    "total",
-    "rows_a",
-    "rows_b",
-    "rows_c",
-)
-_CHANNELS = ("N", "CI", "CO", "weight_tap", "weight_k", "weight_n", "D")
-_STRIDES = ("p_b", "p_c", "p_h", "p_w", "t_b", "t_c", "t_h", "t_w", "x_b", "x_n", "x_c")
-#: argument -> Triton type; pointers to rows as the user gave them take `rows` of a configuration
-_TYPES: dict[str, str] = (
-    {name: "i32" for name in (*_SIZES, *_SITES, *_CHANNELS, *_STRIDES, "keys_a_part")}
-    | {name: "fp32" for name in ("scale_info", "scale_kl", "tau_info", "tau_kl", "alpha", "share")}
-    | {name: "*fp16" for name in ("queries_ptr",)}
-    | {
-        name: "*i64"
-        for name in (
-            "query_rows_ptr",
-            "key_rows_ptr",
-            "place_ptr",
-            "order_ptr",
-            "starts_ptr",
-            "pointer_ptr",
-            "index_ptr",
-            "epoch_ptr",
-            "seed_ptr",
-        )
-    }
-    | {name: "*fp32" for name in ("partials_ptr", "coefficients_ptr", "infos_ptr", "kls_ptr", "sums_ptr", "factor_ptr")}
-    | {
-        "mask_ptr": "*i1",
-        "hidden_ptr": "*i1",
-        "counts_ptr": "*i32",
-        "active_ptr": "*i1",
-        "source_ptr": "*i1",
-        "which_ptr": "*i8",
-        "eps": "fp32",
-        "grid_ptr": "*u8",
-        "pixels_ptr": "*u8",
-    }
-    | {f"{name}_ptr": "*i32" for name in ("positions", "bits", "count", "pairs", "pair_counts", "first")}
-    | {f"{name}_ptr": "*fp32" for name in ("scale", "shift", "mean", "rstd", "numbers", "var", "inverse")}
-    | {f"{name}_ptr": "*fp32" for name in ("plain", "moment")}
-)
-#: Tuples of a scheduled launch: element -> Triton type; one element a term, or one a term between levels.
-_TUPLES = {f"{name}_ptrs": "*fp16" for name in ("queries", "keys", "queue")} | {
-    f"{name}_ptrs": "*fp32" for name in ("partials", "coefficients")
+#: Triton type -> arguments of that type; any other pointer takes the element type `rows` of a configuration.
+_NAMES = {
+    "i32": """M K C H W N CI CO D count parts part_size skipped part_stride key_stride hidden frames height width
+        other_height other_width sites splits per_image blocks groups rows span total rows_a rows_b rows_c
+        weight_tap weight_k weight_n p_b p_c p_h p_w t_b t_c t_h t_w x_b x_n x_c""",
+    "fp32": "tau_info tau_kl alpha share eps",
+    "*i64": "place_ptr order_ptr starts_ptr pointer_ptr index_ptr epoch_ptr seed_ptr",
+    "*fp32": """partials_ptr coefficients_ptr infos_ptr kls_ptr sums_ptr factor_ptr scale_ptr shift_ptr mean_ptr
+    rstd_ptr
+        numbers_ptr var_ptr inverse_ptr plain_ptr moment_ptr""",
+    "*i32": "counts_ptr positions_ptr bits_ptr count_ptr pairs_ptr pair_counts_ptr first_ptr",
+    "*i1": "mask_ptr hidden_ptr active_ptr source_ptr",
+    "*i8": "which_ptr",
+    "*u8": "grid_ptr pixels_ptr",
 }
-_SIZES_OF_TERMS = ("firsts", "all_rows", "query_counts", "key_counts", "queue_sizes", "part_sizes")
+_TYPES = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+_CHANNELS = ("N", "CI", "CO", "weight_tap", "weight_k", "weight_n", "D")
+#: Arguments of the queue losses that are tuples (see `queue_losses.similarity`).
+_OPERANDS = ("*fp16", "*fp16", "*fp16", "*i64", "*i64")
+_GROUPED: dict[str, tuple] = {"operands": _OPERANDS, "sizes": ("i32",) * 4, "scales": ("fp32", "fp32")}
+
+
+def _of_terms(terms: int, levels: int) -> dict[str, tuple]:
+    """Arguments of a scheduled launch: tuples with an entry for each term, `rows_of_pairs` for terms between levels."""
+    floats, ints = ("*fp32",) * terms, ("i32",) * terms
+    return {
+        "tables": (("*fp16",) * terms,) * 3,
+        "rows_of_pairs": (("*i64",) * (terms - levels),) * 2,
+        "all_sizes": (ints,) * 4,
+        **dict.fromkeys(("partials_ptrs", "coefficients_ptrs"), floats),
+        **dict.fromkeys(("firsts", "part_sizes"), ints),
+    }
+
+
+def _leaves(kind: Any, at: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Place and type of every element of a possibly nested tuple of types."""
+    if isinstance(kind, str):
+        yield at, kind
+    else:
+        for i, part in enumerate(kind):
+            yield from _leaves(part, (*at, i))
 
 
 @dataclass(frozen=True)
@@ -120,6 +81,7 @@ class Configuration:
         resident: programs that must fit a multiprocessor together.
         sixteenths: sizes known to be multiples of 16.
         fp32: pointers that are fp32 whatever `rows` is.
+        tuples: arguments that are tuples, with the types of their elements.
     """
 
     name: str
@@ -131,30 +93,29 @@ class Configuration:
     num_stages: int = 3
     matrix: bool = False
     resident: int = 1
-    sixteenths: tuple[str, ...] = ("keys_a_part", "part_sizes")
+    sixteenths: tuple[str, ...] = ("part_size", "part_sizes")
     fp32: tuple[str, ...] = ()
+    tuples: dict[str, tuple] = field(default_factory=lambda: _GROUPED)
 
-    def _type(self, name: str) -> str | tuple[str, ...]:
-        terms = self.constants.get("TERMS", 0)
+    def _type(self, name: str) -> str | tuple:
         if name in self.constants:
             return "constexpr"
-        if terms and name in ("query_rows_ptrs", "key_rows_ptrs"):
-            return ("*i64",) * (terms - self.constants["LEVELS"])
-        if terms and (name in _TUPLES or name in _SIZES_OF_TERMS):
-            return (_TUPLES.get(name, "i32"),) * terms
+        if name in self.tuples:
+            return self.tuples[name]
         return "*fp32" if name in self.fp32 else _TYPES.get(name, f"*{self.rows}")
 
-    def signature(self) -> dict[str, str | tuple[str, ...]]:
+    def signature(self) -> dict[str, str | tuple]:
         """argument -> Triton type, of a tuple those of its elements."""
         return {p.name: self._type(p.name) for p in self.kernel.params}
 
     def aligned(self) -> list[tuple[int, ...]]:
         """Places of the arguments known to be multiples of 16: pointers of whole tensors, and `sixteenths`."""
-        found: list[tuple[int, ...]] = []
-        for i, (name, kind) in enumerate(self.signature().items()):
-            kinds = {(i,): kind} if isinstance(kind, str) else {(i, j): one for j, one in enumerate(kind)}
-            found += [at for at, t in kinds.items() if t[0] == "*" or (name in self.sixteenths and t == "i32")]
-        return found
+        return [
+            at
+            for i, (name, kind) in enumerate(self.signature().items())
+            for at, one in _leaves(kind, (i,))
+            if one[0] == "*" or (name in self.sixteenths and one == "i32")
+        ]
 
 
 def _queue_losses(architecture: int) -> Iterator[Configuration]:
@@ -162,42 +123,46 @@ def _queue_losses(architecture: int) -> Iterator[Configuration]:
         for (arch, width, queries), tile in table.items():
             if arch != architecture:
                 continue
-            forms = {"root": (True, *tiles.power_ratio(0.07, 0.04)), "two_exp": (True, 0, 0), "kl": (False, 0, 0)}
-            for form, (info, n_info, n_kl) in forms.items():
+            kernel = similarity._stats_kernel if kind == "stats" else similarity._gradient_kernel
+            forms = {"root": (True, tiles.power_ratio(0.07, 0.04)), "two_exp": (True, (0, 0)), "kl": (False, (0, 0))}
+            for form, (info, powers) in forms.items():
                 if form == "kl" and queries == 2:
                     continue
-                constants = {
-                    "D": width, "QUERIES": queries, "INFO": info, "N_INFO": n_info, "N_KL": n_kl,
-                    "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
-                }  # fmt: skip
-                if kind == "gradient":
-                    constants["BLOCK_D"] = tile.block_d or width
-                yield Configuration(
-                    f"{kind}_{form}_d{width}_q{queries}_sm{arch}",
-                    queue_similarity._stats_kernel if kind == "stats" else queue_similarity._gradient_kernel,
-                    arch, constants, "fp16", tile.num_warps, tile.num_stages, True, tile.resident,
-                )  # fmt: skip
+                constants = {"FORM": similarity.form(tile, width, info, powers)}
+                name = f"{kind}_{form}_d{width}_q{queries}_sm{arch}"
+                yield _product(name, kernel, arch, constants, tile)
+
+
+def _product(
+    name: str, kernel: Any, arch: int, constants: dict[str, Any], tile: tiles.Tile, **more: Any
+) -> Configuration:
+    """A kernel of the queue losses with a tile."""
+    return Configuration(
+        name,
+        kernel,
+        arch,
+        constants,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        matrix=True,
+        resident=tile.resident,
+        **more,
+    )
 
 
 def _scheduled(arch: int) -> Iterator[Configuration]:
     """All five terms of a step: three levels of two queries, two terms between levels."""
     for kind, kernel in (
-        ("stats", scheduled_losses._scheduled_stats_kernel),
-        ("gradient", scheduled_losses._scheduled_gradient_kernel),
+        ("stats", scheduled._scheduled_stats_kernel),
+        ("gradient", scheduled._scheduled_gradient_kernel),
     ):
         for width in tiles.SCHEDULED_WIDTHS:
             tile = tiles.tile(kind, arch, width, 2)
             for form, powers in {"root": tiles.power_ratio(0.07, 0.04), "two_exp": (0, 0)}.items():
-                constants = {
-                    "D": width, "QUERIES": tile.queries, "LEVELS": 3, "TERMS": 5, "GROUPS": 2,
-                    "N_INFO": powers[0], "N_KL": powers[1], "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
-                }  # fmt: skip
-                if kind == "gradient":
-                    constants["BLOCK_D"] = tile.block_d or width
-                yield Configuration(
-                    f"scheduled_{kind}_{form}_d{width}_sm{arch}", kernel, arch, constants, "fp16",
-                    tile.num_warps, tile.num_stages, True, tile.resident,
-                )  # fmt: skip
+                made = similarity.form(tile, width, True, powers)
+                constants = {"LEVELS": 3, "GROUPS": 2, "FORM": made, "PAIRS": scheduled.pairs_form(made)}
+                name = f"scheduled_{kind}_{form}_d{width}_sm{arch}"
+                yield _product(name, kernel, arch, constants, tile, tuples=_GROUPED | _of_terms(5, 3))
 
 
 def _row_wise(arch: int) -> Iterator[Configuration]:
@@ -227,11 +192,16 @@ def _small(arch: int) -> Iterator[Configuration]:
     for way, constants in {"fwd": {**blocks, "x_c": 1}, "bwd": blocks}.items():
         kernel = getattr(replace_tokens, f"_replace_tokens_{way}_kernel")
         yield Configuration(
-            f"replace_tokens_{way}_bf16_sm{arch}", kernel, arch, constants, "bf16", sixteenths=("C", "N", "x_b", "x_n"),
+            f"replace_tokens_{way}_bf16_sm{arch}",
+            kernel,
+            arch,
+            constants,
+            "bf16",
+            sixteenths=("C", "N", "x_b", "x_n"),
             fp32=("mask_token_ptr", "position_ptr", "out_ptr", "grad_ptr"),
-        )  # fmt: skip
-    constants = {"D": 128, "BLOCK_D": 128, "BLOCK_ROWS": queue.BLOCK_ROWS}
-    yield Configuration(f"enqueue_fp32_sm{arch}", queue._enqueue_kernel, arch, constants, "fp32")
+        )
+    constants = {"D": 128, "BLOCK_D": 128, "BLOCK_ROWS": enqueue.BLOCK_ROWS}
+    yield Configuration(f"enqueue_fp32_sm{arch}", enqueue._enqueue_kernel, arch, constants, "fp32")
 
 
 def _levels(arch: int) -> Iterator[Configuration]:
@@ -240,9 +210,10 @@ def _levels(arch: int) -> Iterator[Configuration]:
         shape = {"T": 26, "S": 4, "STRIPS": strips, "BLOCK_M": project_levels.BLOCK_M, "BLOCK_D": 128}
         product = {"UPCAST": False, "BLOCK_K": project_levels.BLOCK_K}
         forms: dict[str, dict[str, Any]] = {
-            "fwd": {**shape, **product, "EPS": project_levels.EPS}, "rows": shape,
+            "fwd": {**shape, **product, "EPS": project_levels.EPS},
+            "rows": shape,
             "bwd": {**shape, **product, "BLOCK_D": project_levels.BLOCK_D, "LEVELS": 7},
-        }  # fmt: skip
+        }
         for form, constants in forms.items():
             kernel = getattr(project_levels, f"_project_levels_{form}_kernel")
             name = f"project_levels_{form}_{rows}_n{strips}_sm{arch}"
@@ -251,9 +222,16 @@ def _levels(arch: int) -> Iterator[Configuration]:
             )
     for unit, cells, pixels in (("token", (8, 32), (4, 4)), ("stage3", (4, 25), (8, 4))):
         constants = {
-            "ROWS": cells[0], "COLUMNS": cells[1], "UNIT_H": pixels[0], "UNIT_W": pixels[1], "BLOCKS": 1,
-            "BLOCK_CELLS": 4, "STREAM": 3, "CHUNK": draw_masks.CHUNK, "BLOCK": 256 if unit == "token" else 128,
-        }  # fmt: skip
+            "ROWS": cells[0],
+            "COLUMNS": cells[1],
+            "UNIT_H": pixels[0],
+            "UNIT_W": pixels[1],
+            "BLOCKS": 1,
+            "BLOCK_CELLS": 4,
+            "STREAM": 3,
+            "CHUNK": draw_masks.CHUNK,
+            "BLOCK": 256 if unit == "token" else 128,
+        }
         yield Configuration(f"draw_masks_{unit}_sm{arch}", draw_masks._draw_masks_kernel, arch, constants)
 
 
@@ -270,41 +248,69 @@ _CONVOLUTIONS = (
 
 def _masked_conv(arch: int) -> Iterator[Configuration]:
     for inputs, outputs, kernel, stride, padding in _CONVOLUTIONS:
-        geometry = masked_conv._geometry((kernel, kernel), stride, padding)
+        window = {"WINDOW": (kernel, kernel, *stride, *padding)}
         ways = {"fwd": (inputs, outputs), "stats": (inputs, outputs), "dgrad": (outputs, inputs)}
         for way, (k, n) in ways.items():
             shape = masked_tiles.tile(arch, k, n, 2)
             constants = {
-                **geometry, "TRANSPOSED": way == "dgrad", "STATS": way == "stats", "EVEN": True, "UPCAST": False,
-                "BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n, "BLOCK_K": shape.block_k,
+                **window,
+                "TRANSPOSED": way == "dgrad",
+                "STATS": way == "stats",
+                "EVEN": True,
+                "UPCAST": False,
+                "BLOCK_M": shape.block_m,
+                "BLOCK_N": shape.block_n,
+                "BLOCK_K": shape.block_k,
                 "weight_n" if way == "dgrad" else "weight_k": 1,
-            }  # fmt: skip
+            }
             yield Configuration(
-                f"masked_conv_{way}_k{kernel}_{k}_{n}_sm{arch}", masked_conv._masked_conv_kernel, arch, constants,
-                "fp16", shape.num_warps, shape.num_stages, True, 1, ("K", *_CHANNELS),
-            )  # fmt: skip
+                f"masked_conv_{way}_k{kernel}_{k}_{n}_sm{arch}",
+                conv._masked_conv_kernel,
+                arch,
+                constants,
+                "fp16",
+                shape.num_warps,
+                shape.num_stages,
+                True,
+                1,
+                ("K", *_CHANNELS),
+            )
         shape = masked_tiles.weight_tile(arch, inputs, outputs, 2)
         constants = {
-            **geometry, "UPCAST": False,
-            "BLOCK_O": shape.block_m, "BLOCK_I": shape.block_n, "BLOCK_R": shape.block_k,
-        }  # fmt: skip
+            **window,
+            "UPCAST": False,
+            "BLOCK_O": shape.block_m,
+            "BLOCK_I": shape.block_n,
+            "BLOCK_R": shape.block_k,
+        }
         yield Configuration(
-            f"masked_conv_wgrad_k{kernel}_{inputs}_{outputs}_sm{arch}", masked_conv._masked_conv_weight_kernel, arch,
-            constants, "fp16", shape.num_warps, shape.num_stages, True, 1, ("CI", "CO"),
-        )  # fmt: skip
+            f"masked_conv_wgrad_k{kernel}_{inputs}_{outputs}_sm{arch}",
+            conv._masked_conv_weight_kernel,
+            arch,
+            constants,
+            "fp16",
+            shape.num_warps,
+            shape.num_stages,
+            True,
+            1,
+            ("CI", "CO"),
+        )
 
 
 def _masked_norm(arch: int) -> Iterator[Configuration]:
-    blocks = {"BLOCK_S": masked_norm.BLOCK_S, "BLOCK_C": masked_norm.BLOCK_C}
-    steps = {**blocks, "STEPS": masked_norm.STEPS}
-    moments = {"BLOCK_P": masked_norm.MOMENTS_P, "BLOCK_C": masked_norm.MOMENTS_C}
+    blocks = {"BLOCK_S": norm.BLOCK_S, "BLOCK_C": norm.BLOCK_C}
+    steps = {**blocks, "STEPS": norm.STEPS}
+    moments = {"BLOCK_P": norm.MOMENTS_P, "BLOCK_C": norm.MOMENTS_C}
     forms = {
-        "stats": steps, "moments": {**moments, "ROWS": 0}, "moments_tiles": {**moments, "ROWS": 128},
+        "stats": steps,
+        "moments": {**moments, "ROWS": 0},
+        "moments_tiles": {**moments, "ROWS": 128},
         "apply": {**blocks, "RESIDUAL": True, "RELU": True},
-        "sums": {**steps, "RELU": True}, "grad": {**blocks, "RESIDUAL": True, "RELU": True},
-    }  # fmt: skip
+        "sums": {**steps, "RELU": True},
+        "grad": {**blocks, "RESIDUAL": True, "RELU": True},
+    }
     for form, constants in forms.items():
-        kernel = getattr(masked_norm, f"_masked_norm_{form.removesuffix('_tiles')}_kernel")
+        kernel = getattr(norm, f"_masked_norm_{form.removesuffix('_tiles')}_kernel")
         name = f"masked_norm_{form}_bf16_sm{arch}"
         yield Configuration(name, kernel, arch, constants, "bf16", 4, 3, False, 1, ("C",))
 
@@ -327,11 +333,12 @@ def _batch_norm(arch: int) -> Iterator[Configuration]:
 def _masked_pool(arch: int) -> Iterator[Configuration]:
     for form, stride, padding in (("halve", (2, 2), (0, 0)), ("odd", (2, 1), (0, 1))):
         constants = {
-            **masked_conv._geometry((2, 2), stride, padding),
-            "BLOCK_S": masked_pool.BLOCK_S, "BLOCK_C": masked_pool.BLOCK_C,
-        }  # fmt: skip
+            "WINDOW": (2, 2, *stride, *padding),
+            "BLOCK_S": pool.BLOCK_S,
+            "BLOCK_C": pool.BLOCK_C,
+        }
         for way in ("fwd", "bwd"):
-            kernel = getattr(masked_pool, f"_masked_pool_{way}_kernel")
+            kernel = getattr(pool, f"_masked_pool_{way}_kernel")
             name = f"masked_pool_{way}_{form}_bf16_sm{arch}"
             yield Configuration(name, kernel, arch, constants, "bf16", sixteenths=("C",))
 

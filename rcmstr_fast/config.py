@@ -46,6 +46,8 @@ class DataConfig:
         prefetch: batches prepared ahead.
         max_pixels: larger pictures are treated as broken records (decompression bombs).
         min_side: pictures with a side shorter than this many pixels are treated as broken records.
+        rotate: tall turns pictures of 1.5 times their width in height, or more, by 90 degrees anticlockwise, so that
+            text that runs downwards lies; never shows every picture as it stands.
     """
 
     roots: list[str] | str = field(default_factory=list)
@@ -57,6 +59,7 @@ class DataConfig:
     prefetch: int = 2
     max_pixels: int = 16_000_000
     min_side: int = 2
+    rotate: Literal["never", "tall"] = "never"
 
     def __post_init__(self) -> None:
         self.roots = as_list(self.roots)

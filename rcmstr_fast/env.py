@@ -1,6 +1,9 @@
 """Every environment variable that rcmstr_fast reads, in one place (listed in docs/install.md)."""
 
 import os
+from pathlib import Path
+
+import platformdirs
 
 #: name -> meaning; the page docs/install.md and `rcmstr doctor` show this table.
 VARIABLES = {
@@ -10,6 +13,7 @@ VARIABLES = {
     "RCMSTR_FAST_THREADS": "threads of the compiled host functions and the loader (default: the CPU count)",
     "RCMSTR_FAST_MASKED_STAGES": "masked pass: dense, sparse, or the largest sparse share by sites as in 1:0.8,150:0.7",
     "RCMSTR_FAST_LOSS_LAUNCH": "loss terms of a step on a GPU: scheduled (one launch a pass) or separate",
+    "RCMSTR_FAST_CACHE": "folder for hashes of pictures (default: the user's cache folder)",
     "RCMSTR_FAST_DEBUG": "1: check values as well as shapes (unit length of rows, orders, finite queues); synchronises",
 }
 
@@ -27,6 +31,11 @@ def threads() -> int:
     if not value.isdigit() or int(value) < 1:
         raise ValueError(f"RCMSTR_FAST_THREADS must be a whole number of 1 or more, got {value!r}")
     return int(value)
+
+
+def cache_folder() -> Path:
+    """RCMSTR_FAST_CACHE, or the folder that the system has for caches of this user."""
+    return Path(os.environ.get("RCMSTR_FAST_CACHE") or platformdirs.user_cache_dir("rcmstr_fast"))
 
 
 def masked_stages() -> dict[int, float] | None:

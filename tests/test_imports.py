@@ -26,20 +26,23 @@ MAY_IMPORT = {
     "train": {"train", "methods", "models", "data", "ops", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
     "study": {"study", "evaluation", "data", "train"},
-    "cli": {"study", "cli", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
+    "measure": {"measure", "train", "methods", "models", "data", "ops"},
+    "cli": {"cli", "study", "measure", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}
 
 
+def layer_of(parts: Sequence[str]) -> str:
+    """The layer of a module by the parts of its name inside the package; references, and the plain data
+    they are written with, are a layer of their own.
+    """
+    plain = {"reference", "parameters", "presets"}
+    return "reference" if parts[0] == "ops" and not plain.isdisjoint(parts) else parts[0]
+
+
 def layer(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return "reference" if is_reference(parts) else parts[0]
-
-
-def is_reference(parts: Sequence[str]) -> bool:
-    """ops.reference, or the reference of an operation's folder and the plain data it is written with."""
-    return parts[0] == "ops" and ("reference" in parts[1:] or parts[-1] in {"parameters", "presets"})
+    return layer_of(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imports(path: Path) -> set[str]:
@@ -64,7 +67,7 @@ def test_layers(path):
         parts = name.split(".")
         if parts[0] != "rcmstr_fast" or len(parts) == 1:
             continue
-        theirs = "reference" if is_reference(parts[1:]) else parts[1]
+        theirs = layer_of(parts[1:])
         if mine == "ops" and theirs == "reference":
             continue
         assert theirs in MAY_IMPORT[mine] | EVERYONE | {"__version__"}, f"{path}: layer {mine} imports {name}"
@@ -77,11 +80,23 @@ def test_devices_are_the_business_of_ops(path):
 
 
 def test_kernels_import_torch_and_triton_only():
-    for path in PACKAGE.joinpath("kernels").resolve().glob("*.py"):
+    for path in PACKAGE.joinpath("kernels").resolve().rglob("*.py"):
         for name in imports(path):
             top = name.split(".")[0]
             own = name.startswith("rcmstr_fast.kernels")
             assert own or top in {"torch", "triton"} | sys.stdlib_module_names, f"{path}: imports {name}"
+
+
+def test_operations_reach_the_extension_through_one_module():
+    users = {p.name for p in SOURCES if layer(p) == "ops" and "rcmstr_fast._C" in imports(p)}
+    assert {name for name in users if "augment" not in str(name)} == {"native.py"}
+
+
+def test_an_operation_and_its_kernels_have_one_name():
+    """Whoever reads ops/<name>/triton.py finds the kernels in kernels/<name>.py or in the folder kernels/<name>."""
+    kernels = {p.stem for p in PACKAGE.joinpath("kernels").resolve().iterdir()}
+    families = {p.parent.name for p in PACKAGE.joinpath("ops").glob("*/triton.py")}
+    assert len(families) > 5 and families <= kernels
 
 
 def test_heavy_libraries_have_one_file_each():
@@ -100,3 +115,17 @@ def test_import_leaves_heavy_libraries_and_the_gpu_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
+
+
+def test_no_import_of_the_measuring_rooms_goes_round_in_a_circle():
+    """Imports inside of functions count; a package stands for its `__init__.py`, where that itself is asked for."""
+    files = [*PACKAGE.joinpath("measure").glob("*.py"), *(ROOT / "bench").rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    graph = {}
+    for name, path in names.items():
+        found = imports(path) & names.keys()
+        graph[name] = {other for other in found if not any(each.startswith(f"{other}.") for each in found)} - {name}
+    while leaves := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, {name: others & graph.keys() for name, others in graph.items()}

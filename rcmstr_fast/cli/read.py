@@ -41,6 +41,7 @@ def run(arguments: Namespace) -> int:
             *recogniser.size,
             max_pixels=limits.max_pixels,
             min_side=limits.min_side,
+            rotate=recogniser.rotate,
         )
         for i, reason in broken.items():
             failed = True

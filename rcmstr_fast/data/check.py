@@ -1,38 +1,60 @@
-"""Looks at every record of a data set: broken pictures by name, and what the set consists of."""
+"""Looks at every record of a data set: broken pictures and faulty labels by name, and what the set consists of."""
 
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
-from itertools import islice
-from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
-from rcmstr_fast import env
 from rcmstr_fast.data.charset import Charset
-from rcmstr_fast.data.decode import BrokenImage, decode_image
-from rcmstr_fast.data.progress import progress
+from rcmstr_fast.data.decode import BrokenImage, decode_picture, picture_size
+from rcmstr_fast.data.progress import in_threads
 from rcmstr_fast.data.source import ImageSet, ImageSource
+from rcmstr_fast.data.text import NOT_UTF8, guess_encoding, label_faults
 
-_CHUNK = 512
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-Result = TypeVar("Result")
+_SHOWN = 10
+
+
+@dataclass
+class LabelFault:
+    """Labels with one fault.
+
+    Attributes:
+        count: how many.
+        records: the first of them by name.
+        guess: the encoding that labels which are not UTF-8 look like.
+    """
+
+    count: int
+    records: list[str]
+    guess: str = ""
 
 
 @dataclass
 class CheckReport:
-    """Result of `check`: records looked at, and (name, reason) of every broken one in order."""
+    """Result of `check`.
+
+    Attributes:
+        total: records looked at.
+        broken: (name, reason) of every broken picture, in order.
+        labelled: records with a label.
+        labels: fault -> the labels that have it; see `text.FAULTS`.
+    """
 
     total: int
     broken: list[tuple[str, str]]
+    labelled: int = 0
+    labels: dict[str, LabelFault] = field(default_factory=dict)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found."""
+        return not (self.broken or self.labels)
 
 
 def check(source: ImageSource, *, max_pixels: int, min_side: int, threads: int = 0) -> CheckReport:
-    """Decode every record.
+    """Decode every record and look at every label.
 
     Args:
         source: the records.
@@ -45,34 +67,33 @@ def check(source: ImageSource, *, max_pixels: int, min_side: int, threads: int =
         try:
             if data is None:
                 raise BrokenImage("missing or unreadable record")
-            decode_image(data, 32, 128, max_pixels=max_pixels, min_side=min_side)
+            decode_picture(data, max_pixels=max_pixels, min_side=min_side)
         except BrokenImage as error:
             return str(error)
         return None
 
-    def part(chunk: range) -> list[tuple[int, str]]:
+    def part(chunk: range) -> tuple[list[tuple[int, str]], list[tuple[int, bytes]]]:
         source.prefetch(chunk)
         found = ((i, reason(data)) for i, data in zip(chunk, source.read(chunk)))
-        return [(i, why) for i, why in found if why is not None]
+        labels = [(i, label) for i, label in zip(chunk, source.raw_labels(chunk)) if label]
+        return [(i, why) for i, why in found if why is not None], labels
 
-    broken = [found for part_broken in _in_threads(part, len(source), threads, "checking") for found in part_broken]
-    return CheckReport(len(source), [(source.name(i), why) for i, why in broken])
-
-
-def _in_threads(part: Callable[[range], Result], total: int, threads: int, doing: str) -> Iterator[Result]:
-    """`part` of every chunk of 0..total, in order; few chunks are held at a time."""
-    threads = threads or env.threads()
-    chunks = iter([range(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)])
-
-    def results() -> Iterator[Result]:
-        with ThreadPoolExecutor(threads) as pool:
-            waiting = [pool.submit(part, chunk) for chunk in islice(chunks, 2 * threads)]
-            while waiting:
-                result = waiting.pop(0).result()
-                waiting += [pool.submit(part, chunk) for chunk in islice(chunks, 1)]
-                yield result
-
-    yield from progress(results(), -(-total // _CHUNK), doing, f"blocks of {_CHUNK} images")
+    report = CheckReport(len(source), [])
+    foreign: list[bytes] = []
+    for broken, labels in in_threads(part, len(source), threads, "checking"):
+        report.broken += [(source.name(i), why) for i, why in broken]
+        report.labelled += len(labels)
+        for i, label in labels:
+            for fault in label_faults(label):
+                seen = report.labels.setdefault(fault, LabelFault(0, []))
+                seen.count += 1
+                if len(seen.records) < _SHOWN:
+                    seen.records.append(source.name(i))
+                if fault == NOT_UTF8 and len(foreign) < 1000:
+                    foreign.append(label)
+    if foreign:
+        report.labels[NOT_UTF8].guess = guess_encoding(foreign)
+    return report
 
 
 @dataclass
@@ -106,17 +127,6 @@ class SetStats:
     outside: dict[str, int] = field(default_factory=dict)
 
 
-def _size(data: bytes | None) -> tuple[int, int] | None:
-    """(width, height) out of the header of a picture."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data or b"")) as picture:
-                return picture.size
-    except Exception:  # a parser over arbitrary bytes fails with nearly any type
-        return None
-
-
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     if not values.size:
         return {}
@@ -140,9 +150,9 @@ def set_stats(found: ImageSet, charset: str = "94", threads: int = 0) -> SetStat
     inside: Counter[str] = Counter()
 
     def part(chunk: range) -> tuple[list[tuple[int, int] | None], Sequence[str | None]]:
-        return [_size(data) for data in found.read(chunk)], found.labels(chunk)
+        return [picture_size(data) for data in found.read(chunk)], found.labels(chunk)
 
-    for part_sizes, labels in _in_threads(part, len(found), threads, "reading"):
+    for part_sizes, labels in in_threads(part, len(found), threads, "reading"):
         sizes += [size for size in part_sizes if size is not None]
         for label in labels:
             if label is not None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.decode import PillowDecoder, chunks
+from rcmstr_fast.data.decode import TALL, PillowDecoder, chunks
 from rcmstr_fast.data.jpeg import plain_jpeg
 
 _INPUT = "encoded"
@@ -69,13 +70,14 @@ class DaliDecoder:
         encoded: list[np.ndarray] = [self._filler] * len(records)
         others: dict[int, np.ndarray] = {}
         broken: dict[int, str] = {}
+        pillow, tallest = self._pillow, TALL if self._pillow.rotate == "tall" else math.inf
 
         def part(piece: slice) -> None:
             """Reads a part; keeps what DALI may get and decodes the rest."""
             items = read(records[piece])
             left = []
             for i, data in enumerate(items):
-                if plain_jpeg(data, max_pixels=self._pillow.max_pixels, min_side=self._pillow.min_side):
+                if plain_jpeg(data, max_pixels=pillow.max_pixels, min_side=pillow.min_side, tallest=tallest):
                     encoded[piece.start + i] = np.frombuffer(data, np.uint8)  # type: ignore[arg-type]
                 else:
                     left.append(i)

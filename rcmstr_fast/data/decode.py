@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = [_TURNS[i] for i in (5, 6, 7, 8)]
 _CHUNK = 16
+#: From this height / width on a picture is tall: its text is taken to run downwards.
+TALL = 1.5
+Rotate = Literal["never", "tall"]
+# Tags of TIFF, and the values looked for.
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_SAMPLES, _SIGNED = 339, (2, (2,))
+#: What white may be in pictures whose samples do not say it by their type.
+_WHITE_WHOLE, _WHITE_FLOAT = (255, 65535, 2**31 - 1, 2**32 - 1), (1, 255, 65535)
 
 # The size is checked here against `max_pixels`, and damaged metadata does not matter to the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -34,12 +44,14 @@ class BrokenImage(ValueError):
     """A record that is no usable picture; the message is the reason."""
 
 
-def decode_image(data: bytes, height: int, width: int, *, max_pixels: int, min_side: int) -> np.ndarray:
+def decode_image(
+    data: bytes, height: int, width: int, *, max_pixels: int, min_side: int, rotate: Rotate = "never"
+) -> np.ndarray:
     """Decode one picture and resize it, bicubic, without keeping its aspect.
 
-    Grey, palette, CMYK and 16-bit pictures become RGB, transparency is laid on white, an EXIF rotation is
-    applied, and of an animation the first frame is taken. JPEG's reduced-size decoding is not used: its
-    pixels differ from those of the full picture resized.
+    Grey, palette, CMYK, 16-bit, 32-bit and floating-point pictures become RGB, transparency is laid on white (on
+    black where white would hide the text), an EXIF rotation is applied, and of an animation the first frame is taken.
+    JPEG's reduced-size decoding is not used: its pixels differ from those of the full picture resized.
 
     Args:
         data: the encoded file.
@@ -47,25 +59,45 @@ def decode_image(data: bytes, height: int, width: int, *, max_pixels: int, min_s
         width: of the result, pixels.
         max_pixels: a picture with more pixels is broken; checked before decoding.
         min_side: a picture with a shorter side, in pixels, is broken; checked before decoding.
+        rotate: `tall` turns pictures whose height is `TALL` times their width or more by 90 degrees, anticlockwise.
     Returns:
         [height, width, 3] uint8 RGB.
     Raises:
         BrokenImage: with the reason.
     """
+    picture = decode_picture(data, max_pixels=max_pixels, min_side=min_side)
+    if rotate == "tall" and picture.height >= TALL * picture.width:
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def decode_picture(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
+    """`decode_image` before it rotates tall pictures and resizes: the upright RGB picture in its own size."""
     if not data:
         raise BrokenImage("zero bytes")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             _check_size(picture.size, max_pixels, min_side)
+            _mend_key(picture)
             picture.load()
-            upright = _upright(picture)
-            return np.array(_rgb(upright).resize((width, height), Image.Resampling.BICUBIC))
+            turn, rgb = _turn(picture), _rgb(picture)
+            return rgb if turn is None else rgb.transpose(turn)
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(f"not a picture ({len(data)} bytes)") from error
     except Exception as error:  # a parser over arbitrary bytes fails with nearly any type
         raise BrokenImage(f"{type(error).__name__}: {error}") from error
+
+
+def picture_size(data: bytes | None) -> tuple[int, int] | None:
+    """(width, height) in pixels of the upright picture, out of its header; None where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data or b""), formats=_FORMATS) as picture:
+            width, height = picture.size
+            return (height, width) if _turn(picture) in _SIDEWAYS else (width, height)
+    except Exception:  # as in decode_picture
+        return None
 
 
 def decode_batch(
@@ -76,6 +108,7 @@ def decode_batch(
     max_pixels: int,
     min_side: int,
     pool: Executor | None = None,
+    rotate: Rotate = "never",
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Decode a batch, in threads where a pool is given (Pillow decodes without the GIL).
 
@@ -86,6 +119,7 @@ def decode_batch(
         max_pixels: as in `decode_image`.
         min_side: as in `decode_image`.
         pool: runs the parts of the batch.
+        rotate: as in `decode_image`.
     Returns:
         [n, height, width, 3] uint8 (undefined at broken items), and position -> reason of the broken ones.
     """
@@ -98,7 +132,7 @@ def decode_batch(
                 data = items[i]
                 if data is None:
                     raise BrokenImage("missing or unreadable record")
-                images[i] = decode_image(data, height, width, max_pixels=max_pixels, min_side=min_side)
+                images[i] = decode_image(data, height, width, max_pixels=max_pixels, min_side=min_side, rotate=rotate)
             except BrokenImage as error:
                 broken[i] = str(error)
         return broken
@@ -124,14 +158,17 @@ class PillowDecoder:
         width: of the images, pixels.
         max_pixels: as in `decode_image`.
         min_side: as in `decode_image`.
+        rotate: as in `decode_image`.
     """
 
-    def __init__(self, *, height: int, width: int, max_pixels: int, min_side: int) -> None:
+    def __init__(self, *, height: int, width: int, max_pixels: int, min_side: int, rotate: Rotate = "never") -> None:
         self.height, self.width, self.max_pixels, self.min_side = height, width, max_pixels, min_side
+        self.rotate: Rotate = rotate
 
     def decode(self, items: Sequence[bytes | None]) -> tuple[np.ndarray, dict[int, str]]:
         """`decode_batch` in the calling thread."""
-        return decode_batch(items, self.height, self.width, max_pixels=self.max_pixels, min_side=self.min_side)
+        limits = {"max_pixels": self.max_pixels, "min_side": self.min_side}
+        return decode_batch(items, self.height, self.width, rotate=self.rotate, **limits)
 
     def load(
         self, read: Callable[[np.ndarray], Sequence[bytes | None]], records: np.ndarray, pool: Executor, workers: int
@@ -166,22 +203,65 @@ def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
         raise BrokenImage(f"{height} x {width} pixels, a side is shorter than min_side={min_side}")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _turn(picture: Image.Image) -> Image.Transpose | None:
     try:
-        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF of any kind; the pixels are sound
-        return picture
-    return picture if turn is None else picture.transpose(turn)
+        return None
+
+
+def _mend_key(picture: Image.Image) -> None:
+    """Bring PNG's transparent colour, which Pillow keeps as in the file, to the 8 bits that it gives the samples."""
+    key = picture.info.get("transparency")
+    kind = picture.tile[0][3] if picture.format == "PNG" and picture.tile else None
+    if kind in ("L;2", "L;4") and isinstance(key, int):
+        picture.info["transparency"] = key * (85 if kind == "L;2" else 17)
+    elif kind == "RGB;16B" and isinstance(key, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.has_transparency_data:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        layer = _eight_bits(picture)
+    elif picture.has_transparency_data:
         layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    if picture.mode.startswith("I"):  # 16 bits a sample, which Pillow would clip instead of scale
-        values = np.clip(np.asarray(picture).astype(np.float32) / 257, 0, 255)
-        picture = Image.fromarray(np.rint(values).astype(np.uint8))
-    elif picture.mode == "F":  # floating point samples are in [0, 1]
-        values = np.clip(np.nan_to_num(np.asarray(picture)) * 255, 0, 255)
-        picture = Image.fromarray(np.rint(values).astype(np.uint8))
-    return picture.convert("RGB")
+    else:
+        return picture.convert("RGB")
+    return _without_alpha(layer) if layer.mode == "RGBA" else layer.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey samples of more than 8 bits, which Pillow would clip instead of scale; RGBA where a grey is transparent.
+
+    16-bit samples say what white is. 32-bit and floating-point ones do not: white is the smallest usual value
+    that none of them is above (by more than an overshoot, for floating point).
+    """
+    values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})
+    key = picture.info.get("transparency")
+    if picture.mode == "F":
+        values = np.nan_to_num(values)
+        white = next((white for white in _WHITE_FLOAT if values.max() <= 2 * white), values.max())
+    elif picture.mode == "I":
+        values = values.astype(np.int64)
+        if tags.get(_SAMPLES, 1) not in _SIGNED:  # Pillow makes signed ones of unsigned ones
+            values %= 2**32
+        white = next(white for white in _WHITE_WHOLE if values.max() <= white)
+    else:
+        white = 65535
+    grey = np.rint(np.clip(values.astype(np.float64) / white * 255, 0, 255)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    if not isinstance(key, int):
+        return Image.fromarray(grey)
+    alpha = np.where(values == key, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.stack([grey, grey, grey, alpha], axis=2))
+
+
+def _without_alpha(layer: Image.Image) -> Image.Image:
+    """An RGBA picture laid on white, or on black where white would leave less than a quarter of its contrast."""
+    laid = [
+        Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
+        for colour in ("white", "black")
+    ]
+    contrast = [float(np.asarray(picture.convert("L")).std()) for picture in laid]
+    return laid[1] if 4 * contrast[0] < contrast[1] else laid[0]

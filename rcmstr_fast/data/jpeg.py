@@ -1,11 +1,13 @@
 """Which encoded pictures can be handed to a decoder that fails for a whole batch: sound, plain JPEG files."""
 
+import math
+
 _SOF = frozenset((0xC0, 0xC1, 0xC2))
 _OTHER_SOF = frozenset(range(0xC0, 0xD0)) - _SOF - {0xC4}
 _SOS, _APP1, _APP14 = 0xDA, 0xE1, 0xEE
 
 
-def plain_jpeg(data: bytes | None, *, max_pixels: int, min_side: int) -> bool:
+def plain_jpeg(data: bytes | None, *, max_pixels: int, min_side: int, tallest: float = math.inf) -> bool:
     """Whether the headers describe a JPEG of 8 bits, grey or YCbCr, that is complete and of a usable size.
 
     Files with EXIF (they may be rotated) or an Adobe segment (CMYK, RGB), lossless, arithmetic-coded and otherwise
@@ -15,6 +17,7 @@ def plain_jpeg(data: bytes | None, *, max_pixels: int, min_side: int) -> bool:
         data: the encoded file; None: a missing record.
         max_pixels: most pixels.
         min_side: shortest side, pixels.
+        tallest: pictures of this height / width or more are left to the general decoder, which turns them.
     """
     if not data or data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9") < 0:
         return False
@@ -34,7 +37,7 @@ def plain_jpeg(data: bytes | None, *, max_pixels: int, min_side: int) -> bool:
             height, width = data[body + 1] << 8 | data[body + 2], data[body + 3] << 8 | data[body + 4]
             usable = (
                 data[body] == 8 and data[body + 5] in (1, 3) and min(height, width) >= max(1, min_side)
-                and height * width <= max_pixels
+                and height * width <= max_pixels and height < tallest * width
             )  # fmt: skip
             if not usable:
                 return False

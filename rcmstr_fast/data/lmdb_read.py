@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +26,32 @@ class _Reader(Protocol):
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
 
-    def records(self, kind: str, numbers: Sequence[int] | np.ndarray) -> list[bytes | None]: ...
+    def records(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> list[bytes | None]: ...
 
-    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray) -> None: ...
+    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> None: ...
+
+    def survey(self, kind: str, digits: int, first: int, last: int) -> tuple[int, int, int, int, int]: ...
+
+    def first_key(self, prefix: bytes) -> bytes | None: ...
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the keys `kind`-n of a file are.
+
+    Attributes:
+        total: keys of the kind, whatever follows the hyphen.
+        formed: those of the form asked for: n written with `digits` places, or more where it needs more.
+        lowest: smallest n of these.
+        highest: largest n of these.
+        inside: those of these with first <= n <= last.
+    """
+
+    total: int
+    formed: int
+    lowest: int
+    highest: int
+    inside: int
 
 
 class _PackageReader:
@@ -36,7 +62,9 @@ class _PackageReader:
     def __init__(self, path: str) -> None:
         import lmdb
 
-        self._env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False)
+        self._env = lmdb.open(
+            os.fsencode(path), subdir=False, readonly=True, lock=False, readahead=False, meminit=False
+        )
         found = self._env.stat()
         self.entries = found["entries"]
         self.pid = os.getpid()
@@ -59,11 +87,27 @@ class _PackageReader:
         with self._env.begin(buffers=True) as transaction:
             return [None if (value := transaction.get(key)) is None else bytes(value) for key in keys]
 
-    def records(self, kind: str, numbers: Sequence[int] | np.ndarray) -> list[bytes | None]:
-        return self.get([b"%s-%09d" % (kind.encode(), number) for number in numbers])
+    def records(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> list[bytes | None]:
+        return self.get([b"%s-%0*d" % (kind.encode(), digits, number) for number in numbers])
 
-    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray) -> None:
+    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> None:
         """Nothing: only reading would bring the pages in."""
+
+    def survey(self, kind: str, digits: int, first: int, last: int) -> tuple[int, int, int, int, int]:
+        form = re.compile(rb"%s-(\d{%d}|[1-9]\d{%d,17})" % (kind.encode(), digits, digits))
+        keys = list(self._keys(kind.encode() + b"-"))
+        numbers = [int(match[1]) for key in keys if (match := form.fullmatch(key))]
+        inside = sum(first <= number <= last for number in numbers)
+        return len(keys), len(numbers), min(numbers, default=0), max(numbers, default=0), inside
+
+    def first_key(self, prefix: bytes) -> bytes | None:
+        return next(self._keys(prefix), None)
+
+    def _keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Keys with a prefix, in order."""
+        with self._env.begin() as transaction, transaction.cursor() as cursor:
+            if cursor.set_range(prefix):
+                yield from takewhile(lambda key: key.startswith(prefix), cursor.iternext(values=False))
 
 
 #: The package refuses to open a file twice in a process, so that readers of one file share theirs; after a
@@ -95,7 +139,7 @@ def _open(path: str) -> _Reader:
     except ImportError as error:
         return _package_reader(path, f"the compiled reader is missing ({error})")
     try:
-        return _C.LmdbReader(path)
+        return _C.LmdbReader(os.fsencode(path))  # names are bytes: they need not be UTF-8
     except _C.LmdbUnsupported as error:
         return _package_reader(path, str(error))
     except _C.LmdbError as error:
@@ -149,18 +193,33 @@ class LmdbFile:
         """
         return self._reader().get(keys)
 
-    def records(self, kind: str, numbers: Sequence[int] | np.ndarray) -> list[bytes | None]:
-        """Values of the keys `kind-%09d` of 1-based numbers; None as in `get`.
+    def records(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> list[bytes | None]:
+        """Values of the keys `kind-n`, n with that many digits or more; None as in `get`.
 
         Raises:
             ConfigError: the file is no LMDB data file.
         """
-        return self._reader().records(kind, numbers)
+        return self._reader().records(kind, numbers, digits)
 
-    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray) -> None:
+    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> None:
         """Ask the kernel to bring what `records` will read into memory; without the GIL.
 
         Raises:
             ConfigError: the file is no LMDB data file.
         """
-        self._reader().prefetch(kind, numbers)
+        self._reader().prefetch(kind, numbers, digits)
+
+    def survey(self, kind: str, digits: int, first: int = 0, last: int = 0) -> Survey:
+        """Count the keys of a kind; reads a large part of the file's directory.
+
+        Args:
+            kind: image or label.
+            digits: places of the numbers in the keys that count as formed.
+            first: first number that counts as inside.
+            last: last one.
+        """
+        return Survey(*self._reader().survey(kind, digits, first, last))
+
+    def first_key(self, prefix: bytes) -> bytes | None:
+        """The first key, in the order of bytes, that begins with the prefix; None where there is none."""
+        return self._reader().first_key(prefix)

@@ -1,5 +1,6 @@
 """Writes the LMDB layout that scene-text projects share: image-%09d, label-%09d, num-samples."""
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ def write_lmdb(folder: str | Path, records: Iterable[tuple[bytes, str | None]]) 
         raise ConfigError(f"expected a folder without a database to write to, got {folder} with a data.mdb")
     folder.mkdir(parents=True, exist_ok=True)
     written = 0
-    with lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE) as env:
+    with lmdb.open(os.fsencode(folder), map_size=_FIRST_MAP_SIZE) as env:
         iterator = iter(records)
         while batch := list(islice(iterator, _BATCH)):
             _put(env, list(_entries(batch, written + 1)))

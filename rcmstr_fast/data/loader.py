@@ -64,7 +64,7 @@ def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, work
     """The decoder of `chosen_decoder`, named once in the log.
 
     Args:
-        data: decoder, max_pixels, min_side.
+        data: decoder, max_pixels, min_side, rotate.
         height: of the images, pixels.
         width: of the images, pixels.
         batch: largest batch.
@@ -73,7 +73,9 @@ def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, work
         ConfigError: dali_mixed without a GPU.
     """
     name, why = chosen_decoder(data.decoder)
-    pillow = PillowDecoder(height=height, width=width, max_pixels=data.max_pixels, min_side=data.min_side)
+    pillow = PillowDecoder(
+        height=height, width=width, max_pixels=data.max_pixels, min_side=data.min_side, rotate=data.rotate
+    )
     level = logging.INFO if data.decoder in ("auto", name) else logging.WARNING
     _log.log(level, "pictures are decoded by %s in %d threads (data.decoder=%s: %s)", name, workers, data.decoder, why)
     if name == "pillow":
@@ -135,7 +137,7 @@ class Loader:
             order: over the same records.
             height: of the images, pixels.
             width: of the images, pixels.
-            data: decoder, workers, prefetch, max_pixels, min_side.
+            data: decoder, workers, prefetch, max_pixels, min_side, rotate.
             local_batch: images a micro-batch of this process.
             rank: of this process.
             world_size: processes.

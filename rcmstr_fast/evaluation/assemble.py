@@ -2,21 +2,24 @@
 
 import dataclasses
 import json
-import os
+import logging
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from torch import nn
 
 from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
 from rcmstr_fast.data.charset import Charset
+from rcmstr_fast.data.decode import Rotate
+from rcmstr_fast.evaluation.apart import check_contents, without_copies
 from rcmstr_fast.evaluation.config import ProbeConfig
 from rcmstr_fast.evaluation.decoder_data import Words, open_words, split_words, training_words
 from rcmstr_fast.evaluation.protocols import Protocol
 from rcmstr_fast.evaluation.recogniser import Precision, Recogniser
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train.export import load_encoder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,19 @@ def open_data(config: ProbeConfig, protocol: Protocol, charset: Charset, tests: 
     """
     usable = training_words(config.train, protocol, charset)
     train, val = split_words(usable, 0.0 if config.val else config.val_fraction, config.subset, config.seed)
-    sets = {"train": train}
+    dropped = dict(usable.dropped)
+    if not config.val and len(val):
+        train, copies = without_copies(train, val)
+        if copies:
+            dropped["copy of a validation word"] = copies
+            _log.warning("train: %d words are left out, whose pictures are also those of validation words", copies)
+    sets, inside = {"train": train}, {"val": val} if len(val) else {}
     if config.val:
         sets["val"] = open_words(config.val, "val")
-        val = _validation_targets(sets["val"], protocol)
+        val, inside = _validation_targets(sets["val"], protocol), {}
     opened = {name: open_words([path], f"test {name}") for name, path in tests.items()}
-    for a, b in combinations(sets, 2):
-        _check_apart(a, sets[a], b, sets[b])
-    for name, words in opened.items():
-        for a in sets:
-            _check_apart(a, sets[a], f"test {name}", words)
-    return ProbeData(train, val, opened, dict(usable.dropped))
+    check_contents(config, sets, {f"test {name}": words for name, words in opened.items()}, inside)
+    return ProbeData(train, val, opened, dropped)
 
 
 def _validation_targets(words: Words, protocol: Protocol) -> Words:
@@ -83,15 +88,6 @@ def _validation_targets(words: Words, protocol: Protocol) -> Words:
     if not kept:
         raise ConfigError(f"val must hold words that count under {protocol.name}, got none among {len(words)}")
     return Words(words.source, words.records[kept], [targets[i][0] for i in kept])
-
-
-def _check_apart(one: str, a: Words, other: str, b: Words) -> None:
-    """Raise ConfigError where two sets share a database, a folder, or one lies within the other."""
-    paths = [[os.path.realpath(found.path) for found in words.source.sets] for words in (a, b)]
-    for x in paths[0]:
-        for y in paths[1]:
-            if os.path.commonpath([x, y]) in (x, y):
-                raise ConfigError(f"{one} and {other} must be different words, both hold {max(x, y, key=len)}")
 
 
 def build_recogniser(config: ProbeConfig, charset: Charset, precision: Precision = "fp32") -> Recogniser:
@@ -128,3 +124,12 @@ def _encoder(config: ProbeConfig) -> tuple[nn.Module, nn.Module, ModelConfig]:
         return build_encoder(model), build_rectifier(model), resolve_model(model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+
+
+def rotation(config: ProbeConfig) -> Rotate:
+    """Whether tall pictures are turned: as ordered, or as in the pretraining of the encoder."""
+    if config.rotate != "encoder":
+        return config.rotate
+    if config.encoder in ("", "random"):
+        return "never"
+    return load_encoder(config.encoder)[2]["config"].get("data", {}).get("rotate", "never")

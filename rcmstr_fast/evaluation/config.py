@@ -36,6 +36,10 @@ class ProbeConfig:
         val: folders with the validation words that choose the checkpoint; empty: split off the training words.
         val_fraction: share of the training words split off where `val` is empty; they serve validation alone.
         test: the test sets, each `name=folder` (or a folder, named by its last part).
+        rotate: as data.rotate of the pretraining, for all words of this run and for the recogniser's later reading;
+            encoder: as the encoder was pretrained.
+        allow_overlap: go on although pictures of test or validation words are among the training words, by content;
+            what overlaps is in the log either way.
         subset: share of the remaining training words that is used, in (0, 1]; a seeded choice, its list is saved.
         protocols: comparison protocols (docs/protocols.md); the first one also normalises the training labels
             and defines the validation accuracy.
@@ -73,6 +77,8 @@ class ProbeConfig:
     val: list[str] | str = field(default_factory=list)
     val_fraction: float = 0.1
     test: list[str] | str = field(default_factory=list)
+    rotate: Literal["encoder", "never", "tall"] = "encoder"
+    allow_overlap: bool = False
     subset: float = 1.0
     protocols: list[str] | str = field(default_factory=lambda: ["fewer_labels36"])
     augment: Literal["light", "none"] = "light"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.charset import Charset
-from rcmstr_fast.data.decode import decode_batch
+from rcmstr_fast.data.decode import Rotate, decode_batch
 from rcmstr_fast.data.labelled import LabelledSet
 from rcmstr_fast.data.source import ImageSource, open_sources
 from rcmstr_fast.evaluation.protocols import Protocol
@@ -124,7 +124,9 @@ class WordImages:
         broken: position -> reason, of pictures that could not be decoded (found so far).
     """
 
-    def __init__(self, words: Words, size: tuple[int, int], pool: Executor, limit_gib: float) -> None:
+    def __init__(
+        self, words: Words, size: tuple[int, int], pool: Executor, limit_gib: float, rotate: Rotate = "never"
+    ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
@@ -132,10 +134,11 @@ class WordImages:
             size: (height, width) in pixels.
             pool: decoding threads.
             limit_gib: memory limit for keeping all pictures, in GiB.
+            rotate: as in `decode_image`.
         """
         self.words = words
         self.broken: dict[int, str] = {}
-        self._size, self._pool = size, pool
+        self._size, self._pool, self._rotate = size, pool, rotate
         keep = 3 * size[0] * size[1] * len(words) <= limit_gib * _GIB
         self._kept = np.zeros((len(words) if keep else 0, *size, 3), np.uint8)
         self._known = np.zeros(len(self._kept), bool)
@@ -162,6 +165,7 @@ class WordImages:
             max_pixels=limits.max_pixels,
             min_side=limits.min_side,
             pool=self._pool,
+            rotate=self._rotate,
         )
         for i, reason in reasons.items():
             images[i] = 0

@@ -17,7 +17,7 @@ import rcmstr_fast
 from rcmstr_fast import env
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.charset import Charset
-from rcmstr_fast.evaluation.assemble import ProbeData, build_recogniser, open_data
+from rcmstr_fast.evaluation.assemble import ProbeData, build_recogniser, open_data, rotation
 from rcmstr_fast.evaluation.config import FREE_FIELDS, ProbeConfig, check
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics
 from rcmstr_fast.evaluation.fit import Fit, Schedule, progress
@@ -74,9 +74,10 @@ def _run(
         recogniser = build_recogniser(config, charset, precision).to(world.device, memory_format=torch.channels_last)
         data = open_data(config, protocols[0], charset, tests)
         pool = stack.enter_context(ThreadPoolExecutor(config.workers or env.threads()))
+        recogniser.rotate = rotation(config)
 
         def feed(words: Words, preset: str, limit_gib: float) -> Feed:
-            images = WordImages(words, recogniser.size, pool, limit_gib)
+            images = WordImages(words, recogniser.size, pool, limit_gib, recogniser.rotate)
             return Feed(recogniser, images, world.device, preset=preset, seed=config.seed)
 
         train = feed(data.train, config.augment, config.cache_gib)

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from rcmstr_fast.config import ConfigError, ModelConfig, num_frames, resolve_model
 from rcmstr_fast.data.charset import Charset
+from rcmstr_fast.data.decode import Rotate
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.export import refuse_nonfinite
 
 FORMAT = "rcmstr_fast recogniser 2"
 #: Files of before memory, precision and longest text were recorded; of their decoders only `ctc` is still the same.
@@ -43,7 +45,10 @@ class Recogniser(nn.Module):
         bn: while a frozen encoder's decoder trains: `running` statistics, or `batch` statistics that also
             re-estimate the running ones.
         normalise: frames go to the decoder with each channel at mean 0 and deviation 1.
+        rotate: how pictures have to be decoded for it, see `data.decode.decode_image`.
     """
+
+    rotate: Rotate = "never"
 
     def __init__(
         self,
@@ -208,6 +213,7 @@ class Recogniser(nn.Module):
             "precision": self.precision,
             "charset": self.charset.to_list(),
             "normalisation": {"mean": 0.5, "std": 0.5, "size": self.size},
+            "rotate": self.rotate,
             "facts": facts,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -249,6 +255,8 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: expected a whole recogniser.safetensors of rcmstr_fast: {reason}") from error
+    refuse_nonfinite(tensors, path)
+    recogniser.rotate = "tall" if header.get("rotate") == "tall" else "never"
     return recogniser.eval(), header["facts"]
 
 

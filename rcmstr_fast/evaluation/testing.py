@@ -1,7 +1,5 @@
 """Test sets: read once, compared under each protocol, written down."""
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rcmstr_fast.config import ConfigError
+from rcmstr_fast.data.table import to_tsv
 from rcmstr_fast.evaluation.config import ProbeConfig
 from rcmstr_fast.evaluation.decoder_data import Feed
 from rcmstr_fast.evaluation.fit import read_words
@@ -98,13 +97,13 @@ def _some_readings(feed: Feed, first: dict[int, tuple[str, str]], confidences: l
 
 
 def write_predictions(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Tab-separated name, label, prediction, confidence, correct (1, 0, or empty where the word does not count)."""
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-    writer.writerow(["name", "label", "prediction", "confidence", "correct"])
-    writer.writerows(rows)
+    """A table (`data.table.to_tsv`) of name, label, prediction, confidence, correct.
+
+    `correct` is 1, 0, or empty where the word does not count. Bytes of names that are not UTF-8 stay as they are.
+    """
+    text = to_tsv([["name", "label", "prediction", "confidence", "correct"], *rows])
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, lambda file: file.write(out.getvalue().encode()))
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
 def write_results(folder: Path, result: RunResult, readings: Sequence[Reading]) -> None:

@@ -1,8 +1,12 @@
-"""Choice of a backend for each public operation: first call, cached, explained.
+"""Choice of a backend for each public operation.
 
-An operation is declared once with its reference; faster backends register beside it. Automatic
-choice walks `ORDER` and takes the first backend without a reason against it; an explicit backend
-(argument or RCMSTR_FAST_BACKEND) is an order and fails with every reason instead of falling back.
+An operation is declared once with its reference; faster backends register beside it. A user may order a backend, by the
+argument `backend` or by RCMSTR_FAST_BACKEND: then that backend runs, or the call fails and lists every reason. Without
+an order the automatic choice walks through `ORDER` and takes the first backend that has no reason against the call.
+
+There are three kinds of reasons, each a list of sentences: the machine or the build lacks something (`available`, asked
+once a process), the backend cannot compute this call (`unsupported_reasons`), or it can, but would be slower than the
+next one (`avoid`; only the automatic choice asks for these).
 """
 
 import logging
@@ -29,10 +33,11 @@ class Backend:
     """One implementation of an operation.
 
     Attributes:
-        run: called with the arguments of the public operation.
-        unsupported_reasons: same arguments -> why this call cannot run here; never raises, never synchronises.
-        available: without arguments -> why this machine or build cannot run it at all.
-        avoid: same arguments as `run` -> why the automatic choice passes over it; an order does not ask.
+        run: called with the checked arguments of the public operation.
+        unsupported_reasons: same arguments -> why this backend cannot compute the call; never raises, never
+            synchronises.
+        available: without arguments -> why this machine or build cannot run the backend at all.
+        avoid: same arguments -> why the automatic choice should pass over the backend although it could run.
     """
 
     run: Callable[..., Any]
@@ -97,6 +102,12 @@ def operation(name: str, reference: Callable[..., Any]) -> Operation:
     made.backends["reference"] = Backend(reference, lambda *a, **k: [], lambda: [])
     _OPERATIONS[name] = made
     return made
+
+
+def only_reference(name: str, backend: str | None) -> None:
+    """Raise BackendError where `backend` orders something else than the plain PyTorch that `name` consists of."""
+    if backend not in (None, "reference"):
+        raise BackendError(f"{name}: backend {backend!r} does not exist for it, only reference")
 
 
 def _once(ask: Callable[[], list[str]]) -> Callable[[], list[str]]:

@@ -1,5 +1,6 @@
-"""When a Triton kernel may run; answered without importing triton."""
+"""When a Triton kernel may run, answered without importing triton, and how operations register theirs."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast import env
+from rcmstr_fast.ops import dispatch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -46,5 +48,15 @@ def operand_reasons(operands: dict[str, Tensor | None]) -> list[str]:
 
 
 def avoid_on_cpu(*arguments: Any, **options: Any) -> list[str]:
-    """The interpreter is for tests: only an order reaches it."""
+    """Why the automatic choice passes over the kernels: the interpreter is slow, so only an order runs it."""
     return ["the interpreter runs only on order"] if env.triton_interpreter() else []
+
+
+def register(
+    op: dispatch.Operation,
+    run: Callable[..., Any],
+    unsupported_reasons: Callable[..., list[str]],
+    avoid: Callable[..., list[str]] = avoid_on_cpu,
+) -> None:
+    """Add `run` to an operation as its backend "triton"; see `dispatch.register`."""
+    dispatch.register(op, "triton", run, unsupported_reasons=unsupported_reasons, available=reasons, avoid=avoid)

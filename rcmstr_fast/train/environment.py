@@ -14,7 +14,8 @@ import rcmstr_fast
 import rcmstr_fast.ops
 from rcmstr_fast import env
 from rcmstr_fast.data.loader import chosen_decoder
-from rcmstr_fast.ops import dispatch, storage
+from rcmstr_fast.ops import dispatch
+from rcmstr_fast.ops.masked import storage
 
 _LIBRARIES = (
     "torch", "triton", "numpy", "Pillow", "lmdb", "safetensors", "jsonargparse", "tensorboard",

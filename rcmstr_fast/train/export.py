@@ -100,7 +100,16 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ConfigError(f"{file}: not an exported encoder, or one cut off ({error})") from error
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise ConfigError(f"{file}: expected an encoder exported by rcmstr_fast, it has no such header")
+    refuse_nonfinite(tensors, file)
     return header, tensors
+
+
+def refuse_nonfinite(tensors: dict[str, Tensor], file: str | Path) -> None:
+    """Raise ConfigError where a tensor of a file has a NaN or an infinity, by name."""
+    for name, x in tensors.items():
+        if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
+            count = int((~finite).sum())
+            raise ConfigError(f"{file}: tensor {name} has {count} of {x.numel()} values that are not finite")
 
 
 def _fill(module: nn.Module, held: dict[str, Tensor], where: str) -> None:

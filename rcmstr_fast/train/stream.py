@@ -1,5 +1,6 @@
 """The data side of the loop: sources, order, loader and augmentation, from any step on."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from rcmstr_fast import env
 from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.data.loader import LoadedBatch, Loader
+from rcmstr_fast.data.overlap import files_given_twice
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.methods import Batch, find
@@ -16,6 +18,8 @@ from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.plan import Plan
 from rcmstr_fast.train.targets import Targets
 from rcmstr_fast.train.views import Make, ViewMaker
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,6 +55,8 @@ class Stream:
         self.maker = ViewMaker(spec.method.views(config), config)
         self._targets = Targets(config.method) if spec.labels else None  # type: ignore[arg-type]
         self._source = open_sources(config.data.roots)
+        for line in files_given_twice(self._source):
+            _log.warning("data.roots: %s", line)
         data = config.data
         self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
         self._loader: Loader | None = None

@@ -64,7 +64,7 @@ def test_convert_says_what_it_left_out(rendered, tmp_path, capsys):
     (folder / "labels.tsv").write_text("a.png\tStreet\n" + "".join(f"b{i}.png\tx\n" for i in range(12)))
     assert main(["data", "convert", str(folder), str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "1 images, 0 of them without a label" in out
+    assert "1 of 13 images, 0 of them without a label" in out
     assert "left out, file missing: 12" in out and "and 2 more" in out
 
 

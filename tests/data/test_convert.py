@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data import convert as module
 from rcmstr_fast.data.convert import convert
+from rcmstr_fast.data.imports import files as module
 from rcmstr_fast.data.source import open_sources
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "svt_train.zip"
@@ -76,8 +76,8 @@ def test_what_is_left_out_is_named(make, tmp_path):
     assert report.written == 3
     assert report.problems == {
         "file missing": ["nothing.png"],
-        "no 'file TAB label'": ["line 5: 'no tab here'"],
-        "listed twice": ["line 6: images/0.png"],
+        "not of the form tsv": ["labels.tsv, line 5: 'no tab here'"],
+        "listed twice with another label": ["labels.tsv, line 6: images/0.png"],
         "file unreadable": ["images/empty.png: zero bytes"],
     }
     assert read(tmp_path / "out")[1][0] == "zero"
@@ -136,8 +136,8 @@ def test_a_list_inside_an_enclosing_folder(tmp_path):
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        (b"x", "other.txt", "expected one of labels.tsv or gt.txt"),
-        (b"images/0.png\t\xff\n", "labels.tsv", "expected UTF-8"),
+        (b"x", "other.txt", "expected a list of labels"),
+        (b"images/0.png\t\xff\n", "labels.tsv", "1 label not UTF-8"),
         (b"", "labels.tsv", "the list is empty"),
         (b"nowhere.png\tx\n", "labels.tsv", "1 file missing"),
     ],

@@ -183,3 +183,26 @@ def test_mixed_needs_a_gpu(tmp_path):
     write_lmdb(tmp_path, [(jpeg(0), None)] * 10)
     with pytest.raises(ConfigError, match="dali_mixed must have a CUDA GPU"):
         loader(open_sources([tmp_path]), "dali_mixed")
+
+
+def test_tall_pictures_are_turned_alike_and_only_where_ordered():
+    items = [jpeg(1), jpeg(2, size=(20, 90)), jpeg(3, size=(40, 60)), jpeg(4, size=(41, 61)), jpeg(5, size=(30, 30))]
+    assert [plain_jpeg(data, **LIMITS, tallest=1.5) for data in items] == [True, False, False, True, True]
+    turned, _ = load(PillowDecoder(**SIZE, **LIMITS, rotate="tall"), items)
+    upright, _ = load(PillowDecoder(**SIZE, **LIMITS), items)
+    assert [(a != b).any().item() for a, b in zip(turned, upright)] == [False, True, True, False, False]
+    dali = pytest.importorskip("rcmstr_fast.data.dali", reason="DALI is not installed", exc_type=ImportError)
+    found, broken = load(dali.DaliDecoder(PillowDecoder(**SIZE, **LIMITS, rotate="tall"), batch=8, threads=1), items)
+    assert broken == {} and (found.float() - turned.float()).abs().mean() < 1
+
+
+def test_the_loader_turns_as_the_configuration_says(tmp_path):
+    write_lmdb(tmp_path / "set", [(jpeg(i, size=(20, 90)), None) for i in range(4)])
+    source = open_sources([tmp_path])
+    for rotate in ("never", "tall"):
+        data = DataConfig(decoder="pillow", workers=1, rotate=rotate)
+        order = EpochOrder(source.sizes, seed=1)
+        (batch,) = Loader(source, order, **SIZE, data=data, local_batch=4).batches(0)
+        for image, record in zip(batch.images, batch.records.tolist()):
+            expected = decode_image(source.read([record])[0], 32, 100, **LIMITS, rotate=rotate)
+            assert (image.numpy() == expected).all()

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rcmstr_fast.data.decode import BrokenImage, decode_batch, decode_image
+from rcmstr_fast.data.decode import BrokenImage, decode_batch, decode_image, decode_picture, picture_size
+from tests.data import raw_pictures
 
+RAW = [("PNG", raw_pictures.pngs()), ("TIFF", raw_pictures.tiffs())]
 LIMITS = {"max_pixels": 16_000_000, "min_side": 2}
 
 
@@ -181,3 +183,69 @@ def test_batch(threads):
     assert broken == {3: "missing or unreadable record", 17: "not a picture (7 bytes)"}
     assert all((images[i] == decoded(items[i])).all() for i in range(40) if i not in broken)
     assert decode_batch([], 8, 16, **LIMITS)[0].shape == (0, 8, 16, 3)
+
+
+@pytest.mark.parametrize(("name", "data"), [(f"{kind} {name}", data) for kind, files in RAW for name, data in files])
+def test_every_depth_and_transparency_keeps_its_text(name, data):
+    found = decoded(data, raw_pictures.HEIGHT, raw_pictures.WIDTH).astype(int)
+    assert abs(found - raw_pictures.right()).max() <= 1
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "PA", "P"])
+def test_webp_keeps_its_text(mode, lossless):
+    text = Image.fromarray(raw_pictures.right()).resize((64, 32), Image.Resampling.NEAREST)
+    picture = text.convert("RGBA" if mode == "PA" else mode)
+    found = decoded(encoded(picture, "WEBP", lossless=lossless, quality=95), 32, 64).astype(int)
+    assert abs(found - np.asarray(text)).mean() < (1 if lossless else 8)
+
+
+@pytest.mark.parametrize("ground", ["white", "black"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_text_on_nothing_is_laid_on_what_shows_it(ground, format):
+    ink = (0, 0, 0, 255) if ground == "white" else (255, 255, 255, 255)
+    picture = Image.new("RGBA", (16, 8), (*ink[:3], 0))
+    picture.paste(ink, (4, 2, 12, 6))
+    expected = Image.new("RGB", (16, 8), ground)
+    expected.paste(ink[:3], (4, 2, 12, 6))
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert (decoded(encoded(picture, format, **options)) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("alpha", [255, 128, 0])
+def test_a_veil_over_everything_changes_no_ground(alpha):
+    picture = Image.fromarray(raw_pictures.right()).convert("RGBA")
+    picture.putalpha(alpha)
+    expected = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    assert (decoded(encoded(picture), *expected.size[::-1]) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_upright_picture(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(gradient(size=(20, 10)), "JPEG", exif=exif)
+    assert picture_size(data) == decode_picture(data, **LIMITS).size == ((10, 20) if orientation > 4 else (20, 10))
+    assert picture_size(b"nothing") is picture_size(b"") is picture_size(None) is None
+
+
+@pytest.mark.parametrize(("height", "turned"), [(16, False), (23, False), (24, True), (60, True)])
+def test_tall_pictures_are_turned_anticlockwise_where_ordered(height, turned):
+    picture = gradient(size=(16, height))
+    data = encoded(picture)
+    upright = picture.resize((16, 8), Image.Resampling.BICUBIC)
+    if turned:
+        picture = Image.fromarray(np.rot90(np.asarray(picture)))
+    expected = picture.resize((16, 8), Image.Resampling.BICUBIC)
+    assert (decoded(data) == np.asarray(upright)).all()
+    assert (decode_image(data, 8, 16, **LIMITS, rotate="tall") == np.asarray(expected)).all()
+    assert (decode_batch([data], 8, 16, **LIMITS, rotate="tall")[0][0] == np.asarray(expected)).all()
+
+
+def test_an_exif_turn_comes_before_tall_is_judged():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side in the file
+    picture = gradient(size=(30, 10))
+    stored = picture.transpose(Image.Transpose.ROTATE_90)
+    data = encoded(stored, exif=exif)
+    assert (decode_image(data, 8, 16, **LIMITS, rotate="tall") == decoded(encoded(picture))).all()

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcmstr_fast import _C
+from rcmstr_fast.data import lmdb_read
 
 ABSENT = [b"", b"image-", b"image-000000000", b"zzz", b"\x00", b"\xff" * 300]
 
@@ -298,3 +299,41 @@ def test_a_tree_that_points_at_itself_ends_and_its_leaves_are_found(tmp_path):
     reader = _C.LmdbReader(str(path))
     assert not reader.damaged
     assert reader.records("image", [1, 1000, 2000]) == [b"x" * 100, b"x" * 100, None] and reader.damaged
+
+
+@pytest.mark.parametrize("digits", [1, 8, 9])
+@pytest.mark.parametrize("count", [0, 1, 7, 5000])
+def test_keys_are_surveyed_as_a_scan_of_all_keys_finds_them(tmp_path, count, digits):
+    rng = random.Random(count)
+    entries = {b"image-%0*d" % (digits, i): rng.randbytes(20) for i in range(3, 3 + count)}
+    entries |= {key.replace(b"image", b"label"): b"x" * rng.randrange(900) for key in entries}
+    odd = {b"image-00000000000007": b"", b"image-x": b"", b"image-": b"", b"imagination": b"", b"image-1 ": b""}
+    path = make(tmp_path, entries | (odd if count == 7 else {}) | {b"num-samples": b"1"})
+    reader, other = _C.LmdbReader(path), lmdb_read._PackageReader(path)
+    strange = 4 if count == 7 else 0
+    expected = (count + strange, count, 3 if count else 0, count + 2 if count else 0, min(count, 5))
+    assert reader.survey("image", digits, 3, 7) == other.survey("image", digits, 3, 7) == expected
+    first = min((key for key in (entries | odd if count == 7 else entries) if key.startswith(b"image-")), default=None)
+    assert reader.first_key(b"image-") == other.first_key(b"image-") == first
+    assert reader.first_key(b"zzz") is other.first_key(b"zzz") is None
+    keys = sorted(key for key in entries if key.startswith(b"label"))
+    numbers = [int(key[6:]) for key in keys]
+    assert (
+        reader.records("label", numbers, digits)
+        == other.records("label", numbers, digits)
+        == [entries[k] for k in keys]
+    )
+
+
+def test_a_survey_of_pages_that_point_at_each_other_ends(tmp_path):
+    path = Path(make(tmp_path, {b"image-%09d" % i: b"x" * 100 for i in range(1, 20_001)}))
+    content = bytearray(path.read_bytes())
+    branches = [i for i in range(2, len(content) // 4096) if content[4096 * i + 10] & 1]
+    for number in branches:  # every child is a branch page again
+        lower = struct.unpack_from("<H", content, 4096 * number + 12)[0]
+        for i in range((lower - 16) // 2):
+            at = 4096 * number + struct.unpack_from("<H", content, 4096 * number + 16 + 2 * i)[0]
+            struct.pack_into("<I", content, at, branches[i % len(branches)])
+    path.write_bytes(content)
+    assert len(branches) > 2
+    assert _C.LmdbReader(os.fsencode(path)).survey("image", 9, 0, 0)[0] == 0

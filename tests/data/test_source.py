@@ -115,30 +115,116 @@ def test_missing_records_are_none(tree, caplog):
     assert [i for i, value in enumerate(source.read(range(12))) if value is None] == [3, 10, 11]
     with caplog.at_level(logging.WARNING):
         assert source.labels([4]) == [None]
-    assert "image-000000005: its label is not UTF-8" in caplog.text
+    assert "1 labels are not UTF-8" in caplog.text and "image-000000005" in caplog.text
+    assert source.raw_labels([4]) == [b"\xff\xfe"]
 
 
 def test_num_samples_beyond_the_keys_is_told(tree, caplog):
     change(tree / "one", num_samples=b"100")
     assert len(open_sources([tree / "one"])) == 100
-    assert "num-samples is 100, but there are 19 keys" in caplog.text
+    assert "num-samples is b'100', and 10 pictures are there" in caplog.text
+    assert "90 pictures missing, 0 pictures not reached" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"num_samples": None}, "expected the key num-samples in .*data.mdb, got 18 keys without it"),
-        ({"num_samples": b"0"}, "num-samples of 1 or more in .*, got b'0'"),
-        ({"num_samples": b"-3"}, "got b'-3'"),
-        ({"num_samples": b"ten"}, "got b'ten'"),
-        ({"num_samples": b"9" * 9000}, "got b'9{30}'"),
-        ({f"image_{i:09d}": None for i in range(1, 11)}, "expected keys image-000000001, .. in .*, got none"),
+        ({f"image_{i:09d}": None for i in range(1, 11)}, "keys image-000000001, .. in .*, got 9 keys such as b'label-"),
+        ({f"image_{i:09d}": None for i in range(1, 11)} | {"image_x": b"x"}, "got 10 keys such as b'image-x'"),
     ],
 )
 def test_unusable_databases(tree, entries, message):
     change(tree / "one", **entries)
     with pytest.raises(ConfigError, match=message):
         open_sources([tree / "one"])
+
+
+@pytest.mark.parametrize("text", [None, b"0", b"-3", b"ten", b"9" * 9000])
+def test_without_a_usable_num_samples_the_pictures_are_counted(tree, text, caplog):
+    change(tree / "one", num_samples=text)
+    source = open_sources([tree / "one"])
+    assert len(source) == 10 and source.read([0, 9]) == [b"picture0", b"picture9"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "10 pictures are there" in told and ("no num-samples" in told) == (text is None)
+
+
+def write_keys(folder: Path, numbers, form: str, num: int | None) -> None:
+    with lmdb.open(str(folder), map_size=1 << 24) as env, env.begin(write=True) as txn:
+        for i in numbers:
+            txn.put(("image-" + form % i).encode(), b"p%d" % i)
+            txn.put(("label-" + form % i).encode(), b"w%d" % i)
+        if num is not None:
+            txn.put(b"num-samples", b"%d" % num)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "form", "num", "read", "said"),
+    [
+        (range(1, 41), "%09d", 40, range(1, 41), None),
+        (range(1, 41), "%09d", 10, range(1, 11), "30 pictures not reached"),
+        (range(1, 41), "%09d", None, range(1, 41), "no num-samples, and 40 pictures are there"),
+        (range(1, 41), "%08d", 40, range(1, 41), "image-00000001 to image-00000040"),
+        (range(1, 41), "%d", 40, range(1, 41), "image-1 to image-40"),
+        (range(1, 41), "%d", None, range(1, 41), "image-1 to image-40"),
+        (range(40), "%09d", 40, range(40), "image-000000000 to image-000000039"),
+        (range(41), "%09d", 40, range(1, 41), "1 pictures not reached"),
+        (range(40), "%d", None, range(40), "0 pictures not reached"),
+        (range(101, 141), "%09d", 40, range(101, 141), "image-000000101 to image-000000140"),
+        ([1, 2, 4, 5], "%09d", 5, [1, 2, 4, 5], None),
+        ([1, 2, 4, 5], "%09d", 6, [1, 2, 4, 5], "2 pictures missing"),
+    ],
+)
+def test_other_numbers_and_paddings_are_read_and_said_in_one_line(tmp_path, numbers, form, num, read, said, caplog):
+    write_keys(tmp_path, numbers, form, num)
+    source = open_sources([tmp_path])
+    found = [data for data in source.read(range(len(source))) if data is not None]
+    assert found == [b"p%d" % i for i in read]
+    assert [label for label in source.labels(range(len(source))) if label] == [f"w{i}" for i in read]
+    source.prefetch(range(len(source)))
+    lines = [record.getMessage() for record in caplog.records]
+    assert (lines == []) if said is None else (len(lines) == 1 and said in lines[0])
+    for i, data in enumerate(source.read(range(len(source)))):
+        assert data is None or source.name(i).endswith(":image-" + form % int(data[1:]))
+
+
+def test_data_files_of_other_names_are_found(tree):
+    (tree / "files").mkdir()
+    os.rename(tree / "one" / "data.mdb", tree / "files" / "train.lmdb")
+    (tree / "files" / "lock.mdb").write_bytes(b"")
+    source = open_sources([tree / "files"])
+    assert len(source) == 10 and source.sets[0].name == "train.lmdb"
+    assert len(open_sources([tree / "files" / "train.lmdb"])) == 10
+
+
+def test_pictures_beside_databases_are_counted(tree, caplog):
+    (tree / "many" / "loose").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (tree / "many" / "loose" / name).write_bytes(b"x")
+    assert len(open_sources([tree / "many"])) == 12
+    assert "2 pictures beside the LMDBs are not read, such as loose/a.png" in caplog.text
+
+
+def test_lists_in_folders_below_are_told(tree, caplog):
+    os.rename(tree / "pictures" / "labels.tsv", tree / "pictures" / "b" / "labels.tsv")
+    assert open_sources([tree / "pictures"]).labels([0]) == [None]
+    assert "1 lists of labels in folders below are not read, such as b/labels.tsv" in caplog.text
+
+
+def test_names_are_bytes(tree):
+    """Neither the folder, nor a data file, nor a picture, nor the list need be UTF-8."""
+    folder = os.fsdecode(os.fsencode(tree) + b"/\xff\xfe")
+    os.rename(tree / "one", folder)
+    source = open_sources([folder])
+    assert source.read([1]) == [b"picture1"]
+    pictures = os.fsencode(tree) + b"/p\xe9"
+    os.mkdir(pictures)
+    for name in (b"\xe9.png", "ü.png".encode()):
+        with open(pictures + b"/" + name, "wb") as file:
+            file.write(name)
+    with open(pictures + b"/labels.tsv", "wb") as file:
+        file.write(b"\xe9.png\tone\n" + "ü.png\tzwei\n".encode())
+    source = open_sources([os.fsdecode(pictures)])
+    assert sorted(zip(source.read([0, 1]), source.labels([0, 1]))) == [("ü.png".encode(), "zwei"), (b"\xe9.png", "one")]
 
 
 def test_unusable_roots(tree):
@@ -161,15 +247,18 @@ def test_unusable_roots(tree):
 
 def test_wrong_labels_file(tree, caplog):
     labels = tree / "pictures" / "labels.tsv"
-    labels.write_text("a.png A\n")
-    with pytest.raises(ConfigError, match=r"labels.tsv line 1, got 'a.png A'"):
-        open_sources([tree / "pictures"]).labels([0])
+    labels.write_text("a.png\tA\nnothing\na.png\tB\ngone.png\tx\n")
+    assert open_sources([tree / "pictures"]).labels([0]) == ["A"]
+    for said in (
+        "1 of 4 lines count",
+        "1 lines not of the form tsv, such as labels.tsv, line 2: 'nothing'",
+        "1 lines listed twice with another label",
+        "1 lines file missing, such as gone.png",
+    ):
+        assert said in caplog.text  # fmt: skip
     labels.write_bytes(b"a.png\t\xff\n")
-    with pytest.raises(ConfigError, match="expected UTF-8"):
-        open_sources([tree / "pictures"]).labels([0])
-    labels.write_text("gone.png\tx\na.png\ty\n")
-    assert open_sources([tree / "pictures"]).labels([0, 1]) == ["y", None]
-    assert "lists 1 files that are not there, such as gone.png" in caplog.text
+    assert open_sources([tree / "pictures"]).labels([0]) == [None]
+    assert "1 labels are not UTF-8" in caplog.text
 
 
 def test_prefetching_changes_nothing_that_is_read(tree):

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from rcmstr_fast.config import ModelConfig
 from rcmstr_fast.data.lmdb_writer import write_lmdb
@@ -14,12 +15,14 @@ from rcmstr_fast.evaluation.config import ProbeConfig
 MODEL = dict(encoder="resnet29", width=0.25, image_width=36)
 
 
-def picture(text: str) -> bytes:
-    """A word in Pillow's own font, as PNG."""
+def picture(text: str, note: str = "") -> bytes:
+    """A word in Pillow's own font, as PNG; files with different notes are different by content."""
     image = Image.new("RGB", (40, 32), "white")
     ImageDraw.Draw(image).text((2, 2), text, fill="black", font=ImageFont.load_default(24))
     out = io.BytesIO()
-    image.save(out, "PNG")
+    info = PngInfo()
+    info.add_text("note", note)
+    image.save(out, "PNG", pnginfo=info)
     return out.getvalue()
 
 
@@ -31,7 +34,7 @@ def digits(count: int, seed: int, longest: int = 2) -> list[str]:
 
 def write_words(folder: Path, labels: list[str | None]) -> str:
     """An LMDB of rendered words; the path as a string."""
-    write_lmdb(folder, ((picture(label or "?"), label) for label in labels))
+    write_lmdb(folder, ((picture(label or "?", f"{folder.name} {i}"), label) for i, label in enumerate(labels)))
     return str(folder)
 
 

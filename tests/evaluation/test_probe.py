@@ -223,7 +223,8 @@ def test_broken_pictures_count_as_misread(tmp_path):
     labels = digits(12, 3)
     good = [(picture(label), label) for label in labels]
     write_lmdb(tmp_path / "train", [(b"", "1"), *good])
-    write_lmdb(tmp_path / "test", [(b"broken", "7"), *good])
+    other = [(picture(label, "test"), label) for label in labels]
+    write_lmdb(tmp_path / "test", [(b"broken", "7"), *other])
     result = probe(tiny_config(tmp_path, steps=2, batch_size=8))
     assert result.sets[0].score.count == 13 and result.sets[0].score.accuracy < 1
     rows = list(csv.reader((tmp_path / "run/predictions/digits.tsv").open(), delimiter="\t"))

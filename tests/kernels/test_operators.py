@@ -9,7 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rcmstr_fast import ops
-from rcmstr_fast.ops import queue_losses, triton_small
+from rcmstr_fast.ops.enqueue import triton as enqueue
+from rcmstr_fast.ops.hierarchical_pool import triton as hierarchical_pool
+from rcmstr_fast.ops.masked_mse import triton as masked_mse
+from rcmstr_fast.ops.queue_losses import operator
 from tests.kernels.rows import BACKENDS, DEVICE, TRITON, unit_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
@@ -26,9 +29,9 @@ def test_opcheck_of_one_term(backend, kind):
     if kind == "pairs":
         term = term._replace(key=key[:3], kl_only=True, query_rows=torch.tensor([3, 0, 1], device=DEVICE))
     for with_gradient in (True, False):
-        arguments = (*queue_losses._flatten([term]), 0.07, 0.04, with_gradient, "separate", backend)
-        torch.library.opcheck(queue_losses._losses, arguments, test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(queue_losses._losses, arguments, test_utils="test_autograd_registration")
+        arguments = (*operator._flatten([term]), 0.07, 0.04, with_gradient, "separate", backend)
+        torch.library.opcheck(operator._losses, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(operator._losses, arguments, test_utils="test_autograd_registration")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -46,12 +49,12 @@ def test_opcheck_small_operators():
     frames = torch.randn(4, 6, 5, device=DEVICE, requires_grad=True)
     order = torch.tensor([[2, 0], [3, 1], [4, 6], [5, 7]], device=DEVICE)
     for choice in (order, None):
-        torch.library.opcheck(triton_small._pool, (frames, 2, choice))
+        torch.library.opcheck(hierarchical_pool._pool, (frames, 2, choice))
     image = torch.randn(2, 3, 4, 5, device=DEVICE)
     mask = torch.rand(2, 1, 4, 5, device=DEVICE) > 0.5
-    torch.library.opcheck(triton_small._mse, (image.clone().requires_grad_(), image, mask))
+    torch.library.opcheck(masked_mse._mse, (image.clone().requires_grad_(), image, mask))
     queue, pointer = torch.randn(7, 5, device=DEVICE), torch.zeros((), dtype=torch.int64, device=DEVICE)
-    torch.library.opcheck(triton_small._enqueue_, (queue, pointer, torch.randn(3, 5, device=DEVICE)))
+    torch.library.opcheck(enqueue._enqueue_, (queue, pointer, torch.randn(3, 5, device=DEVICE)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,11 +96,11 @@ def test_autocast_does_not_reach_the_arithmetic(backend):
 
 
 def test_training_on_the_cpu_takes_the_chunked_loss(monkeypatch):
-    from rcmstr_fast.ops import chunked
+    from rcmstr_fast.ops.queue_losses import chunked
 
     called = []
-    original = chunked.relational_loss
-    monkeypatch.setattr(chunked, "relational_loss", lambda *a: called.append(1) or original(*a))
+    original = chunked.level
+    monkeypatch.setattr(chunked, "level", lambda *a: called.append(1) or original(*a))
     query, key, queue = (unit_rows(n, 12, seed=n) for n in (6, 6, 20))
     ops.relational_loss(query.requires_grad_(), key, queue).loss.backward()
     assert called
@@ -127,17 +130,18 @@ class _NoKernel:
 @TRITON
 def test_the_kernels_allocate_a_few_times_m_x_d(monkeypatch):
     """M = 13,312, K = 65,536, D = 128 with both queries: everything ever allocated is below 200 MiB."""
-    from rcmstr_fast.kernels import loss_terms, queue_similarity, row_terms, runtime
+    from rcmstr_fast.kernels import runtime
+    from rcmstr_fast.kernels.queue_losses import row_terms, similarity, terms
 
     for name in ("_stats_kernel", "_gradient_kernel"):
-        monkeypatch.setattr(queue_similarity, name, _NoKernel())
+        monkeypatch.setattr(similarity, name, _NoKernel())
     for name in ("_row_terms_kernel", "_reduce_kernel"):
         monkeypatch.setattr(row_terms, name, _NoKernel())
     for multiprocessors in (108, 132):
         monkeypatch.setattr(runtime, "multiprocessors", lambda device, n=multiprocessors: n)
         query, key, queue = (torch.empty(n, 128, device="meta") for n in (13312, 13312, 65536))
         with Allocated(query, key, queue) as allocated:
-            loss_terms.relational_losses([ops.LossTerm(query, key, queue, query)], 0.07, 0.04, True, "separate")
+            terms.relational_losses([ops.LossTerm(query, key, queue, query)], 0.07, 0.04, True, "separate")
         assert 2 * 13312 * 128 * 4 < allocated.bytes < 200 << 20
 
 

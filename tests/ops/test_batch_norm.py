@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from rcmstr_fast import ops
-from rcmstr_fast.ops import batch_norm
+from rcmstr_fast.ops.batch_norm import cpu, group_sizes
 from rcmstr_fast.ops.dispatch import availability
-from rcmstr_fast.ops.reference.masked_norm import group_sizes
 
 BACKENDS = ["reference", "cpp", "triton"]
 MAP, ROWS, TOKENS = (6, 70, 3, 5), (6, 5), (6, 4, 5)
@@ -133,8 +132,8 @@ def test_automatic_on_a_cpu_takes_rows_where_channels_lie_side_by_side(monkeypat
     usable("cpp")
     x, _, weight, bias, _ = operands(MAP)
     taken = []
-    made = batch_norm.packed.batch_norm
-    monkeypatch.setattr(batch_norm.packed, "batch_norm", lambda *a: taken.append(1) or made(*a))
+    made = cpu.norm_rows
+    monkeypatch.setattr(cpu, "norm_rows", lambda *a: taken.append(1) or made(*a))
     ops.grouped_batch_norm(x, weight, bias)
     ops.grouped_batch_norm(x.contiguous(), weight, bias)
     assert taken == [1]

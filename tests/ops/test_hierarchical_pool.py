@@ -59,14 +59,23 @@ def test_gradcheck(case):
         ((torch.zeros(2, 6, 3), 0), ValueError, "num_subwords must be in 1..6, got 0"),
         ((torch.zeros(2, 6, 3), 7), ValueError, "num_subwords must be in 1..6, got 7"),
         ((torch.zeros(2, 6, 3), 2.5), TypeError, "num_subwords must be an int, got float"),
-        ((torch.zeros(2, 6, 3), 4, torch.zeros(3, 2, dtype=torch.int64)), ValueError,
-         "order must be [2, N] like frames, got [3, 2]"),
-        ((torch.zeros(2, 6, 3), 4, torch.zeros(2, 4, dtype=torch.int64)), ValueError,
-         "N of order must divide the number of frames 6, got 4"),
-        ((torch.zeros(2, 6, 3), 4, torch.zeros(2, 2)), TypeError,
-         "order must be an int64 tensor [2, N], got torch.float32"),
+        (
+            (torch.zeros(2, 6, 3), 4, torch.zeros(3, 2, dtype=torch.int64)),
+            ValueError,
+            "order must be [2, N] like frames, got [3, 2]",
+        ),
+        (
+            (torch.zeros(2, 6, 3), 4, torch.zeros(2, 4, dtype=torch.int64)),
+            ValueError,
+            "N of order must divide the number of frames 6, got 4",
+        ),
+        (
+            (torch.zeros(2, 6, 3), 4, torch.zeros(2, 2)),
+            TypeError,
+            "order must be an int64 tensor [2, N], got torch.float32",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(arguments, error, message):
     frames, num_subwords, order = (*arguments, None)[:3]
     with pytest.raises(error) as caught:

@@ -60,17 +60,29 @@ def test_nothing_hidden_is_zero_and_half_precision_is_widened(case):
     ("changes", "error", "message"),
     [
         ({"prediction": torch.zeros(2, 1, 4, 4)}, ValueError, "prediction must be [B, 3, H, W], got [2, 1, 4, 4]"),
-        ({"target": torch.zeros(2, 3, 4, 5)}, ValueError,
-         "target must be [2, 3, 4, 4] like prediction, got [2, 3, 4, 5]"),
-        ({"target": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, TypeError,
-         "target must be a floating-point tensor [2, 3, 4, 4], got torch.uint8"),
-        ({"mask": torch.zeros(2, 4, 4, dtype=torch.bool)}, ValueError,
-         "mask must be [2, 1, 4, 4] like prediction, got [2, 4, 4]"),
+        (
+            {"target": torch.zeros(2, 3, 4, 5)},
+            ValueError,
+            "target must be [2, 3, 4, 4] like prediction, got [2, 3, 4, 5]",
+        ),
+        (
+            {"target": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)},
+            TypeError,
+            "target must be a floating-point tensor [2, 3, 4, 4], got torch.uint8",
+        ),
+        (
+            {"mask": torch.zeros(2, 4, 4, dtype=torch.bool)},
+            ValueError,
+            "mask must be [2, 1, 4, 4] like prediction, got [2, 4, 4]",
+        ),
         ({"mask": torch.zeros(2, 1, 4, 4)}, TypeError, "mask must be a bool tensor [2, 1, 4, 4], got torch.float32"),
-        ({"mask": torch.zeros(2, 1, 4, 4, device="meta").bool()}, ValueError,
-         "mask must be on cpu like prediction, got meta"),
+        (
+            {"mask": torch.zeros(2, 1, 4, 4, device="meta").bool()},
+            ValueError,
+            "mask must be on cpu like prediction, got meta",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(changes, error, message):
     arguments = {
         "prediction": torch.zeros(2, 3, 4, 4),

@@ -126,7 +126,7 @@ def test_opcheck_and_compile(case):
     if case.backend == "triton":
         import importlib
 
-        module = importlib.import_module("rcmstr_fast.ops.project_levels")
+        module = importlib.import_module("rcmstr_fast.ops.project_levels.triton")
         given_ = (leaf, list(weights.values()), list(biases.values()), [0, 1, 2], 2, order)
         torch.library.opcheck(module._project, given_)
 

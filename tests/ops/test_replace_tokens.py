@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rcmstr_fast import ops
-from rcmstr_fast.ops.replace_tokens import _replace
+from rcmstr_fast.ops.replace_tokens.triton import _replace
 from tests.kernels.rows import DEVICE, TRITON, relative
 from tests.ops.cases import cases, normal
 
@@ -87,10 +87,13 @@ def test_the_operator_and_compile():
         ({"mask_token": torch.zeros(4)}, ValueError, "mask_token must be [6] like tokens, got [4]"),
         ({"position": torch.zeros(1, 5, 6)}, ValueError, "position must be [5, 6] like tokens, got [1, 5, 6]"),
         ({"hidden": torch.zeros(2, 5)}, TypeError, "hidden must be a bool tensor [2, 5], got torch.float32"),
-        ({"hidden": torch.zeros(2, 5, device="meta").bool()}, ValueError,
-         "hidden must be on cpu like tokens, got meta"),
+        (
+            {"hidden": torch.zeros(2, 5, device="meta").bool()},
+            ValueError,
+            "hidden must be on cpu like tokens, got meta",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(changes, error, message):
     arguments = {
         "tokens": torch.zeros(2, 5, 6),

@@ -46,6 +46,17 @@ def batches(data, step: int, count: int, rank: int = 0, world_size: int = 1, **f
     return made
 
 
+def test_roots_that_share_files_are_named(data, tmp_path, caplog):
+    (tmp_path / "link").symlink_to(data)
+    config = resolve(real_config("unused", data, data__workers=2))
+    config.data.roots = [str(data), str(tmp_path / "link")]
+    assert Stream(config).epoch_size == 70
+    assert "data.roots: 35 pictures are given twice" in caplog.text
+    caplog.clear()
+    config.data.roots = [str(data)]
+    assert Stream(config).epoch_size == 35 and "twice" not in caplog.text
+
+
 @pytest.mark.parametrize("decoder", ["pillow", "dali"])
 def test_a_restart_in_mid_epoch_sees_the_very_same_pixels(data, decoder):
     if decoder == "dali":

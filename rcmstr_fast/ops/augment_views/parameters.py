@@ -34,10 +34,25 @@ WORD_ORDER, WORD_UNIFORM, WORD_GRID, WORD_CORNERS, WORD_ORDER_REST, WORD_CHANCES
 WORD_JITTER, WORD_JITTER_ORDER, WORD_BOX, WORD_PLACE, WORDS = 132, 136, 140, 158, 160
 #: Fields of a preset in the order in which the ranges stand in its table; crops have one for each side.
 RANGES = (
-    "contrast", "blur_sigma", "crop_rows", "crop_rows", "crop_columns", "crop_columns", "sharpen_alpha",
-    "sharpen_lightness", "piecewise_affine", "perspective", "rotate", "solarise", "jitter_brightness",
-    "jitter_contrast", "jitter_saturation", "jitter_hue", "resized_area", "resized_aspect",
-)  # fmt: skip
+    "contrast",
+    "blur_sigma",
+    "crop_rows",
+    "crop_rows",
+    "crop_columns",
+    "crop_columns",
+    "sharpen_alpha",
+    "sharpen_lightness",
+    "piecewise_affine",
+    "perspective",
+    "rotate",
+    "solarise",
+    "jitter_brightness",
+    "jitter_contrast",
+    "jitter_saturation",
+    "jitter_hue",
+    "resized_area",
+    "resized_aspect",
+)
 #: Attempts at a resized crop that fits into the picture; the first one is cut where none does.
 ATTEMPTS = 9
 #: Corners move by at most this share of the sides: the four stay a convex quadrilateral.

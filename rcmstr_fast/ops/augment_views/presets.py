@@ -14,11 +14,29 @@ from rcmstr_fast.fields import ConfigError, check_fields, number
 
 #: The operations; a code in a row of parameters is the place in this list.
 OPERATIONS = (
-    "contrast", "blur", "crop_rows", "crop_columns", "sharpen", "piecewise_affine", "perspective",
-    "flip", "rotate", "colour_jitter", "grey", "solarise", "resized_crop",
-)  # fmt: skip
+    "contrast",
+    "blur",
+    "crop_rows",
+    "crop_columns",
+    "sharpen",
+    "piecewise_affine",
+    "perspective",
+    "flip",
+    "rotate",
+    "colour_jitter",
+    "grey",
+    "solarise",
+    "resized_crop",
+)
 #: Operations with the probability that they are applied, as pairs.
 Chances: TypeAlias = tuple[tuple[str, float], ...]
+
+
+def _always(*names: str) -> Chances:
+    return tuple((name, 1.0) for name in names)
+
+
+_PRETRAIN = _always(*OPERATIONS[:7])
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class AugmentPreset:
         ConfigError: a value out of range, an operation that does not exist, a range turned round.
     """
 
-    operations: Chances = tuple((name, 1.0) for name in OPERATIONS[:7])
+    operations: Chances = _PRETRAIN
     subset: tuple[int, int] | None = (1, 5)
     order: Literal["random", "fixed"] = "random"
     then: Chances = ()
@@ -141,32 +159,47 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_COLOURS = {"colour_jitter": 0.8, "grey": 0.2}
-_IBOT: dict[str, Any] = {
-    "subset": None, "order": "fixed", "resized_area": (0.14, 1.0), "blur_sigma": (0.1, 2.0),
-    "jitter_saturation": (0.8, 1.2),
-}  # fmt: skip
+_COLOURS: Chances = (("colour_jitter", 0.8), ("grey", 0.2))
+_CROP: Chances = (("resized_crop", 1.0),)
+_IBOT = AugmentPreset(
+    operations=(*_CROP, *_COLOURS, ("blur", 1.0)),
+    subset=None,
+    order="fixed",
+    resized_area=(0.14, 1.0),
+    blur_sigma=(0.1, 2.0),
+    jitter_saturation=(0.8, 1.2),
+)
 #: Name -> preset, or presets one a view. Sources stand in docs/ops/augment_views.md.
 PRESETS: dict[str, AugmentPreset | tuple[AugmentPreset, ...]] = {
     "pretrain": AugmentPreset(),
-    "light": AugmentPreset(operations=tuple((name, 1.0) for name in OPERATIONS[:4]), subset=(1, 4)),
+    "light": AugmentPreset(operations=_always(*OPERATIONS[:4]), subset=(1, 4)),
     "simclr": AugmentPreset(
-        operations={"resized_crop": 1.0, "flip": 0.5, **_COLOURS, "blur": 0.5},  # type: ignore[arg-type]
-        subset=None, order="fixed", blur_sigma=(0.1, 2.0), blur_radius=1, jitter_brightness=(0.2, 1.8),
-        jitter_contrast=(0.2, 1.8), jitter_saturation=(0.2, 1.8), jitter_hue=(-0.2, 0.2),
+        operations=(*_CROP, ("flip", 0.5), *_COLOURS, ("blur", 0.5)),
+        subset=None,
+        order="fixed",
+        blur_sigma=(0.1, 2.0),
+        blur_radius=1,
+        jitter_brightness=(0.2, 1.8),
+        jitter_contrast=(0.2, 1.8),
+        jitter_saturation=(0.2, 1.8),
+        jitter_hue=(-0.2, 0.2),
     ),
     "dig": AugmentPreset(
-        operations=tuple((n, 1.0) for n in (*OPERATIONS[:7], "rotate", "solarise", "grey")),
-        subset=(2, 5), then=_COLOURS,  # type: ignore[arg-type]
-        crop_rows=(0.0, 0.3), crop_columns=(0.0, 0.1), piecewise_affine=(0.03, 0.04), perspective=(0.05, 0.1),
+        operations=_always(*OPERATIONS[:7], "rotate", "solarise", "grey"),
+        subset=(2, 5),
+        then=_COLOURS,
+        crop_rows=(0.0, 0.3),
+        crop_columns=(0.0, 0.1),
+        piecewise_affine=(0.03, 0.04),
+        perspective=(0.05, 0.1),
         jitter_saturation=(0.8, 1.2),
     ),
     "ibot": (
-        AugmentPreset(operations={"resized_crop": 1.0, **_COLOURS, "blur": 1.0}, **_IBOT),
-        AugmentPreset(operations={"resized_crop": 1.0, **_COLOURS, "blur": 0.1, "solarise": 0.2}, **_IBOT),
+        _IBOT,
+        dataclasses.replace(_IBOT, operations=(*_CROP, *_COLOURS, ("blur", 0.1), ("solarise", 0.2))),
     ),
     "none": AugmentPreset(operations=(), subset=None),
-}  # fmt: skip
+}
 
 #: What a view's preset may be given as.
 PresetLike: TypeAlias = str | AugmentPreset | Sequence[str | AugmentPreset]

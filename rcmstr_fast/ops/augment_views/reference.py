@@ -35,7 +35,7 @@ from rcmstr_fast.ops.augment_views.parameters import (
     draw_parameters,
 )
 from rcmstr_fast.ops.augment_views.presets import OPERATIONS, views_of
-from rcmstr_fast.ops.reference.permutation import permute_strips
+from rcmstr_fast.ops.permutation.reference import permute_strips
 
 #: Shares of red, green and blue in the brightness of a pixel (ITU-R BT.601).
 BRIGHTNESS = (0.299, 0.587, 0.114)

@@ -1,22 +1,35 @@
-"""The public operations in plain PyTorch: specification, fallback, oracle and baseline of the faster backends."""
+"""The public operations in plain PyTorch: specification, fallback, oracle and baseline of the faster backends.
+
+Each reference stands in the folder of its operation; this module only gathers the names.
+"""
 
 from rcmstr_fast.ops.augment_views.reference import augment_views
-from rcmstr_fast.ops.reference.batch_norm import GroupedNorm, grouped_batch_norm
-from rcmstr_fast.ops.reference.cast_weight import CastWeight
-from rcmstr_fast.ops.reference.hierarchical_pool import HierarchicalFeatures, hierarchical_pool
-from rcmstr_fast.ops.reference.masked_conv import masked_conv2d, masked_conv_norm, masked_max_pool2d
-from rcmstr_fast.ops.reference.masked_mse import masked_mse
-from rcmstr_fast.ops.reference.masked_norm import masked_batch_norm
-from rcmstr_fast.ops.reference.masks import Masks, draw_masks
-from rcmstr_fast.ops.reference.momentum import momentum_update_
-from rcmstr_fast.ops.reference.permutation import draw_order, permute_strips, restore_frames
-from rcmstr_fast.ops.reference.project_levels import project_levels
-from rcmstr_fast.ops.reference.queue import enqueue_
-from rcmstr_fast.ops.reference.relation_kl import relation_kl
-from rcmstr_fast.ops.reference.relational_loss import RelationalLoss, relational_loss
-from rcmstr_fast.ops.reference.relational_losses import LossTerm, relational_losses
-from rcmstr_fast.ops.reference.replace_tokens import replace_tokens
-from rcmstr_fast.ops.reference.sites import Sites, active_sites
+from rcmstr_fast.ops.batch_norm.reference import GroupedNorm, grouped_batch_norm
+from rcmstr_fast.ops.draw_masks.reference import Masks, draw_masks
+from rcmstr_fast.ops.enqueue.reference import enqueue_
+from rcmstr_fast.ops.hierarchical_pool.reference import HierarchicalFeatures, hierarchical_pool
+from rcmstr_fast.ops.in_batch.reference import info_nce, nt_xent
+from rcmstr_fast.ops.masked.reference import (
+    CastWeight,
+    Sites,
+    active_sites,
+    masked_batch_norm,
+    masked_conv2d,
+    masked_conv_norm,
+    masked_max_pool2d,
+)
+from rcmstr_fast.ops.masked_mse.reference import masked_mse
+from rcmstr_fast.ops.momentum_update.reference import momentum_update_
+from rcmstr_fast.ops.permutation.reference import draw_order, permute_strips, restore_frames
+from rcmstr_fast.ops.project_levels.reference import project_levels
+from rcmstr_fast.ops.queue_losses.reference import (
+    LossTerm,
+    RelationalLoss,
+    relation_kl,
+    relational_loss,
+    relational_losses,
+)
+from rcmstr_fast.ops.replace_tokens.reference import replace_tokens
 
 __all__ = [
     "CastWeight",
@@ -33,12 +46,14 @@ __all__ = [
     "enqueue_",
     "grouped_batch_norm",
     "hierarchical_pool",
+    "info_nce",
     "masked_batch_norm",
     "masked_conv2d",
     "masked_conv_norm",
     "masked_max_pool2d",
     "masked_mse",
     "momentum_update_",
+    "nt_xent",
     "permute_strips",
     "project_levels",
     "relation_kl",

@@ -1,0 +1,1 @@
+"""Kernels of the masked layers; see `rcmstr_fast.ops.masked`."""

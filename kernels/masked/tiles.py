@@ -1,0 +1,75 @@
+"""Tile shapes of the masked convolution; no torch, no triton.
+
+Chosen by ahead-of-time builds (no stack, no spills, the intended pipeline buffers: tests/kernels/test_aot.py); times on
+a GPU may choose others.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConvTile:
+    """One configuration.
+
+    Attributes:
+        block_m: rows a program (weight gradient: output channels).
+        block_n: output channels a program (weight gradient: input channels).
+        block_k: input channels a step (weight gradient: rows).
+        num_warps: warps a program.
+        num_stages: pipeline stages.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+#: (architecture, block_n) -> tile of 2-byte operands; block_k shrinks where there are fewer input channels.
+ROWS = {
+    (80, 128): ConvTile(128, 128, 64, 8, 4),
+    (80, 64): ConvTile(128, 64, 64, 4, 3),
+    (80, 32): ConvTile(128, 32, 64, 4, 3),
+    (80, 16): ConvTile(128, 16, 64, 4, 3),
+    (90, 256): ConvTile(128, 256, 64, 8, 3),
+    (90, 128): ConvTile(128, 128, 64, 8, 3),
+    (90, 64): ConvTile(128, 64, 64, 4, 3),
+    (90, 32): ConvTile(128, 32, 64, 4, 3),
+    (90, 16): ConvTile(128, 16, 64, 4, 3),
+}
+#: 4-byte operands: exact products without tensor cores.
+WIDE = ConvTile(32, 32, 32, 4, 2)
+WEIGHT = {80: ConvTile(128, 128, 32, 8, 4), 90: ConvTile(128, 128, 64, 8, 3)}
+
+
+def _power(size: int, largest: int) -> int:
+    """The power of two from 16 to `largest` that covers `size`, or `largest`."""
+    return min(largest, max(16, 1 << (size - 1).bit_length()))
+
+
+def tile(architecture: int, in_channels: int, out_channels: int, itemsize: int) -> ConvTile:
+    """The tile of the forward and of the data gradient."""
+    if itemsize > 2:
+        return WIDE
+    largest = max(n for arch, n in ROWS if arch == architecture)
+    shape = ROWS[architecture, _power(out_channels, largest)]
+    block_k = _power(in_channels, shape.block_k)
+    return ConvTile(shape.block_m, shape.block_n, block_k, shape.num_warps, shape.num_stages)
+
+
+def weight_tile(architecture: int, in_channels: int, out_channels: int, itemsize: int) -> ConvTile:
+    """The tile of the weight gradient."""
+    if itemsize > 2:
+        return WIDE
+    shape = WEIGHT[architecture]
+    block_m = max(64, _power(out_channels, shape.block_m))  # wgmma needs 64 rows
+    block_n = _power(in_channels, shape.block_n)
+    small = block_m * block_n < 128 * 128
+    return ConvTile(block_m, block_n, shape.block_k, 4 if small else shape.num_warps, shape.num_stages)
+
+
+def gradient_splits(programs: int, multiprocessors: int, rows: int, block_k: int) -> int:
+    """Parts of the rows so that about two waves of programs run, with at least four steps each."""
+    wanted = -(-2 * multiprocessors // max(1, programs))
+    return max(1, min(wanted, rows // (4 * block_k), 64))

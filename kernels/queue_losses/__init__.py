@@ -1,0 +1,1 @@
+"""Kernels of the losses over queues; see `rcmstr_fast.ops.queue_losses`."""
