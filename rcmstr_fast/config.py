@@ -83,8 +83,8 @@ class ModelConfig:
         sequence: what follows the columns inside the encoder: nothing, or two bidirectional LSTM layers
             (SeqCLR's R = H), which are exported and frozen with it.
         sequence_units: LSTM units a direction of sequence=bilstm, and channels of its frames.
-        class_token: the ViT gets a learned token of its own beside those of the patches.
-        final_norm: the ViT ends with a LayerNorm (DiG's contrastive variants have none).
+        class_token: the ViT gets a learned token of its own beside those of the patches; null: where the method needs one.
+        final_norm: the ViT ends with a LayerNorm; null: yes, but for methods that have none (dig).
         projector_hidden: units a direction of the BiLSTM projector (CNN) or hidden width of the MLP (ViT);
             0: 256 (CNN), 4096 (ViT).
         feature_dim: size D of query, key and queue rows; 0: 128 (CNN), 256 (ViT).
@@ -100,8 +100,8 @@ class ModelConfig:
     tps_align_corners: bool | None = None
     sequence: Literal["none", "bilstm"] = "none"
     sequence_units: int = number(256, low=1)
-    class_token: bool = False
-    final_norm: bool = True
+    class_token: bool | None = None
+    final_norm: bool | None = None
     projector_hidden: int = 0
     feature_dim: int = 0
 
@@ -304,6 +304,8 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
     model.feature_dim = model.feature_dim or (256 if vit else 128)
     model.projector_hidden = model.projector_hidden or (4096 if vit else 256)
     model.tps_align_corners = bool(model.tps_align_corners)
+    model.class_token = bool(model.class_token)
+    model.final_norm = model.final_norm is None or model.final_norm
     return model
 
 
@@ -344,6 +346,8 @@ def _check(config: PretrainConfig) -> None:
         (model.height == 32, "model.height must be 32", model.height),
         (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4 from 16",
          model.image_width),
+        (is_vit(model) or not model.class_token, "model.class_token must be false for a CNN", model.class_token),
+        (is_vit(model) or model.final_norm, "model.final_norm must be true for a CNN", model.final_norm),
         (train.accumulate >= 1, "train.accumulate must be 1 or more", train.accumulate),
         (train.save_every >= 0, "train.save_every must be 0 or more", train.save_every),
         (train.save_minutes >= 0, "train.save_minutes must be 0 or more", train.save_minutes),

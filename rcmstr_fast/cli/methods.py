@@ -33,10 +33,12 @@ def run(arguments: Namespace) -> int:
 
 
 def recipes(name: str) -> list[str]:
-    """Recipes of a method in the checkout, without folder and ending; those of other rows of a table left out."""
+    """Recipes of a method, without folder and ending, and those of its variants (`cnn_NAME_VARIANT`)."""
     folder = Path(rcmstr_fast.__file__).resolve().parents[1] / "recipes"
     wanted = [f"{size}{kind}_{name}" for size in ("", "tiny_") for kind in ("cnn", "vit")]
-    return [stem for stem in wanted if (folder / f"{stem}.yaml").is_file()]
+    return [
+        path.stem for stem in wanted for ending in ("", "_*") for path in sorted(folder.glob(f"{stem}{ending}.yaml"))
+    ]
 
 
 def _short(encoders: tuple[str, ...]) -> str:

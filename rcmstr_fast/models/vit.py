@@ -131,6 +131,22 @@ class VisionTransformer(Encoder):
             # Cleared pixels keep NaN out of the weight gradient, where a replaced token would still let 0 * NaN in.
             tokens = self.patch_embed(torch.where(masks.pixels, 0.0, images))
             tokens = replace_tokens(tokens, self.mask_token, self.pos_embed[0], masks.grid.flatten(1))
+        return self._features(tokens)
+
+    def crop_features(self, images: Tensor) -> Features:
+        """Features of pictures smaller than the encoder's own, as multi-crop training has them.
+
+        Args:
+            images: `[B, 3, h, w]`, normalised; h and w are multiples of 4, at most the encoder's own. Each token takes
+                the position of the token of a whole picture that is at its place there.
+        """
+        check_images(images, *images.shape[2:])
+        grid = images.shape[2] // PATCH, images.shape[3] // PATCH
+        positions = self.pos_embed.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        positions = F.interpolate(positions, grid, mode="nearest").flatten(2).transpose(1, 2)
+        return self._features(self.patch_embed(images) + positions)
+
+    def _features(self, tokens: Tensor) -> Features:
         if self.cls_token is None:
             return Features(self._encode(tokens))
         tokens = self._encode(torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1))
