@@ -5,8 +5,10 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from signal import SIGPIPE
 
 import rcmstr_fast
+from rcmstr_fast import console
 from rcmstr_fast.config import ConfigError, RunError
 
 #: Commands in the order of the help page; each is a module of this package with
@@ -26,9 +28,12 @@ COMMANDS = (
     "bench",
 )
 
+#: Commands whose output is all that they are for: they end quietly where its reader has gone (`| head`), as others do not.
+_SHOWING = {"doctor", "read", "report"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; a console that goes away does not end it.
 
     Args:
         argv: arguments after `rcmstr`; None: those of the process.
@@ -40,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
+    with console.kept(strict_output=name in _SHOWING):
+        return _guarded(name, argv)
+
+
+def _guarded(name: str, argv: list[str]) -> int:
+    """The command, its known errors as one line."""
     if name in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
@@ -52,12 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(name, argv[1:])
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, RunError, OSError) as error:
+    except (ConfigError, RunError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and name in _SHOWING:
+            return 128 + SIGPIPE
         return _fail(f"rcmstr {name}", _text(error), getattr(error, "status", 2))
     except RuntimeError as error:
-        if type(error).__name__ != "BackendError":  # its module imports torch
+        # By name and words: the modules of these errors import torch, which has no class of its own for host memory.
+        if type(error).__name__ not in ("BackendError", "OutOfMemoryError") and "allocate memory" not in str(error):
             raise
-        return _fail(f"rcmstr {name}", str(error))
+        return _fail(f"rcmstr {name}", _text(error))
 
 
 def available() -> list[str]:
@@ -91,6 +105,8 @@ def _nearest(name: str) -> str:
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) and not str(error):
+        return "out of memory"
     return " ".join(str(error).split())
 
 

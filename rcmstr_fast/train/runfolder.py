@@ -19,11 +19,12 @@ from rcmstr_fast.train.environment import environment
 _log = logging.getLogger(__name__)
 
 #: Fields that may change when a run is continued: its length, what it writes when, how data are read ahead, how a
-#: batch and the queues are divided, and what changes a step's speed only.
+#: batch and the queues are divided, what changes a step's speed only, and where the data are (`identity` recognises them).
 MAY_CHANGE = frozenset(
     ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.save_minutes",
      "train.picture_every", "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
-     "train.checkpoint_activations", "method.queue", "data.workers", "data.prefetch")
+     "train.checkpoint_activations", "train.timeout_minutes", "method.queue", "data.workers", "data.prefetch",
+     "data.roots")
 )  # fmt: skip
 
 
@@ -47,6 +48,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for name in names
         if name not in MAY_CHANGE and before.get(name) != after.get(name)
     ]
+
+
+def as_utf8(text: str) -> bytes:
+    """Text with parts that are no UTF-8 (names of files) as the escapes that YAML and JSON read back."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 class RunFolder:
@@ -120,7 +126,7 @@ class RunFolder:
         """Write `config.yaml` and add this session to `environment.json`."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-        checkpoint.write_whole(self.config, lambda file: file.write(text.encode()))
+        checkpoint.write_whole(self.config, lambda file: file.write(as_utf8(text)))
         path = self.path / "environment.json"
         sessions = []
         if path.exists():
@@ -128,15 +134,18 @@ class RunFolder:
                 sessions = list(json.loads(path.read_text(encoding="utf-8"))["sessions"])
         sessions.append({**environment(), "processes": world_size})
         text_json = json.dumps({"sessions": sessions}, indent=1, ensure_ascii=False) + "\n"
-        checkpoint.write_whole(path, lambda file: file.write(text_json.encode()))
+        checkpoint.write_whole(path, lambda file: file.write(as_utf8(text_json)))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folder and hold it; the lock ends with the process, however that ends.
 
+        Folders that were made for it and are still empty at the end are removed.
+
         Raises:
             ConfigError: another process holds it, or it cannot be created.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY)
@@ -152,3 +161,6 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
