@@ -336,7 +336,7 @@ def num_frames(model: ModelConfig) -> int:
 
 
 def _check(config: PretrainConfig) -> None:
-    method, model, train = config.method, config.model, config.train
+    method, model = config.method, config.model
     rules = [
         (bool(method.levels), "method.levels must name at least one level", method.levels),
         (method.num_patches >= 1, "method.num_patches must be 1 or more", method.num_patches),

@@ -6,10 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 from signal import SIGPIPE
+from typing import TYPE_CHECKING
 
 import rcmstr_fast
 from rcmstr_fast import console
 from rcmstr_fast.config import ConfigError, RunError
+
+if TYPE_CHECKING:  # both are slow to import
+    from jsonargparse import Namespace
+
+    from rcmstr_fast.cli.arguments import Parser
 
 #: Commands in the order of the help page; each is a module of this package with
 #: NAME, HELP, add_arguments(parser) and run(arguments) -> exit status, imported when it is used.
@@ -85,7 +91,17 @@ def _run(name: str, argv: list[str]) -> int:
     command = importlib.import_module(f"rcmstr_fast.cli.{name}")
     parser = Parser(prog=f"rcmstr {name}", description=command.HELP)
     command.add_arguments(parser)
-    return command.run(parser.instantiate(parser.parse_args(argv)))
+    return command.run(_parsed(parser, argv))
+
+
+def _parsed(parser: "Parser", argv: list[str]) -> "Namespace":
+    """The arguments with their dataclasses made."""
+    try:
+        return parser.instantiate(parser.parse_args(argv))
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # jsonargparse over a YAML file of arbitrary bytes and types fails in any way
+        raise ConfigError(f"the arguments cannot be understood: {_text(error)[:300]}") from error
 
 
 def _help() -> str:

@@ -106,7 +106,7 @@ class _Text(logging.FileHandler):
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
         self._console, self._said = console, False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a method of logging)
+    def handleError(self, record: logging.LogRecord) -> None:
         if not self._said:
             self._said = True
             tqdm.write(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]})", file=self._console)

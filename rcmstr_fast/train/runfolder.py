@@ -35,7 +35,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
@@ -88,9 +88,10 @@ class RunFolder:
             raise ConfigError(f"run: {self.path} is not empty and not a run (no config.yaml); name another folder")
         try:
             held = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.config}: expected the configuration of a run, it cannot be read") from error
-        if not isinstance(held, dict) or not {"method", "train", "optim"} <= held.keys():
+        parts = ("method", "train", "optim")
+        if not isinstance(held, dict) or not all(isinstance(held.get(part), dict) for part in parts):
             raise ConfigError(f"{self.config}: expected the configuration of a pretraining run, it is some other file")
         return held
 
