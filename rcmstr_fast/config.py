@@ -5,7 +5,7 @@ Values that a preset or a method decides are None here and filled in by `resolve
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rcmstr_fast.fields import ConfigError, check_fields, number
 
@@ -68,7 +68,7 @@ class ModelConfig:
 
     Attributes:
         encoder: resnet29, vit_tiny, vit_small or vit_base.
-        width: channel multiplier of ResNet-29: 1, 0.5 or 0.25.
+        width: channel multiplier of ResNet-29: 1, 0.5, 0.25 or 0.125.
         depth: transformer blocks of the ViT.
         height: input height in pixels.
         image_width: input width in pixels; 0: 100 for the CNN, 128 for the ViT.
@@ -81,7 +81,7 @@ class ModelConfig:
     """
 
     encoder: Literal["resnet29", "vit_tiny", "vit_small", "vit_base"] = "resnet29"
-    width: float = number(1.0, low=0.25, high=1)
+    width: float = number(1.0, low=0.125, high=1)
     depth: int = number(12, low=1, high=1000)
     height: int = number(32, low=32, high=32)
     image_width: int = number(0, low=0, high=4096)
@@ -91,78 +91,70 @@ class ModelConfig:
     feature_dim: int = number(0, low=0, high=65536)
 
 
-@dataclass
-class MethodConfig:
-    """The pretraining method and every switch of its ablations.
+@dataclass(frozen=True)
+class Training:
+    """How a method is trained where the user does not say otherwise (SPEC section 8).
 
     Attributes:
-        name: seqmoco, rclstr or rcmstr; fills in the fields that are null.
-        levels: feature levels with a contrastive loss; null: subword (seqmoco), all three otherwise.
-        kl: use the KL half of the relational loss (SeqMoCo with or without KL).
-        permute: the enriched relations (ERE): a second, permuted query; null: by method.
-        inter: inter-level terms; null: none (seqmoco), both otherwise.
-        inter_loss: loss of the inter-level terms.
-        inter_weight: weight of the inter-level terms; null: by preset.
-        inter_pairing: how frames pair with subwords: stride windows or the pooling windows.
-        inter_after_enqueue: inter-level terms see this step's keys in the queue (preset rclstr_code).
-        division: where images are cut for the permutation.
-        num_patches: strips an image (N).
-        group_size: images whose strips are shuffled together (M).
-        shared_permutation: one permutation for all groups of a batch (preset rclstr_code).
-        num_subwords: subwords an image (S).
-        alpha: weight of loss_kl in loss_re.
-        beta: weight of loss_rcl beside loss_mim.
-        tau_info: temperature of loss_info.
-        tau_kl: temperature of loss_kl.
-        kl_reduction: sum over the queue (the paper's equation) or mean (preset rclstr_code: divided by K too).
-        queue_size: rows of each level's queue (K).
-        queue: replicated (every process holds all rows) or sharded (K / processes each, gathered for each comparison;
-            the same losses).
-        round_frame_queue: round the frame queue down to a multiple of T*B (preset rclstr_code).
-        enqueue_per_image: frame keys enqueued an image; 0: all.
-        momentum: momentum m of the key encoder.
-        bn_group_size: images that share batch-norm statistics in training; 0: the local batch.
-        bn_shuffle: group the key side at random (prevents batch-norm leakage between query and key).
-        mask_ratio: hidden share of the mask units.
-        num_blocks: hidden blocks of 16 pixels, full height.
-        mask_unit: unit of the CNN's mask (the ViT masks its tokens).
-        mask_rule: how the mask crosses the 25 -> 26 column pool.
-        norm_pix: reconstruct pixels normalised a mask unit.
-        coupled: the masked view is also the query (the paper's ablation; decoupled by default).
+        batch: images a step.
+        epochs: passes over the data.
+        optimizer: adamw, sgd or adadelta.
+        lr: learning rate; that of `lr_batch` images.
+        lr_batch: the rate grows in proportion to the batch from here; 0: it is the same for every batch.
+        weight_decay: of the optimiser.
+        schedule: cosine, constant or step.
+        warmup_steps: steps of linear warm-up; None: 5,000, at most a tenth of the run.
+        min_lr: end of the cosine, never above the rate itself.
+        clip: gradient-norm limit; 0: none.
     """
 
-    name: Literal["seqmoco", "rclstr", "rcmstr"] = "rcmstr"
-    levels: list[Level] | None = None
-    kl: bool = True
-    permute: bool | None = None
-    inter: Literal["none", "s2w", "f2s", "both"] | None = None
-    inter_loss: Literal["kl", "info", "re"] = "kl"
-    inter_weight: float | None = None
-    inter_pairing: Literal["stride", "pool"] = "stride"
-    inter_after_enqueue: bool | None = None
-    division: Literal["direct", "drop_boundary", "vertical_projection"] = "direct"
-    num_patches: int = 2
-    group_size: int = 2
-    shared_permutation: bool | None = None
-    num_subwords: int = 4
-    alpha: float = 0.3
-    beta: float = 0.1
-    tau_info: float = 0.07
-    tau_kl: float = 0.04
-    kl_reduction: Literal["sum", "mean"] | None = None
-    queue_size: int = 65536
-    queue: Literal["replicated", "sharded"] = "replicated"
-    round_frame_queue: bool | None = None
-    enqueue_per_image: int = 0
-    momentum: float = 0.999
-    bn_group_size: int = 0
-    bn_shuffle: bool = True
-    mask_ratio: float = 0.7
-    num_blocks: int = 1
-    mask_unit: Literal["lattice", "stage3", "column"] = "stage3"
-    mask_rule: Literal["anchored", "any"] = "anchored"
-    norm_pix: bool = False
-    coupled: bool = False
+    batch: int = 256
+    epochs: int = 5
+    optimizer: str = "adamw"
+    lr: float = 1.5e-4
+    lr_batch: int = 256
+    weight_decay: float = 0.05
+    schedule: str = "cosine"
+    warmup_steps: int | None = None
+    min_lr: float = 0.0
+    clip: float = 0.0
+
+
+@dataclass
+class MethodConfig:
+    """What the configuration of every pretraining method has; each method's own is in `rcmstr_fast.methods`.
+
+    A method's configuration derives from this class, adds its fields and gives `name` its own name as the default.
+
+    Attributes:
+        name: the method; `rcmstr methods` lists them, and `rcmstr pretrain --method.name NAME --help` its fields.
+        bn_group_size: images that share batch-norm statistics in training; 0: the images of a forward pass.
+    """
+
+    #: Training on a CNN and on a ViT; a method overrides what differs.
+    cnn: ClassVar[Training] = Training()
+    vit: ClassVar[Training] = Training(batch=1024, epochs=10, weight_decay=0.1, min_lr=1e-5)
+    #: Encoders that the method serves, filled in by its registration; empty: all.
+    encoders: ClassVar[tuple[str, ...]] = ()
+
+    name: str = ""
+    bn_group_size: int = number(0, low=0)
+
+    def fill(self, run: "PretrainConfig") -> None:
+        """Replace null fields by what preset and method say, in place; a second call changes nothing."""
+
+    def check(self, run: "PretrainConfig") -> None:
+        """Raise ConfigError where fields do not fit each other or the model; ranges have been checked already."""
+
+    def training(self, run: "PretrainConfig") -> Training:
+        """Defaults of optimiser, batch and length for this run."""
+        return self.vit if is_vit(run.model) else self.cnn
+
+
+def require(holds: object, expected: str, got: object) -> None:
+    """Raise ConfigError `expected, got ...` unless `holds`."""
+    if not holds:
+        raise ConfigError(f"{expected}, got {got!r}")
 
 
 @dataclass
@@ -170,28 +162,31 @@ class OptimConfig:
     """Optimiser and schedule.
 
     Attributes:
-        name: adamw or sgd; null: by preset.
-        lr: learning rate at the given batch; null: by preset (1.5e-4 * batch / 256 for AdamW, 0.0015 for SGD).
-        weight_decay: null: by preset and encoder; AdamW leaves out batch norm, biases and tokens.
+        name: adamw, sgd or adadelta; null: by method.
+        lr: learning rate at the given batch; null: by method (1.5e-4 * batch / 256 for most).
+        weight_decay: null: by method and encoder; AdamW leaves out batch norm, biases and tokens.
         sgd_momentum: momentum of SGD.
         beta1: AdamW.
         beta2: AdamW.
-        schedule: cosine or constant; null: by preset.
-        warmup_steps: steps of linear warm-up; null: by preset (5,000, at most a tenth of the run).
-        min_lr: end of the cosine; null: 0 (CNN), 1e-5 (ViT), never above lr.
-        clip: gradient-norm limit; 0: off.
+        rho: decay of AdaDelta's averages.
+        schedule: cosine, constant or step (a tenth of the rate from 60 % of the run on, a hundredth from 80 % on);
+            null: by method.
+        warmup_steps: steps of linear warm-up; null: by method (mostly 5,000, at most a tenth of the run).
+        min_lr: end of the cosine; null: by method, never above lr.
+        clip: gradient-norm limit; 0: off; null: by method.
     """
 
-    name: Literal["adamw", "sgd"] | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    sgd_momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.999
-    schedule: Literal["cosine", "constant"] | None = None
-    warmup_steps: int | None = None
-    min_lr: float | None = None
-    clip: float = 0.0
+    name: Literal["adamw", "sgd", "adadelta"] | None = None
+    lr: float | None = number(None, above=0)
+    weight_decay: float | None = number(None, low=0)
+    sgd_momentum: float = number(0.9, low=0, below=1)
+    beta1: float = number(0.9, low=0, below=1)
+    beta2: float = number(0.999, low=0, below=1)
+    rho: float = number(0.95, low=0, below=1)
+    schedule: Literal["cosine", "constant", "step"] | None = None
+    warmup_steps: int | None = number(None, low=0)
+    min_lr: float | None = number(None, low=0)
+    clip: float | None = number(None, low=0)
 
 
 @dataclass
@@ -247,13 +242,13 @@ class PretrainConfig:
         seed: the one seed; every random choice is a function of it.
         data: the images.
         model: the network.
-        method: the method.
+        method: the method; an instance of its own configuration class.
         optim: the optimiser.
         train: the run.
     """
 
     run: str = "runs/pretrain"
-    preset: Literal["paper", "rclstr_code", "fast"] = "fast"
+    preset: Literal["paper", "rclstr_code", "fast"] = "paper"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -262,19 +257,9 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-_METHODS = {
-    "seqmoco": {"levels": ["subword"], "permute": False, "inter": "none"},
-    "rclstr": {"levels": list(LEVELS), "permute": True, "inter": "both"},
-    "rcmstr": {"levels": list(LEVELS), "permute": True, "inter": "both"},
-}
-_PRESETS = {
-    "paper": {"inter_weight": 1.0, "inter_after_enqueue": False, "shared_permutation": False,
-              "kl_reduction": "sum", "round_frame_queue": False},
-    "rclstr_code": {"inter_weight": 0.3, "inter_after_enqueue": True, "shared_permutation": True,
-                    "kl_reduction": "mean", "round_frame_queue": True},
-    "fast": {"inter_weight": 0.3, "inter_after_enqueue": False, "shared_permutation": False,
-             "kl_reduction": "sum", "round_frame_queue": False},
-}  # fmt: skip
+def is_vit(model: ModelConfig) -> bool:
+    """Whether the encoder is a ViT; otherwise it is a CNN."""
+    return model.encoder.startswith("vit")
 
 
 def _fill(config: object, values: dict) -> None:
@@ -283,25 +268,23 @@ def _fill(config: object, values: dict) -> None:
             setattr(config, name, value)
 
 
-def _training_defaults(config: PretrainConfig) -> dict[str, dict]:
-    """SPEC section 8: the training rows of the presets, for the optimiser and for the run."""
-    vit = config.model.encoder.startswith("vit")
-    if config.preset == "rclstr_code" and not vit:
-        batch = config.train.global_batch_size or 32
-        optim = {"name": "sgd", "lr": 0.0015, "weight_decay": 1e-4, "schedule": "constant", "warmup_steps": 0}
-        return {"optim": optim | {"min_lr": 0.0}, "train": {"global_batch_size": batch, "epochs": 5}}
-    batch = config.train.global_batch_size or (1024 if vit else 256)
-    lr = 1.5e-4 * batch / 256
-    optim = {"name": "adamw", "lr": lr, "weight_decay": 0.1 if vit else 0.05, "schedule": "cosine"}
-    return {
-        "optim": optim | {"min_lr": min(1e-5, config.optim.lr or lr) if vit else 0.0},
-        "train": {"global_batch_size": batch, "epochs": 10 if vit else 5},
-    }
+def _fill_training(config: PretrainConfig) -> None:
+    """Optimiser, batch and length of the run where they are null."""
+    training = config.method.training(config)
+    batch = config.train.global_batch_size or training.batch
+    lr = training.lr * (batch / training.lr_batch if training.lr_batch else 1.0)
+    least = min(training.min_lr, config.optim.lr or lr) if training.min_lr else 0.0
+    optim = {
+        "name": training.optimizer, "lr": lr, "weight_decay": training.weight_decay, "schedule": training.schedule,
+        "min_lr": least, "clip": training.clip, "warmup_steps": training.warmup_steps,
+    }  # fmt: skip
+    _fill(config.optim, optim)
+    _fill(config.train, {"global_batch_size": batch, "epochs": training.epochs})
 
 
 def resolve_model(model: ModelConfig) -> ModelConfig:
     """Fill the fields of `model` that are 0 from its encoder, in place; a second call changes nothing."""
-    vit = model.encoder.startswith("vit")
+    vit = is_vit(model)
     model.image_width = model.image_width or (128 if vit else 100)
     model.feature_dim = model.feature_dim or (256 if vit else 128)
     model.projector_hidden = model.projector_hidden or (4096 if vit else 256)
@@ -320,33 +303,28 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
         ConfigError: naming the field, what was expected and what came.
     """
     check_fields(config)
-    _fill(config.method, _METHODS[config.method.name])
-    _fill(config.method, _PRESETS[config.preset])
-    defaults = _training_defaults(config)
-    _fill(config.optim, defaults["optim"])
-    _fill(config.train, defaults["train"])
+    method = config.method
+    if method.encoders and config.model.encoder not in method.encoders:
+        served = ", ".join(method.encoders)
+        raise ConfigError(f"model.encoder must be one of {served} for method {method.name}, got {config.model.encoder}")
+    method.fill(config)
+    _fill_training(config)
     resolve_model(config.model)
+    check_fields(config)
     _check(config)
+    method.check(config)
     return config
 
 
 def num_frames(model: ModelConfig) -> int:
     """Frames T of an image: width / 4, and one more for the CNN (SPEC section 2)."""
-    return model.image_width // 4 + (0 if model.encoder.startswith("vit") else 1)
+    return model.image_width // 4 + (0 if is_vit(model) else 1)
 
 
 def _check(config: PretrainConfig) -> None:
-    method, model = config.method, config.model
+    model = config.model
     rules = [
-        (bool(method.levels), "method.levels must name at least one level", method.levels),
-        (method.num_patches >= 1, "method.num_patches must be 1 or more", method.num_patches),
-        (method.group_size >= 1, "method.group_size must be 1 or more", method.group_size),
-        (method.queue_size >= 1, "method.queue_size must be 1 or more", method.queue_size),
-        (0 <= method.mask_ratio <= 1, "method.mask_ratio must be in [0, 1]", method.mask_ratio),
-        (method.tau_info > 0, "method.tau_info must be positive", method.tau_info),
-        (method.tau_kl > 0, "method.tau_kl must be positive", method.tau_kl),
-        (0 <= method.momentum <= 1, "method.momentum must be in [0, 1]", method.momentum),
-        (model.width in (0.25, 0.5, 1.0), "model.width must be 0.25, 0.5 or 1", model.width),
+        (model.width in (0.125, 0.25, 0.5, 1.0), "model.width must be 0.125, 0.25, 0.5 or 1", model.width),
         (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4 from 16",
          model.image_width),
         (model.tps != "frozen" or model.tps_checkpoint, "model.tps_checkpoint must name a file for model.tps=frozen",
@@ -355,17 +333,4 @@ def _check(config: PretrainConfig) -> None:
          "data.weights must have one weight a root", config.data.weights),
     ]  # fmt: skip
     for holds, expected, got in rules:
-        if not holds:
-            raise ConfigError(f"{expected}, got {got!r}")
-    frames = num_frames(model)
-    if method.permute and frames % method.num_patches:
-        raise ConfigError(
-            f"method.num_patches must divide the {frames} frames of a {model.image_width}-pixel image, "
-            f"got {method.num_patches}"
-        )
-    if method.permute and model.image_width % method.num_patches:
-        raise ConfigError(
-            f"method.num_patches must divide the image width {model.image_width}, got {method.num_patches}"
-        )
-    if method.num_subwords > frames or method.num_subwords < 1:
-        raise ConfigError(f"method.num_subwords must be in 1..{frames}, got {method.num_subwords}")
+        require(holds, expected, got)

@@ -37,12 +37,12 @@ def test_commands_of_the_readme_exist():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_are_valid_and_named_in_their_own_comment(path):
-    from rcmstr_fast.cli.arguments import Parser, add_dataclass, to_dataclass
-    from rcmstr_fast.config import PretrainConfig, resolve
+    from rcmstr_fast.cli.arguments import Parser, add_pretraining, to_pretraining
+    from rcmstr_fast.config import resolve
 
     parser = Parser(prog="rcmstr pretrain")
-    add_dataclass(parser, PretrainConfig)
-    config = to_dataclass(PretrainConfig, parser.instantiate(parser.parse_args(["--config", str(path)])))
+    add_pretraining(parser, ["--config", str(path)])
+    config = to_pretraining(parser.instantiate(parser.parse_args(["--config", str(path)])))
     resolve(config)
     text = path.read_text(encoding="utf-8")
     assert f"recipes/{path.name}" in text.splitlines()[0]

@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rcmstr_fast"
-EVERYONE = {"rcmstr_fast", "config", "console", "env", "fields", "random"}
+EVERYONE = {"rcmstr_fast", "config", "console", "env", "fields", "random", "recipe_files"}
 MAY_IMPORT = {
     "config": set(),
     "console": set(),
     "env": set(),
     "fields": set(),
+    "recipe_files": set(),
     "random": set(),
     "kernels": {"kernels"},
     "reference": {"random", "reference"},
@@ -24,7 +25,8 @@ MAY_IMPORT = {
     "data": {"data", "ops", "_C"},
     "train": {"train", "methods", "models", "data", "ops", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
-    "cli": {"cli", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
+    "study": {"study", "evaluation", "data", "train"},
+    "cli": {"study", "cli", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}

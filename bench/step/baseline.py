@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from bench.step import networks
 from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig
+from rcmstr_fast.methods import Batch
 from rcmstr_fast.methods.permutation import pairing_windows
 from rcmstr_fast.ops import reference
 from rcmstr_fast.train.optim import build_optimizer
-from rcmstr_fast.train.stream import TrainBatch
 
 #: Similarities (row, queue row) of one chunk of a loss: half a gigabyte in float32.
 CHUNK = 1 << 27
@@ -144,7 +144,7 @@ class Baseline(nn.Module):
         self._ere, self._pairs = wrap(ere_chunk), wrap(pair_chunk)
         self.optimizer = build_optimizer(self, config.optim)
 
-    def step(self, batch: TrainBatch) -> Tensor:
+    def step(self, batch: Batch) -> Tensor:
         """One step of the training; returns the loss, detached."""
         self.follow()
         self.optimizer.zero_grad()
@@ -159,21 +159,22 @@ class Baseline(nn.Module):
         targets, sources = list(self.momentum.parameters()), list(self.online.parameters())
         torch._foreach_lerp_(targets, sources, 1.0 - self.config.method.momentum)
 
-    def gradients(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the batch with the gradients left in the parameters, and its keys."""
         method, views = self.config.method, batch.views
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             reconstruction = None
             if method.name == "rcmstr":
                 masks = self.masks(batch)
-                reconstruction = self._reconstruct(views[0], masks.grid, masks.pixels)
-            queries = [self._features(views[0], method.num_subwords)]
+                reconstruction = self._reconstruct(views["query"], masks.grid, masks.pixels)
+            queries = [self._features(views["query"], method.num_subwords)]
             if method.permute:
-                order = batch.order if batch.order is not None else self.order(batch)
-                permuted = batch.permuted if batch.permuted is not None else self.permute(views[0], order)
+                order, permuted = batch.drawn.get("order"), batch.views.get("permuted")
+                order = order if order is not None else self.order(batch)
+                permuted = permuted if permuted is not None else self.permute(views["query"], order)
                 queries.append(self._features(permuted, method.num_subwords, order))
             with torch.no_grad():
-                key = self._key_features(views[1], method.num_subwords)
+                key = self._key_features(views["key"], method.num_subwords)
             leaves = [{level: x.detach().requires_grad_() for level, x in query.items()} for query in queries]
             scale = method.beta if reconstruction is not None else 1.0
             loss = self.contrast(leaves, key, scale)
@@ -229,7 +230,7 @@ class Baseline(nn.Module):
         prediction = self.mim["head"](features, active)
         return reference.masked_mse(prediction.float(), images.float() * 0.5 + 0.5, pixels)
 
-    def masks(self, batch: TrainBatch) -> reference.Masks:
+    def masks(self, batch: Batch) -> reference.Masks:
         """The masks of the batch."""
         method, model = self.config.method, self.config.model
         return reference.draw_masks(
@@ -238,7 +239,7 @@ class Baseline(nn.Module):
             num_blocks=method.num_blocks,
         )  # fmt: skip
 
-    def order(self, batch: TrainBatch) -> Tensor:
+    def order(self, batch: Batch) -> Tensor:
         """The permutation of the batch."""
         method = self.config.method
         return reference.draw_order(

@@ -14,11 +14,11 @@ from bench import timing
 from bench.step.baseline import Baseline
 from rcmstr_fast import ops
 from rcmstr_fast.config import PretrainConfig
+from rcmstr_fast.methods import Batch
 from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train.costs import Ceilings, step_works
 from rcmstr_fast.train.distributed import use_bf16
 from rcmstr_fast.train.loop import Trainer
-from rcmstr_fast.train.stream import TrainBatch
 
 Run = Callable[[], Any]
 #: measured part -> parts of the floor
@@ -31,17 +31,18 @@ PARTS = {
 class Sides:
     """The tensors between the parts, and what both implementations share."""
 
-    def __init__(self, config: PretrainConfig, batch: TrainBatch, bf16: bool) -> None:
+    def __init__(self, config: PretrainConfig, batch: Batch, bf16: bool) -> None:
         self.config, self.batch, self.bf16 = config, batch, bf16
-        self.device = batch.views.device
+        self.device = batch.index.device
         self.permute, self.masked = bool(config.method.permute), config.method.name == "rcmstr"
         self.order = permuted_order(batch.index, batch.epoch, config.method, config.seed) if self.permute else None
-        self.views = [batch.views[0], *([batch.permuted] if self.permute else [])]
-        unit = "token" if config.model.encoder.startswith("vit") else config.method.mask_unit
-        self.masks = ops.draw_masks(
-            batch.index, seed=config.seed, epoch=batch.epoch, size=(config.model.height, config.model.image_width),
-            unit=unit, mask_ratio=config.method.mask_ratio, num_blocks=config.method.num_blocks,
-        )  # fmt: skip
+        self.views = [batch.views["query"], *([batch.views["permuted"]] if self.permute else [])]
+        if self.masked:
+            unit = "token" if config.model.encoder.startswith("vit") else config.method.mask_unit
+            self.masks = ops.draw_masks(
+                batch.index, seed=config.seed, epoch=batch.epoch, size=(config.model.height, config.model.image_width),
+                unit=unit, mask_ratio=config.method.mask_ratio, num_blocks=config.method.num_blocks,
+            )  # fmt: skip
 
     def autocast(self) -> Any:
         """The precision of the step."""
@@ -92,7 +93,7 @@ def leaf(x: Tensor) -> Tensor:
 class OurSides(Sides):
     """The parts of the trainer's method."""
 
-    def __init__(self, trainer: Trainer, batch: TrainBatch) -> None:
+    def __init__(self, trainer: Trainer, batch: Batch) -> None:
         super().__init__(trainer.config, batch, use_bf16(trainer.config.train.precision, trainer.world.device))
         self.method, self.optimizer = trainer.method, trainer.optimizer
 
@@ -104,7 +105,7 @@ class OurSides(Sides):
 
     def key_encode(self) -> Tensor:  # noqa: D102
         with torch.no_grad(), self.autocast():
-            return self.method.momentum.network.encode(self.batch.views[1])
+            return self.method.momentum.network.encode(self.batch.views["key"])
 
     def key_project(self, frames: Tensor) -> Tensor:  # noqa: D102
         return self.method.momentum.network.project(frames)
@@ -116,11 +117,11 @@ class OurSides(Sides):
 
     def encode_masked(self) -> tuple[Tensor, Tensor | None]:  # noqa: D102
         rule = self.config.method.mask_rule
-        return self.method.online.encoder.forward_masked(self.batch.views[0], self.masks, rule)
+        return self.method.online.encoder.forward_masked(self.batch.views["query"], self.masks, rule)
 
     def reconstruct(self, features: Tensor, active: Tensor | None) -> Tensor:  # noqa: D102
         prediction = self.method.mim.head(features, active).float()
-        return ops.masked_mse(prediction, self.batch.views[0].float() * 0.5 + 0.5, self.masks.pixels)
+        return ops.masked_mse(prediction, self.batch.views["query"].float() * 0.5 + 0.5, self.masks.pixels)
 
     def contrast(self, queries: list[dict[str, Tensor]], key: dict[str, Tensor]) -> None:  # noqa: D102
         queues = {level: self.method.queues[level] for level in self.method.levels}
@@ -139,7 +140,7 @@ class OurSides(Sides):
 class BaselineSides(Sides):
     """The parts of the baseline."""
 
-    def __init__(self, baseline: Baseline, batch: TrainBatch) -> None:
+    def __init__(self, baseline: Baseline, batch: Batch) -> None:
         super().__init__(baseline.config, batch, baseline.bf16)
         self.baseline = baseline
 
@@ -151,7 +152,7 @@ class BaselineSides(Sides):
 
     def key_encode(self) -> Tensor:  # noqa: D102
         with torch.no_grad(), self.autocast():
-            return self.baseline.momentum["network"].encoder(self.batch.views[1])
+            return self.baseline.momentum["network"].encoder(self.batch.views["key"])
 
     def key_project(self, frames: Tensor) -> Tensor:  # noqa: D102
         return self.baseline.momentum["network"].project(frames)
@@ -162,11 +163,11 @@ class BaselineSides(Sides):
 
     def encode_masked(self) -> tuple[Tensor, Tensor | None]:  # noqa: D102
         rule = self.config.method.mask_rule
-        return self.baseline.online.encoder.forward_masked(self.batch.views[0], self.masks, rule)
+        return self.baseline.online.encoder.forward_masked(self.batch.views["query"], self.masks, rule)
 
     def reconstruct(self, features: Tensor, active: Tensor | None) -> Tensor:  # noqa: D102
         prediction = self.baseline.mim["head"](features, active).float()
-        target = self.batch.views[0].float() * 0.5 + 0.5
+        target = self.batch.views["query"].float() * 0.5 + 0.5
         return ops.reference.masked_mse(prediction, target, self.masks.pixels)
 
     def contrast(self, queries: list[dict[str, Tensor]], key: dict[str, Tensor]) -> None:  # noqa: D102

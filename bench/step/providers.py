@@ -5,9 +5,9 @@ from torch import Tensor
 
 from bench.step.baseline import Baseline
 from rcmstr_fast.config import PretrainConfig
+from rcmstr_fast.methods import Batch
 from rcmstr_fast.train.distributed import use_bf16
 from rcmstr_fast.train.step_speed import Factory
-from rcmstr_fast.train.stream import TrainBatch
 
 #: provider -> mode of torch.compile; empty: eager
 MODES = {"eager": "", "compile": "default", "compile_max": "max-autotune-no-cudagraphs"}
@@ -19,13 +19,13 @@ class BaselineStep:
     def __init__(self, baseline: Baseline) -> None:
         self.baseline = baseline
 
-    def first_loss(self, batch: TrainBatch) -> float:
+    def first_loss(self, batch: Batch) -> float:
         """Loss of a batch; its gradients are forgotten."""
         loss, _ = self.baseline.gradients(batch)
         self.baseline.optimizer.zero_grad()
         return float(loss)
 
-    def step(self, batches: list[TrainBatch]) -> None:
+    def step(self, batches: list[Batch]) -> None:
         """One step."""
         self.baseline.step(batches[0])
 

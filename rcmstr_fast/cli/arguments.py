@@ -3,11 +3,14 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from rcmstr_fast.config import ConfigError
+from rcmstr_fast.config import ConfigError, PretrainConfig
 
 T = TypeVar("T")
 
@@ -18,8 +21,20 @@ _UNKNOWN = (
 )
 
 
+#: The method where neither an argument nor a file names one.
+DEFAULT_METHOD = "rcmstr"
+
+
 class Parser(ArgumentParser):
-    """jsonargparse's parser; a wrong argument is a ConfigError of one line that names the nearest field."""
+    """jsonargparse's parser; a wrong argument is a ConfigError of one line that names the nearest field.
+
+    Attributes:
+        given: the arguments that will be parsed; which method they name decides on the fields that there are.
+        method: that method, once its fields are there.
+    """
+
+    given: Sequence[str] = ()
+    method: str = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -34,8 +49,23 @@ class Parser(ArgumentParser):
             found = re.search(pattern, message)
             if found:
                 name = ".".join(part for part in (found.groupdict().get("group"), found["name"]) if part)
-                return f"unknown field {name}{self._nearest(name)}"
+                return self._foreign(name) or f"unknown field {name}{self._nearest(name)}"
         return _wrong_value(message) or " ".join(message.split())
+
+    def _foreign(self, name: str) -> str | None:
+        """A field that only other methods have, or None."""
+        from rcmstr_fast.methods import every_method
+
+        field = name.rsplit(".", 1)[-1]
+        specs = every_method() if self.method and name == f"method.{field}" else []
+        owners = [spec.name for spec in specs if field in {f.name for f in dataclasses.fields(spec.config)}]
+        if not owners:
+            return None
+        known = [f.name for spec in specs if spec.name == self.method for f in dataclasses.fields(spec.config)]
+        return (
+            f"method {self.method} has no field {field} (method {', '.join(owners)} has); "
+            f"expected one of {', '.join(known)}{self._nearest(name)}"
+        )
 
     def _nearest(self, name: str) -> str:
         known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
@@ -69,3 +99,49 @@ def add_dataclass(parser: ArgumentParser, cls: type) -> None:
 def to_dataclass(cls: type[T], arguments: Namespace) -> T:
     """The configuration that parsed (and instantiated) arguments describe."""
     return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def add_pretraining(parser: Parser, given: Sequence[str] | None = None) -> None:
+    """Add the fields of PretrainConfig, with those of the method that the arguments or their files name.
+
+    Args:
+        parser: takes them.
+        given: the arguments; None: `parser.given`.
+    Raises:
+        ConfigError: there is no such method.
+    """
+    from rcmstr_fast.methods import find
+
+    spec = find(named_method(parser.given if given is None else given) or DEFAULT_METHOD)
+    parser.method = spec.name
+    own = [("method", spec.config, dataclasses.field(default_factory=spec.config))]
+    config = dataclasses.make_dataclass("PretrainConfig", own, bases=(PretrainConfig,))
+    config.__doc__ = PretrainConfig.__doc__
+    add_dataclass(parser, config)
+
+
+def to_pretraining(arguments: Namespace) -> PretrainConfig:
+    """The PretrainConfig that the arguments of `add_pretraining` describe."""
+    return to_dataclass(PretrainConfig, arguments)
+
+
+def named_method(given: Sequence[str]) -> str | None:
+    """`method.name` of the arguments: of the flag, else of the last file of `--config`."""
+    flags: dict[str, list[str]] = {"--method.name": [], "--config": []}
+    for place, word in enumerate(given):
+        name, equals, value = word.partition("=")
+        if name in flags and (equals or place + 1 < len(given)):
+            flags[name].append(value if equals else given[place + 1])
+    names = flags["--method.name"] or [name for name in map(_method_of_file, flags["--config"]) if name]
+    return names[-1] if names else None
+
+
+def _method_of_file(path: str) -> str | None:
+    """`method.name` of a YAML file; None where it has none or cannot be read, which parsing it will say."""
+    try:
+        held = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    method = held.get("method") if isinstance(held, dict) else None
+    name = method.get("name") if isinstance(method, dict) else None
+    return name if isinstance(name, str) else None

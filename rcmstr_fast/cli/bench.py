@@ -10,18 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 import rcmstr_fast
-from rcmstr_fast.cli.arguments import add_dataclass, to_dataclass
-from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
+from rcmstr_fast.cli.arguments import Parser, add_pretraining, to_pretraining
+from rcmstr_fast.config import ConfigError, resolve
 
 NAME = "bench"
 HELP = "measure the data path and the training step, and the single operations"
 _RENDERED = 2048
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The sub-commands."""
     commands = parser.add_subcommands()
     make = type(parser)
@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     pipeline.add_argument("--repetitions", type=int, default=5, help="timed calls of each stage; the best counts")
     pipeline.add_argument("--peers", type=bool, default=False, help="also time other libraries (needs a checkout)")
     pipeline.add_argument("--out", type=str, default="bench/results", help="folder of the JSON; empty: none")
-    add_dataclass(pipeline, PretrainConfig)
+    add_pretraining(pipeline, parser.given)
     commands.add_subcommand("pipeline", pipeline, help="data path, training step, and which of them is the slower")
 
     step = make(description="Time whole training steps against plain PyTorch and their floor; see docs/performance.md.")
@@ -49,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     step.add_argument("--margin", type=float, default=0.05, help="how much slower is still the same, as a share")
     step.add_argument("--out", type=str, default="bench/results", help="folder of the JSON; empty: none")
-    add_dataclass(step, PretrainConfig)
+    add_pretraining(step, parser.given)
     commands.add_subcommand("step", step, help="whole training steps against plain PyTorch, images/s, memory")
 
     single = make(description="Time the operations against their peers (needs a checkout).")
@@ -74,7 +74,7 @@ def _pipeline(arguments: Namespace) -> int:
         raise ConfigError(
             f"seconds must be positive and repetitions 1 or more, got {arguments.seconds} and {arguments.repetitions}"
         )
-    config = to_dataclass(PretrainConfig, arguments)
+    config = to_pretraining(arguments)
     bench = _checkout("pipeline") if arguments.peers else None
     from rcmstr_fast.train import throughput
     from rcmstr_fast.train.environment import environment
@@ -103,7 +103,7 @@ def _step(arguments: Namespace) -> int:
         raise ConfigError(
             f"repetitions must be 1 or more and margin 0 or more, got {arguments.repetitions} and {arguments.margin}"
         )
-    config = resolve(to_dataclass(PretrainConfig, arguments))
+    config = resolve(to_pretraining(arguments))
     names = [name.strip() for name in arguments.providers.split(",")]
     others = [name for name in names if name != "ours"]
     bench = _checkout("step") if others or arguments.parts else None

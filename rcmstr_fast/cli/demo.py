@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rcmstr_fast.config import MethodConfig, ModelConfig, PretrainConfig
+from rcmstr_fast.config import ModelConfig, PretrainConfig
 
 NAME = "demo"
 HELP = "the whole way in one command: render words, pretrain, probe, compare; run it again to continue"
@@ -170,11 +170,13 @@ def _render(folder: Path, size: Size, *, with_crops: bool) -> None:
 
 
 def _pretrain(folder: Path, data: str, size: Size) -> Path:
+    from rcmstr_fast.methods import settings
     from rcmstr_fast.train.loop import pretrain
 
     config = PretrainConfig(run=str(folder), model=ModelConfig(width=size.width))
     config.data.roots = [data]
-    config.method = MethodConfig(queue_size=size.queue_size, momentum=size.momentum)
+    config.preset = "fast"  # the weight of the terms between levels that the demonstration was measured with
+    config.method = settings("rcmstr", queue_size=size.queue_size, momentum=size.momentum)
     config.optim.lr = size.lr
     config.train.steps, config.train.global_batch_size = size.pretrain_steps, size.pretrain_batch
     config.train.save_every = 50

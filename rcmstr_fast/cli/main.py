@@ -24,13 +24,16 @@ COMMANDS = (
     "doctor",
     "data",
     "pretrain",
+    "methods",
     "probe",
     "finetune",
     "segment",
     "read",
     "embed",
     "export",
+    "study",
     "report",
+    "recipes",
     "bench",
 )
 
@@ -90,6 +93,7 @@ def _run(name: str, argv: list[str]) -> int:
 
     command = importlib.import_module(f"rcmstr_fast.cli.{name}")
     parser = Parser(prog=f"rcmstr {name}", description=command.HELP)
+    parser.given = argv
     command.add_arguments(parser)
     return command.run(_parsed(parser, argv))
 

@@ -1,22 +1,25 @@
-"""The contrastive step that SeqMoCo, RCLSTR and RCMSTR share."""
+"""SeqMoCo and RCLSTR, and the contrastive step that they share with RCMSTR."""
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rcmstr_fast import random
-from rcmstr_fast.config import PretrainConfig, num_frames
+from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
+from rcmstr_fast.methods.base import PretrainMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.levels import RelationalSettings
 from rcmstr_fast.methods.losses import RelationalLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
-from rcmstr_fast.methods.permutation import PermutedQuery
-from rcmstr_fast.methods.queue import StepKeys, WholeQueue, build_queue
-from rcmstr_fast.methods.step import Collectives, StepBatch, StepOutput
+from rcmstr_fast.methods.parts.queue import StepKeys, WholeQueue, build_queue
+from rcmstr_fast.methods.permutation import PermutedQuery, permuted_order
+from rcmstr_fast.methods.registry import register
+from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 
-PICTURES = 8
 
-
-class ContrastiveMethod(nn.Module):
+class ContrastiveMethod(PretrainMethod):
     """Relational contrastive pretraining with a momentum encoder and one queue a level (paper Eq. 7).
 
     A step is `begin_step`, one `forward` a micro-batch, `end_step`.
@@ -27,14 +30,12 @@ class ContrastiveMethod(nn.Module):
     """
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
-        super().__init__()
-        self.config = config
-        self.collectives = collectives
-        method = config.method
+        super().__init__(config, collectives)
+        method = self.settings
         self.levels = self._network_levels()
         self.online = Network(config.model, self.levels, method.bn_group_size)
         self.online.encoder.checkpointing = config.train.checkpoint_activations
-        self.momentum = MomentumNetwork(self.online, method.momentum)
+        self.momentum = MomentumNetwork(self.online, method)
         frames = num_frames(config.model)
         sizes = {level: self._queue_size(level, frames) for level in self.levels}
         self.queues = nn.ModuleDict({
@@ -45,27 +46,39 @@ class ContrastiveMethod(nn.Module):
         self._keys = StepKeys(self.levels, collectives)
 
     @property
-    def online_encoder(self) -> nn.Module:
-        """The encoder that is exported."""
-        return self.online.encoder
+    def settings(self) -> RelationalSettings:
+        """The method's own configuration."""
+        return self.config.method  # type: ignore[return-value]
 
-    @property
-    def rectifier(self) -> nn.Module:
-        """The rectifier that is exported with it (`nn.Identity` for none)."""
-        return self.online.rectifier
+    @classmethod
+    def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
+        """Query and key, and the query with its strips permuted where that does not depend on its pixels."""
+        both = ViewSpec("query"), ViewSpec("key")
+        return (*both, ViewSpec("permuted", permuted_of="query")) if _ordered_ahead(config) else both
+
+    @classmethod
+    def draw(cls, config: PretrainConfig, index: Tensor, epoch: int) -> dict[str, Tensor]:
+        """The order of the strips; on a GPU it would be a hundred launches of nearly nothing."""
+        if not _ordered_ahead(config):
+            return {}
+        return {"order": permuted_order(index, epoch, config.method, config.seed)}  # type: ignore[arg-type]
+
+    def exported(self) -> dict[str, nn.Module]:
+        """Encoder and rectifier of the online network."""
+        return {"encoder": self.online.encoder, "rectifier": self.online.rectifier}
 
     def _network_levels(self) -> list[str]:
         """Levels with a loss of their own or as a side of an inter-level term."""
-        used = set(self.config.method.levels or ())
-        if self.config.method.inter in ("f2s", "both"):
+        used = set(self.settings.levels or ())
+        if self.settings.inter in ("f2s", "both"):
             used |= {"frame", "subword"}
-        if self.config.method.inter in ("s2w", "both"):
+        if self.settings.inter in ("s2w", "both"):
             used |= {"subword", "word"}
-        return [level for level in ("frame", "subword", "word") if level in used]
+        return [level for level in LEVELS if level in used]
 
     def _queue_size(self, level: str, frames: int) -> int:
-        size = self.config.method.queue_size
-        if level == "frame" and self.config.method.round_frame_queue:
+        size = self.settings.queue_size
+        if level == "frame" and self.settings.round_frame_queue:
             step = frames * int(self.config.train.global_batch_size or 1)
             return max(size - size % step, min(size, step))
         return size
@@ -75,11 +88,11 @@ class ContrastiveMethod(nn.Module):
         self.online.compile_parts()
         self.momentum.network.compile_parts()
 
-    def begin_step(self) -> None:
+    def begin_step(self, progress: Tensor | None = None) -> None:
         """Move the momentum network; once a step, before the first micro-batch."""
-        self.momentum.update(self.online)
+        self.momentum.update(self.online, progress)
 
-    def forward(self, batch: StepBatch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
+    def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """Loss of a micro-batch; its keys are kept until `end_step`.
 
         Args:
@@ -87,32 +100,33 @@ class ContrastiveMethod(nn.Module):
             monitor: also compute accuracy and spread a level.
             pictures: also return images for the contact sheet.
         """
-        images, shuffled, passes = batch.views[0], None, 1
-        if self.config.method.permute:
+        images, shuffled, passes = batch.views["query"], None, 1
+        if self.settings.permute:
             shuffled, passes = self._permuted(batch), 2
             images = torch.cat([images, shuffled.images])
         frames, extra, shown = self._online_frames(self.online.rectify(images, passes), passes, batch, pictures)
         if pictures and shuffled is not None:
-            shown["permuted"] = to_pixels(shuffled.images[:PICTURES])
+            shown["permuted"] = to_pixels(shuffled.images)
         loss, terms, watched = self._contrast(frames, shuffled, batch, monitor)
         if extra is not None:
             terms["loss_mim"] = extra.detach()
-            loss = extra + self.config.method.beta * loss
+            loss = extra + self.settings.beta * loss
         terms["loss"] = loss.detach()
         return StepOutput(loss, terms, watched, shown)
 
-    def end_step(self) -> None:
+    def end_step(self, finite: Tensor | None = None) -> None:
         """Enqueue the keys of this step, of every process and micro-batch, in the order of the global batch."""
         for level, keys in self._keys.gather().items():
             self.queues[level].enqueue(keys)
         self._keys.clear()
 
-    def _permuted(self, batch: StepBatch) -> PermutedQuery:
-        method, seed = self.config.method, self.config.seed
-        return PermutedQuery(batch.views[0], batch.index, batch.epoch, method, seed, batch.permuted, batch.order)
+    def _permuted(self, batch: Batch) -> PermutedQuery:
+        made, order = batch.views.get("permuted"), batch.drawn.get("order")
+        query, seed = batch.views["query"], self.config.seed
+        return PermutedQuery(query, batch.index, batch.epoch, self.settings, seed, made, order)
 
     def _online_frames(
-        self, images: Tensor, passes: int, batch: StepBatch, pictures: bool
+        self, images: Tensor, passes: int, batch: Batch, pictures: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Projected frames [passes * B, T, P], a loss beside loss_rcl or None, pictures.
 
@@ -125,13 +139,13 @@ class ContrastiveMethod(nn.Module):
         return self.online.frames(images, passes), None, {}
 
     def _contrast(
-        self, frames: Tensor, shuffled: PermutedQuery | None, batch: StepBatch, monitor: bool
+        self, frames: Tensor, shuffled: PermutedQuery | None, batch: Batch, monitor: bool
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """loss_rcl, its terms and monitors from the projected frames of `_online_frames`."""
-        method, images = self.config.method, len(batch.index)
+        method, images = self.settings, len(batch.index)
         query = self.online.unit_rows(frames[:images], method.num_subwords)
         permuted = None if shuffled is None else shuffled.unit_rows(self.online, frames[images:])
-        key = self.momentum(batch.views[1], method.num_subwords, self._grouping(batch))
+        key = self.momentum(batch.views["key"], method.num_subwords, self._grouping(batch))
         self._keep(key, batch)
         queues = {level: self.queues[level].whole() for level in self.levels}
         loss, terms = self.loss(query, permuted, key, queues, partial(self._inter_rows, queues))
@@ -141,19 +155,19 @@ class ContrastiveMethod(nn.Module):
                 watched |= monitors(level, query[level].detach(), key[level], queues[level].rows)
         return loss, terms, watched
 
-    def _grouping(self, batch: StepBatch) -> Tensor | None:
+    def _grouping(self, batch: Batch) -> Tensor | None:
         """Random order of the key side, so that query and key never share batch-norm statistics."""
-        size = self.config.method.bn_group_size
-        if not self.config.method.bn_shuffle or size == 0 or size >= len(batch.index):
+        size = self.settings.bn_group_size
+        if not self.settings.bn_shuffle or size == 0 or size >= len(batch.index):
             return None
         drawn = random.words(batch.index, 1, seed=self.config.seed, stream=random.BN_GROUPS, epoch=batch.epoch)
         return random.permutation(drawn[:, 0])
 
-    def _keep(self, key: dict[str, Tensor], batch: StepBatch) -> None:
+    def _keep(self, key: dict[str, Tensor], batch: Batch) -> None:
         """Remember the keys that `end_step` will exchange and enqueue."""
         kept = {}
         for level, rows in key.items():
-            count = self.config.method.enqueue_per_image
+            count = self.settings.enqueue_per_image
             images = len(batch.index)
             if level == "frame" and 0 < count < len(rows) // images:
                 frames = len(rows) // images
@@ -169,9 +183,56 @@ class ContrastiveMethod(nn.Module):
     def _inter_rows(self, queues: dict[str, WholeQueue], level: str) -> Tensor:
         """What inter-level terms compare with: the queue, or (preset rclstr_code) the queue after this step."""
         queue = queues[level]
-        return queue.after(self._keys.gather()[level]) if self.config.method.inter_after_enqueue else queue.rows
+        return queue.after(self._keys.gather()[level]) if self.settings.inter_after_enqueue else queue.rows
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Normalised images to float32 pixels in [0, 1]."""
-    return (images.detach().float() * 0.5 + 0.5).clamp(0, 1)
+def _ordered_ahead(config: PretrainConfig) -> bool:
+    """Whether the order of the strips is known before the query view is: moved cuts depend on its pixels."""
+    method: RelationalSettings = config.method  # type: ignore[assignment]
+    return bool(method.permute) and method.division != "vertical_projection"
+
+
+_TINY = {"queue_size": 64, "bn_group_size": 2, "bn_shuffle": False}
+
+
+@dataclass
+class SeqMoCoConfig(RelationalSettings):
+    """SeqMoCo: one level, no permutation, no terms between levels.
+
+    Attributes:
+        name: seqmoco.
+    """
+
+    own: ClassVar[dict[str, Any]] = {"levels": ["subword"], "permute": False, "inter": "none"}
+    name: str = "seqmoco"
+
+
+@register(
+    paper="SeqMoCo, baseline of RCLSTR (Zhang et al., ACM MM 2023)", needs=("momentum", "queue"), tiny=_TINY
+)  # fmt: skip
+class SeqMoCo(ContrastiveMethod):
+    """The contrastive method on subwords alone."""
+
+    Config = SeqMoCoConfig
+
+
+@dataclass
+class RCLSTRConfig(RelationalSettings):
+    """RCLSTR: three levels, the permuted query, terms between levels.
+
+    Attributes:
+        name: rclstr.
+    """
+
+    own: ClassVar[dict[str, Any]] = {"levels": list(LEVELS), "permute": True, "inter": "both"}
+    name: str = "rclstr"
+
+
+@register(
+    paper="Relational Contrastive Learning for STR (Zhang et al., ACM MM 2023)", needs=("momentum", "queue"),
+    tiny=_TINY,
+)  # fmt: skip
+class RCLSTR(ContrastiveMethod):
+    """The contrastive method with all relations."""
+
+    Config = RCLSTRConfig

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from rcmstr_fast import ops
-from rcmstr_fast.config import MethodConfig
+from rcmstr_fast.methods.levels import RelationalSettings
+from rcmstr_fast.methods.parts.monitors import some_rows, spread
+from rcmstr_fast.methods.parts.queue import WholeQueue
 from rcmstr_fast.methods.permutation import kept_frames, pairing_windows
-from rcmstr_fast.methods.queue import WholeQueue
-
-MONITORED_ROWS = 256
 
 
 class RelationalLoss(nn.Module):
@@ -21,7 +20,7 @@ class RelationalLoss(nn.Module):
         frames: frames T an image.
     """
 
-    def __init__(self, method: MethodConfig, frames: int) -> None:
+    def __init__(self, method: RelationalSettings, frames: int) -> None:
         super().__init__()
         self.method = method
         self.frames = frames
@@ -128,8 +127,7 @@ def monitors(level: str, query: Tensor, key: Tensor, queue: Tensor) -> dict[str,
         `spread_<level>`: standard deviation of a feature over rows, times sqrt(D): 1 for evenly spread
         directions, 0 when all rows have collapsed to one.
     """
-    some = torch.linspace(0, len(query) - 1, min(len(query), MONITORED_ROWS), device=query.device).long()
+    some = some_rows(query)
     nearest = (query[some] @ queue.T.to(query.dtype)).amax(dim=1)
     accuracy = ((query[some] * key[some]).sum(dim=1) > nearest).float().mean()
-    spread = query.std(dim=0, correction=0).mean() * query.shape[1] ** 0.5
-    return {f"accuracy_{level}": accuracy, f"spread_{level}": spread}
+    return {f"accuracy_{level}": accuracy, f"spread_{level}": spread(query)}

@@ -1,13 +1,12 @@
 """The network that query and key share: rectifier, encoder, projector, one predictor a level."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import ModelConfig
+from rcmstr_fast.methods.parts.momentum import Momentum
 from rcmstr_fast.methods.step import full_precision
 from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of, set_bn_groups
 
@@ -75,23 +74,10 @@ def _in_passes(part: nn.Module, x: Tensor, passes: int) -> Tensor:
         return part(x)
 
 
-class MomentumNetwork(nn.Module):
-    """A copy of the online network that follows it slowly and gives the keys (MoCo).
+class MomentumNetwork(Momentum):
+    """The momentum network that gives the keys."""
 
-    Args:
-        online: the network to follow.
-        momentum: m; parameters only, batch-norm buffers are the copy's own.
-    """
-
-    def __init__(self, online: Network, momentum: float) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(online).requires_grad_(False)
-        self.momentum = momentum
-
-    @torch.no_grad()
-    def update(self, online: Network) -> None:
-        """parameters = m * parameters + (1 - m) * online parameters."""
-        ops.momentum_update_(list(self.network.parameters()), list(online.parameters()), self.momentum)
+    network: Network
 
     @torch.no_grad()
     def forward(self, images: Tensor, num_subwords: int, grouping: Tensor | None) -> dict[str, Tensor]:

@@ -6,17 +6,36 @@ the moved cuts are stretched to equal width, so that shuffling stays a copy of w
 frames are stretched back afterwards.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from rcmstr_fast import ops
-from rcmstr_fast.config import ConfigError, MethodConfig
+from rcmstr_fast.config import ConfigError
+from rcmstr_fast.fields import number
 from rcmstr_fast.methods.network import Network
+from rcmstr_fast.methods.parts.windows import pooling_windows
 
 
-def pooling_windows(frames: int, num_subwords: int) -> list[tuple[int, int]]:
-    """Adaptive-average windows `[start, end)` of the subword level."""
-    return [(s * frames // num_subwords, -(-(s + 1) * frames // num_subwords)) for s in range(num_subwords)]
+@dataclass
+class PermutationSettings:
+    """Fields of the permutation and of the pooling that undoes it.
+
+    Attributes:
+        division: where images are cut for the permutation.
+        num_patches: strips an image (N).
+        group_size: images whose strips are shuffled together (M).
+        shared_permutation: one permutation for all groups of a batch; null: by preset (rclstr_code has one).
+        num_subwords: subwords an image (S).
+    """
+
+    division: Literal["direct", "drop_boundary", "vertical_projection"] = "direct"
+    num_patches: int = number(2, low=1)
+    group_size: int = number(2, low=1)
+    shared_permutation: bool | None = None
+    num_subwords: int = number(4, low=1)
 
 
 def pairing_windows(frames: int, num_subwords: int, pairing: str) -> list[tuple[int, int]]:
@@ -105,7 +124,7 @@ def _stretch(cuts: Tensor, length: int, inverse: bool) -> Tensor:
     return (low + (centre - start) / (end - start) * (high - low)) * length - 0.5
 
 
-def permuted_order(index: Tensor, epoch: int | Tensor, method: MethodConfig, seed: int) -> Tensor:
+def permuted_order(index: Tensor, epoch: int | Tensor, method: PermutationSettings, seed: int) -> Tensor:
     """The order [B, N] in which a batch of slots `index` [B] int64 is permuted; as of `ops.draw_order`."""
     return ops.draw_order(
         index, seed=seed, epoch=epoch, num_patches=method.num_patches, group_size=method.group_size,
@@ -127,7 +146,7 @@ class PermutedQuery:
     """
 
     def __init__(
-        self, images: Tensor, index: Tensor, epoch: int | Tensor, method: MethodConfig, seed: int,
+        self, images: Tensor, index: Tensor, epoch: int | Tensor, method: PermutationSettings, seed: int,
         permuted: Tensor | None = None, order: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.method = method

@@ -1,14 +1,49 @@
 """RCMSTR: RCLSTR with masked image modelling through the same encoder (paper Eq. 9)."""
 
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
 import torch
 from torch import Tensor
 
-from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods.contrastive import PICTURES, ContrastiveMethod, to_pixels
-from rcmstr_fast.methods.masking import MaskedImageModelling
-from rcmstr_fast.methods.step import Collectives, StepBatch
+from rcmstr_fast.config import LEVELS, PretrainConfig, require
+from rcmstr_fast.fields import number
+from rcmstr_fast.methods.base import ViewSpec
+from rcmstr_fast.methods.contrastive import ContrastiveMethod
+from rcmstr_fast.methods.levels import RelationalSettings
+from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings
+from rcmstr_fast.methods.registry import register
+from rcmstr_fast.methods.step import Batch, Collectives
 
 
+@dataclass
+class RCMSTRConfig(RelationalSettings, MaskSettings):
+    """RCMSTR: RCLSTR and masked image modelling.
+
+    Attributes:
+        name: rcmstr.
+        beta: weight of loss_rcl beside loss_mim.
+        coupled: the masked view is also the query (the paper's ablation; decoupled by default).
+        mim_view: the view that is masked: the query view, or a third one of its own (the paper speaks of both).
+    """
+
+    own: ClassVar[dict[str, Any]] = {"levels": list(LEVELS), "permute": True, "inter": "both"}
+    name: str = "rcmstr"
+    beta: float = number(0.1, low=0)
+    coupled: bool = False
+    mim_view: Literal["query", "own"] = "query"
+
+    def check(self, run: PretrainConfig) -> None:
+        """A coupled view is the query view."""
+        super().check(run)
+        expected = "method.mim_view must be query where method.coupled=true"
+        require(not self.coupled or self.mim_view == "query", expected, self.mim_view)
+
+
+@register(
+    paper="Relational Contrastive Learning and Masked Image Modeling for STR (Zhang et al.)",
+    needs=("momentum", "queue", "masks"), tiny={"queue_size": 64, "bn_group_size": 2, "bn_shuffle": False},
+)  # fmt: skip
 class RCMSTR(ContrastiveMethod):
     """loss = loss_mim + beta * loss_rcl.
 
@@ -16,30 +51,36 @@ class RCMSTR(ContrastiveMethod):
     query too, and the plain forward of the query view is left out.
     """
 
+    Config = RCMSTRConfig
+
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
         self.mim = MaskedImageModelling(config, self.online.encoder)
 
+    @property
+    def settings(self) -> RCMSTRConfig:
+        """The method's own configuration."""
+        return self.config.method  # type: ignore[return-value]
+
+    @classmethod
+    def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
+        """With mim_view=own a third view, which is only masked."""
+        wanted = super().views(config)
+        return (*wanted, ViewSpec("mim")) if config.method.mim_view == "own" else wanted  # type: ignore[attr-defined]
+
     def _online_frames(
-        self, images: Tensor, passes: int, batch: StepBatch, pictures: bool
+        self, images: Tensor, passes: int, batch: Batch, pictures: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        query = images[: len(batch.index)]
+        masked = images[: len(batch.index)]
+        if self.settings.mim_view == "own":
+            masked = self.online.rectify(batch.views["mim"])
         masks = self.mim.masks(batch)
-        loss, prediction, features = self.mim(self.online.encoder, query, batch, masks, self.collectives)
-        if self.config.method.coupled:
+        loss, prediction, features = self.mim(self.online.encoder, masked, batch, masks, self.collectives)
+        if self.settings.coupled:
             frames = [self.online.encoder.masked_frames(features)]
             if passes > 1:
                 frames.append(self.online.encode(images[len(batch.index) :], passes - 1))
             projected = self.online.project(torch.cat(frames), passes)
         else:
             projected = self.online.frames(images, passes)
-        return projected, loss, self._pictures(query, masks.pixels, prediction) if pictures else {}
-
-    def _pictures(self, images: Tensor, hidden: Tensor, prediction: Tensor) -> dict[str, Tensor]:
-        """Masked views and reconstructions (hidden pixels predicted, visible ones as they are)."""
-        pixels, hidden = to_pixels(images[:PICTURES]), hidden[:PICTURES]
-        sheet = {"masked": pixels.masked_fill(hidden, 0.5)}
-        if not self.config.method.norm_pix:
-            guess = prediction[:PICTURES].detach().float().clamp(0, 1)
-            sheet["reconstruction"] = guess.where(hidden, pixels)
-        return sheet
+        return projected, loss, self.mim.pictures(masked, masks, prediction) if pictures else {}

@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.ops import Masks
 
 
@@ -17,7 +16,7 @@ class Encoder(nn.Module):
     out_channels: int
     checkpointing: bool = False
 
-    def mask_unit(self, method: MethodConfig) -> str:
+    def mask_unit(self, wanted: str) -> str:
         """The unit in which `ops.draw_masks` hides this encoder's input."""
         raise NotImplementedError
 

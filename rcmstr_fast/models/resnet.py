@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.models.encoder import Encoder, check_images
 from rcmstr_fast.models.recompute import run_part
@@ -138,9 +137,9 @@ class ResNet29(Encoder):
             ]
         )  # fmt: skip
 
-    def mask_unit(self, method: MethodConfig) -> str:
+    def mask_unit(self, wanted: str) -> str:
         """The unit that the configuration names."""
-        return method.mask_unit
+        return wanted
 
     def stage_sizes(self, height: int, width: int) -> list[Pair]:
         """(height, width) of each stage's maps for an input of height x width, fine to coarse."""

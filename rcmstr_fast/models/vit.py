@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.encoder import Encoder, check_images
 from rcmstr_fast.models.recompute import run_part
 from rcmstr_fast.ops import Masks, replace_tokens
@@ -101,7 +100,7 @@ class VisionTransformer(Encoder):
         self.apply(_init)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(dim, -1))
 
-    def mask_unit(self, method: MethodConfig) -> str:
+    def mask_unit(self, wanted: str) -> str:
         """A ViT masks its tokens, whatever the configuration says of the CNN."""
         return "token"
 

@@ -3,6 +3,7 @@
 from rcmstr_fast.ops.augment import augment_views, each_operation
 from rcmstr_fast.ops.batch_norm import GroupedNorm, grouped_batch_norm
 from rcmstr_fast.ops.hierarchical_pool import HierarchicalFeatures, hierarchical_pool
+from rcmstr_fast.ops.in_batch import info_nce, nt_xent
 from rcmstr_fast.ops.masked_conv import CastWeight, masked_conv2d, masked_max_pool2d
 from rcmstr_fast.ops.masked_conv_norm import masked_conv_norm
 from rcmstr_fast.ops.masked_mse import masked_mse
@@ -35,6 +36,7 @@ __all__ = [
     "enqueue_",
     "grouped_batch_norm",
     "hierarchical_pool",
+    "info_nce",
     "masked_batch_norm",
     "masked_conv2d",
     "masked_conv_norm",
@@ -42,6 +44,7 @@ __all__ = [
     "masked_mse",
     "masked_storage",
     "momentum_update_",
+    "nt_xent",
     "permute_strips",
     "project_levels",
     "relation_kl",

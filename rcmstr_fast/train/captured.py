@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from rcmstr_fast.methods import StepBatch
+from rcmstr_fast.methods import Batch
 from rcmstr_fast.train.step import Shown
 
 #: Steps of a kind that run directly before it is recorded.
@@ -79,14 +78,14 @@ class CapturedStep:
         recorder: records it.
     """
 
-    def __init__(self, step: Callable[[list[StepBatch], bool], Shown], recorder: Recorder) -> None:
+    def __init__(self, step: Callable[[list[Batch], bool], Shown], recorder: Recorder) -> None:
         self._step, self._recorder = step, recorder
-        self._inputs: list[StepBatch] = []
+        self._inputs: list[Batch] = []
         self._kind: list[tuple] = []
         self._taken: dict[bool, int] = {}
         self._recorded: dict[bool, tuple[Shown, Callable[[], None]]] = {}
 
-    def __call__(self, micro: list[StepBatch], monitor: bool) -> Shown:
+    def __call__(self, micro: list[Batch], monitor: bool) -> Shown:
         """Take the step; the tensors of the result are overwritten by the next one."""
         self._fill(micro)
         if monitor in self._recorded:
@@ -105,32 +104,27 @@ class CapturedStep:
         self._kind, self._inputs, self._taken, self._recorded = [], [], {}, {}
         self._recorder.forget()
 
-    def _fill(self, micro: list[StepBatch]) -> None:
+    def _fill(self, micro: list[Batch]) -> None:
         """Copy the batch into the buffers that recorded steps read."""
         kind = [_kind(batch) for batch in micro]
         if kind != self._kind:
             self.forget()
             self._kind = kind
-            self._inputs = [
-                StepBatch(
-                    torch.empty_like(b.views), torch.empty_like(b.index), b.epoch, _like(b.permuted), _like(b.order)
-                )
-                for b in micro
-            ]
+            self._inputs = [_empty_like(batch) for batch in micro]
         for held, batch in zip(self._inputs, micro, strict=True):
-            for place, x in zip(_tensors(held), _tensors(batch), strict=True):
-                if place is not None and x is not None:
-                    place.copy_(x)
+            places = held.tensors()
+            for name, x in batch.tensors().items():
+                places[name].copy_(x)
 
 
-def _tensors(batch: StepBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    return batch.views, batch.index, batch.permuted, batch.order
+def _empty_like(batch: Batch) -> Batch:
+    """A batch of the same shapes, with the step's own epoch and progress, whose memory never changes."""
+    views, drawn = (
+        {name: torch.empty_like(x) for name, x in found.items()} for found in (batch.views, batch.drawn)
+    )  # fmt: skip
+    return Batch(views, torch.empty_like(batch.index), batch.epoch, drawn, progress=batch.progress)
 
 
-def _like(x: Tensor | None) -> Tensor | None:
-    return None if x is None else torch.empty_like(x)
-
-
-def _kind(batch: StepBatch) -> tuple:
+def _kind(batch: Batch) -> tuple:
     """What a recording depends on."""
-    return tuple(None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in _tensors(batch))
+    return tuple((name, x.shape, x.stride(), x.dtype, x.device) for name, x in batch.tensors().items())

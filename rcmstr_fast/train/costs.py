@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
-from rcmstr_fast.config import LEVELS, MethodConfig, PretrainConfig, num_frames
+from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
+from rcmstr_fast.methods.levels import RelationalSettings
 from rcmstr_fast.methods.permutation import pairing_windows
 from rcmstr_fast.models.vit import Attention
 
@@ -240,7 +241,7 @@ def _rows(config: PretrainConfig, images: int, size: int, trained: int) -> Itera
         yield from product.works(part, images, size, False)
 
 
-def used_levels(method: MethodConfig) -> list[str]:
+def used_levels(method: RelationalSettings) -> list[str]:
     """Levels with a loss of their own or as a side of an inter-level term."""
     used = set(method.levels or ())
     used |= {"frame", "subword"} if method.inter in ("f2s", "both") else set()

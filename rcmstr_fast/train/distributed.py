@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,10 @@ class World:
             _all_gather(gathered, tensor.contiguous())
         return gathered
 
+    def gather_with_grad(self, tensor: Tensor) -> Tensor:
+        """`gather` with gradient: each rank's part receives the sum of all ranks' gradients for it."""
+        return tensor if self.world_size == 1 else _Gathered.apply(tensor, self)
+
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over ranks, without gradient."""
         if self.world_size == 1:
@@ -76,6 +80,24 @@ class World:
         if box[1] is not None:
             raise box[1]
         return box[0]
+
+
+class _Gathered(torch.autograd.Function):
+    """All-gather whose backward sums over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
+        """[n, ..] to [W n, ..]."""
+        ctx.world = world
+        return world.gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """[W n, ..] to [n, ..]."""
+        total = gradient.contiguous().clone()
+        with peers():
+            dist.all_reduce(total)
+        return total.chunk(ctx.world.world_size)[ctx.world.rank], None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models
 from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig
+from rcmstr_fast.methods import PretrainMethod
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.environment import commit
 
@@ -19,23 +20,22 @@ KIND = "rcmstr_fast encoder"
 
 
 def export_encoder(
-    method: nn.Module, path: Path, config: PretrainConfig, step: int, tensors: dict[str, Tensor] | None = None
+    method: PretrainMethod, path: Path, config: PretrainConfig, step: int, tensors: dict[str, Tensor] | None = None
 ) -> None:
     """Write encoder and rectifier.
 
     Args:
-        method: has `online_encoder` and `rectifier`.
+        method: its `exported` parts are written.
         path: the file; replaced whole or not at all.
         config: resolved.
         step: steps trained.
-        tensors: what to write, by the names `encoder.*` and `rectifier.*`; None: what they are now.
+        tensors: what to write, by the names `PART.*`; None: what they are now.
     Raises:
         RunError: the disk is full or cannot be written.
     """
-    encoder, rectifier = method.online_encoder, method.rectifier
+    parts = method.exported()
     if tensors is None:
-        tensors = {f"encoder.{name}": x for name, x in encoder.state_dict().items()}
-        tensors |= {f"rectifier.{name}": x for name, x in rectifier.state_dict().items()}
+        tensors = {f"{part}.{name}": x for part, module in parts.items() for name, x in module.state_dict().items()}
     model = config.model
     vit = model.encoder.startswith("vit")
     header = {
@@ -48,7 +48,7 @@ def export_encoder(
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
         "frames": model.image_width // 4 + (0 if vit else 1),
-        "out_channels": encoder.out_channels,
+        "out_channels": parts["encoder"].out_channels,
         "rectifier": model.tps,
         "commit": commit(),
         "step": step,

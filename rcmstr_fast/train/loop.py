@@ -4,15 +4,17 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcmstr_fast import ops
 from rcmstr_fast.config import PretrainConfig, RunError, resolve
-from rcmstr_fast.methods import StepBatch, build_method
+from rcmstr_fast.methods import Batch, PretrainMethod, build_method, to_pixels
+from rcmstr_fast.methods.base import PICTURES
 from rcmstr_fast.train.captured import CapturedStep, GraphRecorder
 from rcmstr_fast.train.distributed import World, joined
 from rcmstr_fast.train.guard import Guard
@@ -24,10 +26,8 @@ from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
 from rcmstr_fast.train.state import RunState
 from rcmstr_fast.train.step import Step
-from rcmstr_fast.train.stream import Stream, TrainBatch
+from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.switches import decide
-
-PICTURES = 8
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 def pretrain(
     config: PretrainConfig,
     *,
-    build: Callable[[PretrainConfig, World], nn.Module] = build_method,
+    build: Callable[[PretrainConfig, World], PretrainMethod] = build_method,
     open_stream: Callable[[PretrainConfig], Stream] = Stream,
 ) -> Path:
     """Pretrain in a run folder; an existing run with the same configuration is continued exactly.
@@ -106,7 +106,13 @@ class Trainer:
     """
 
     def __init__(
-        self, config: PretrainConfig, plan: Plan, world: World, folder: RunFolder, method: nn.Module, stream: Stream
+        self,
+        config: PretrainConfig,
+        plan: Plan,
+        world: World,
+        folder: RunFolder,
+        method: PretrainMethod,
+        stream: Stream,
     ) -> None:
         self.config, self.plan, self.world, self.folder, self.stream = config, plan, world, folder, stream
         dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
@@ -161,14 +167,13 @@ class Trainer:
                 return number
         raise RunError("the data ended before the run")
 
-    def _train_step(
-        self, batches: list[TrainBatch], signals: StopSignals, monitor: bool, drawn: bool
-    ) -> dict[str, Tensor]:
+    def _train_step(self, batches: list[Batch], signals: StopSignals, monitor: bool, drawn: bool) -> dict[str, Tensor]:
         """One optimiser step over the micro-batches of this process; returns the monitors."""
         rate = learning_rate(self.step, self.config.optim, self.plan)
         requests = signals.received != 0, self.state.due()
-        self.take.set(self.step + 1, batches[0].epoch, rate, requests)
-        micro = [StepBatch(b.views, b.index, self.take.epoch, b.permuted, b.order) for b in batches]
+        take, progress = self.take, self.step / self.plan.total_steps
+        take.set(self.step + 1, int(batches[0].epoch), rate, requests, progress)
+        micro = [replace(b, epoch=take.epoch, progress=take.progress, images=None) for b in batches]
         if self.captured is not None and not drawn:
             return self.captured(micro, monitor)[0]
         drawing = drawn and self.world.rank == 0
@@ -204,14 +209,13 @@ class Trainer:
             "broken": self.stream.broken,
         })  # fmt: skip
 
-    def _draw(self, batch: TrainBatch, pictures: dict[str, Tensor]) -> None:
-        query, key = (view[:PICTURES].float() * 0.5 + 0.5 for view in batch.views)
-        original = batch.images[:PICTURES]
-        alone = ops.each_operation(
-            original, seed=self.config.seed, epoch=batch.epoch, index=batch.index[:PICTURES].cpu()
-        )
+    def _draw(self, batch: Batch, pictures: dict[str, Tensor]) -> None:
+        assert batch.images is not None
+        original, index = batch.images[:PICTURES], batch.index[:PICTURES].cpu()
+        alone = ops.each_operation(original, seed=self.config.seed, epoch=int(batch.epoch), index=index)
         columns = {name: picture * 0.5 + 0.5 for name, picture in alone.items()}
-        write_sheet(self.folder.pictures, {"original": original, **columns, "query": query, "key": key, **pictures})
+        views = {name: to_pixels(view) for name, view in batch.views.items()}
+        write_sheet(self.folder.pictures, {"original": original, **columns, **views, **pictures})
 
     def _announce(self) -> None:
         parameters = sum(p.numel() for p in self.take.parameters)

@@ -1,12 +1,17 @@
 """Optimiser, parameter groups and the learning rate of a step (SPEC section 8)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rcmstr_fast.config import OptimConfig
+from rcmstr_fast.train.adadelta import Adadelta
 from rcmstr_fast.train.plan import Plan
+
+#: Key of a parameter group's factor of the learning rate.
+RATE = "rate"
 
 
 def is_vector(parameter: Tensor) -> bool:
@@ -15,41 +20,64 @@ def is_vector(parameter: Tensor) -> bool:
 
 
 def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over the parameters that need a gradient.
+    """AdamW, SGD or AdaDelta over the parameters that need a gradient.
 
-    Both are the fused implementations, which take `grad_scale` and `found_inf` tensors: that is how a step is
-    clipped and a non-finite step is skipped without waiting for the device. They move 28 bytes a parameter (AdamW) in
+    The first two are torch's fused implementations, which take `grad_scale` and `found_inf` tensors: that is how a step
+    is clipped and a non-finite step is skipped without waiting for the device. They move 28 bytes a parameter (AdamW) in
     a few launches; with the momentum update's 12 that is 40, and one kernel for both could save no more than the 4 of
     reading the parameter once, so there is none.
 
     Args:
-        method: its trainable parameters, in the order of `named_parameters`.
+        method: its trainable parameters, in the order of `named_parameters`; its `rates()`, if it has any, are the
+            factors of the learning rate by the beginning of their names, one group (AdamW: two) each.
         config: resolved.
     """
-    trainable = [p for p in method.parameters() if p.requires_grad]
     lr, decay = float(config.lr or 0.0), float(config.weight_decay or 0.0)
+    groups = _groups(method, decay if config.name == "adamw" else None)
+    if config.name == "adadelta":
+        return Adadelta(groups, lr=lr, rho=config.rho, weight_decay=decay)
     if config.name == "sgd":
-        sgd = torch.optim.SGD(trainable, lr=lr, momentum=config.sgd_momentum, weight_decay=decay, fused=True)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=config.sgd_momentum, weight_decay=decay, fused=True)
         if config.sgd_momentum:  # torch leaves a new buffer uninitialised where the first step is skipped
-            for parameter in trainable:
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            for group in sgd.param_groups:
+                for parameter in group["params"]:
+                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
-    groups = [
-        {"params": [p for p in trainable if not is_vector(p)], "weight_decay": decay},
-        {"params": [p for p in trainable if is_vector(p)], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    on_gpu = any(p.device.type == "cuda" for p in trainable)  # only there may a step be recorded
+    on_gpu = any(p.device.type == "cuda" for p in method.parameters())  # only there may a step be recorded
     return torch.optim.AdamW(groups, lr=lr, betas=(config.beta1, config.beta2), fused=True, capturable=on_gpu)
 
 
+def _groups(method: nn.Module, decay: float | None) -> list[dict[str, Any]]:
+    """Parameter groups by factor of the rate; with `decay` also apart by whether they are decayed."""
+    rates = method.rates() if hasattr(method, "rates") else {}
+    trainable: dict[float, list[Tensor]] = {1.0: []}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            factor = next((rate for start, rate in rates.items() if name.startswith(start)), 1.0)
+            trainable.setdefault(factor, []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for factor, found in trainable.items():
+        own = {} if factor == 1.0 else {RATE: factor}
+        if decay is None:
+            groups.append({"params": found, **own})
+            continue
+        groups.append({"params": [p for p in found if not is_vector(p)], "weight_decay": decay, **own})
+        groups.append({"params": [p for p in found if is_vector(p)], "weight_decay": 0.0, **own})
+    return [group for group in groups if group["params"]]
+
+
 def learning_rate(step: int, config: OptimConfig, plan: Plan) -> float:
-    """Learning rate of the 0-based step: linear warm-up, then cosine to `min_lr` or constant."""
+    """Learning rate of the 0-based step: linear warm-up, then constant, cosine to `min_lr`, or step.
+
+    `step` divides by 10 after 60 % and once more after 80 % of the run (SeqCLR, appendix C).
+    """
     lr, least = float(config.lr or 0.0), float(config.min_lr or 0.0)
     if step < plan.warmup_steps:
         return lr * (step + 1) / plan.warmup_steps
     if config.schedule == "constant":
         return lr
+    if config.schedule == "step":
+        return lr * 0.1 ** sum(10 * step >= tenths * plan.total_steps for tenths in (6, 8))
     part = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
     return least + 0.5 * (lr - least) * (1 + math.cos(math.pi * min(part, 1.0)))
 
@@ -67,7 +95,7 @@ def apply_gradients(
         clip: gradient-norm limit.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[RATE] if RATE in group else lr
     optimizer.found_inf = (~finite).float()
     optimizer.grad_scale = (norm / clip).clamp(min=1.0).float() if clip else None
     optimizer.step()

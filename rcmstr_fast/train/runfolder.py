@@ -55,6 +55,23 @@ def as_utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def of_this_version(held: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
+    """The configuration of a run as this version would have written it.
+
+    A field that did not exist yet had what is now its default; fields of `method` that the method does not have any
+    more (version 0.1 had one set of fields for all methods) had no effect.
+    """
+    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    made = {name: held.get(name, value) for name, value in parts.items() if not dataclasses.is_dataclass(value)}
+    for name, part in parts.items():
+        if dataclasses.is_dataclass(part):
+            former = held.get(name) if isinstance(held.get(name), dict) else {}
+            made[name] = {**dataclasses.asdict(type(part)()), **former}  # type: ignore[operator, dict-item]
+    known = {f.name for f in dataclasses.fields(config.method)}
+    made["method"] = {name: value for name, value in made["method"].items() if name in known}
+    return made
+
+
 class RunFolder:
     """Paths of a run and the files that describe it.
 
@@ -110,7 +127,7 @@ class RunFolder:
             return config
         if config.optim.warmup_steps is None:
             config.optim.warmup_steps = held["optim"].get("warmup_steps")
-        changed = differences(held, dataclasses.asdict(config))
+        changed = differences(of_this_version(held, config), dataclasses.asdict(config))
         if changed:
             raise ConfigError(
                 f"run: {self.path} holds a run with another configuration ({'; '.join(changed)}); "

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.methods import PretrainMethod
 from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.export import export_encoder
@@ -43,7 +44,7 @@ class RunState:
 
     def __init__(
         self, config: PretrainConfig, plan: Plan, world: World, folder: RunFolder,
-        method: nn.Module, optimizer: torch.optim.Optimizer, guard: Guard, meter: Meter,
+        method: PretrainMethod, optimizer: torch.optim.Optimizer, guard: Guard, meter: Meter,
     ) -> None:  # fmt: skip
         self.config, self.plan, self.world, self.folder = config, plan, world, folder
         self.method, self.optimizer, self.guard, self.meter = method, optimizer, guard, meter
@@ -150,7 +151,7 @@ class RunState:
     def _exported(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The exported tensors out of the method's state."""
         tensors = {}
-        for part, module in (("encoder", self.method.online_encoder), ("rectifier", self.method.rectifier)):
+        for part, module in self.method.exported().items():
             prefix = next(f"{name}." for name, found in self.method.named_modules() if found is module)
             tensors |= {f"{part}.{key[len(prefix) :]}": x for key, x in state.items() if key.startswith(prefix)}
         return tensors

@@ -8,10 +8,10 @@ meter. The host decides nothing inside a step and waits for nothing.
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods import StepBatch, StepOutput
+from rcmstr_fast.methods import Batch, PretrainMethod, StepOutput
 from rcmstr_fast.models.batch_norm import HeldStatistics, norms_of
 from rcmstr_fast.models.working_weights import WorkingWeights
 from rcmstr_fast.train.distributed import World, use_bf16
@@ -37,7 +37,7 @@ class Step:
     """
 
     def __init__(
-        self, config: PretrainConfig, world: World, method: nn.Module, optimizer: torch.optim.Optimizer, guard: Guard,
+        self, config: PretrainConfig, world: World, method: PretrainMethod, optimizer: torch.optim.Optimizer, guard: Guard,
         meter: Meter,
     ) -> None:  # fmt: skip
         self.world, self.method, self.optimizer, self.guard, self.meter = world, method, optimizer, guard, meter
@@ -46,12 +46,14 @@ class Step:
         self.gradients = GradientAverage(self.parameters, world)
         self.bf16 = use_bf16(config.train.precision, world.device)
         self.weights = WorkingWeights(method, torch.bfloat16 if self.bf16 else None)
-        self.clip = config.optim.clip
+        self.clip = float(config.optim.clip or 0.0)
         self.number, self.epoch = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(2))
-        self.rate = torch.zeros((), device=world.device)
+        self.rate, self.progress = (torch.zeros((), device=world.device) for _ in range(2))
         self.requests, self.requested = (torch.zeros(2, device=world.device) for _ in range(2))
 
-    def set(self, number: int, epoch: int, rate: float, requests: tuple[bool, bool] = (False, False)) -> None:
+    def set(
+        self, number: int, epoch: int, rate: float, requests: tuple[bool, bool] = (False, False), progress: float = 0.0
+    ) -> None:
         """Say which step comes next, without waiting for the device.
 
         Args:
@@ -60,15 +62,17 @@ class Step:
             rate: learning rate.
             requests: what this process asks of all (stop, save); the sums over steps and the means over processes
                 appear in `requested`.
+            progress: share of the run that is done.
         """
         self.number.fill_(number)
         self.epoch.fill_(epoch)
         self.rate.fill_(rate)
+        self.progress.fill_(progress)
         if self.world.world_size > 1:
             for place, asked in zip(self.requests, requests, strict=True):
                 place.fill_(float(asked))
 
-    def __call__(self, micro: list[StepBatch], monitor: bool, pictures: bool = False) -> Shown:
+    def __call__(self, micro: list[Batch], monitor: bool, pictures: bool = False) -> Shown:
         """Take the step.
 
         Args:
@@ -78,7 +82,7 @@ class Step:
         """
         outputs: list[StepOutput] = []
         whole = torch.cat([batch.index for batch in micro]) if len(micro) > 1 else None
-        self.method.begin_step()
+        self.method.begin_step(self.progress)
         self.weights.refresh()
         self.optimizer.zero_grad()
         for number, part in enumerate(micro):
@@ -99,7 +103,7 @@ class Step:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         apply_gradients(self.optimizer, self.rate, norm, finite, self.clip)
-        self.method.end_step()
+        self.method.end_step(finite)
         self.statistics.move(finite)
         self.guard.end_step(self.number, finite, terms)
         self.meter.add({**terms, "grad_norm": norm}, finite)

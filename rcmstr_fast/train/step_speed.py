@@ -18,17 +18,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.methods import StepBatch, build_method
-from rcmstr_fast.methods.permutation import permuted_order
+from rcmstr_fast.methods import Batch, build_method, find
+from rcmstr_fast.methods.levels import RelationalSettings
 from rcmstr_fast.train.costs import DATA_SHEET, Ceilings, measure_ceilings, step_works
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.loop import Trainer, numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
-from rcmstr_fast.train.stream import TrainBatch
+from rcmstr_fast.train.views import ViewMaker
 
 #: Largest relative difference of the first loss from ours, by precision.
 AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}
@@ -41,11 +40,11 @@ _BATCHES = 2
 class StepProvider(Protocol):
     """One way to run a training step."""
 
-    def first_loss(self, batch: TrainBatch) -> float:
+    def first_loss(self, batch: Batch) -> float:
         """Loss of a batch with the weights it was made with."""
         ...
 
-    def step(self, batches: list[TrainBatch]) -> None:
+    def step(self, batches: list[Batch]) -> None:
         """One whole step; does not wait for the device."""
         ...
 
@@ -68,15 +67,13 @@ class OurStep:
         self.trainer = Trainer(config, self.plan, world, RunFolder(folder), build_method(config, world), None)  # type: ignore[arg-type]
         self._signals = StopSignals()
 
-    def first_loss(self, batch: TrainBatch) -> float:
+    def first_loss(self, batch: Batch) -> float:
         """Loss of a batch, computed by a second method with the same initial weights: the trainer stays as it is."""
         device = self.trainer.world.device
         method = self._initial().to(device, memory_format=torch.channels_last).train()
         bf16 = use_bf16(self.trainer.config.train.precision, device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            output = method(
-                StepBatch(batch.views, batch.index, batch.epoch, batch.permuted, batch.order), monitor=False
-            )
+            output = method(batch, monitor=False)
         return float(output.loss)
 
     def state(self) -> dict[str, Tensor]:
@@ -86,16 +83,18 @@ class OurStep:
     def _initial(self) -> torch.nn.Module:
         return build_method(self.trainer.config, self.trainer.world)
 
-    def step(self, batches: list[TrainBatch]) -> None:
+    def step(self, batches: list[Batch]) -> None:
         """One optimiser step at the first learning rate."""
         self.trainer._train_step(batches, self._signals, False, False)
         self.trainer.step = 0
 
 
-def made_up_batches(config: PretrainConfig, plan: Plan, world: World, count: int) -> list[list[TrainBatch]]:
+def made_up_batches(config: PretrainConfig, plan: Plan, world: World, count: int) -> list[list[Batch]]:
     """Steps of smooth random pictures, augmented as in training, on the device of training."""
     model, parts = config.model, plan.local_batch // plan.micro_batch
     size = (model.height, model.image_width)
+    method = find(config.method.name).method
+    maker = ViewMaker(method.views(config), config)
     made = []
     for number in range(count * parts):
         generator = torch.Generator().manual_seed(number)
@@ -105,11 +104,9 @@ def made_up_batches(config: PretrainConfig, plan: Plan, world: World, count: int
         smooth = torch.nn.functional.interpolate(small, size, mode="bicubic").clamp(0, 1) * 255
         images = smooth.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(world.device)
         index = index.to(world.device)
-        order = permuted_order(index, 0, config.method, config.seed) if config.method.permute else None
-        views = ops.augment_views(
-            images, seed=config.seed, epoch=0, index=index, num_views=2, size=size, order=order
-        )  # fmt: skip
-        made.append(TrainBatch(images, views[:2], index, 0, views[2] if len(views) > 2 else None, order))
+        drawn = {name: x.to(world.device) for name, x in method.draw(config, index.cpu(), 0).items()}
+        views = maker(images, index, 0, drawn.get("order"), torch.float32)
+        made.append(Batch(views, index, 0, drawn, images=images))
     return [made[i * parts : (i + 1) * parts] for i in range(count)]
 
 
@@ -206,7 +203,8 @@ class _Bench:
         self.plan = make_plan(config, _EPOCH, world.world_size)
         self.batches = made_up_batches(config, self.plan, world, _BATCHES)
         self.warm_up = 12 if world.device.type == "cuda" else 2
-        works = step_works(config, self.plan.local_batch, precision)
+        known = isinstance(config.method, RelationalSettings)  # of other methods there is no floor yet
+        works = step_works(config, self.plan.local_batch, precision) if known else []
         self.flop, self.floor_ms = sum(w.flop for w in works), ceilings.ms(works)
 
     def rows(self, factories: dict[str, Factory], repetitions: int) -> list[dict[str, Any]]:
@@ -277,7 +275,7 @@ class _Bench:
         train = config.train
         return {
             "provider": name, "encoder": config.model.encoder, "width": config.model.width,
-            "method": config.method.name, "levels": config.method.levels, "batch": self.plan.global_batch,
+            "method": config.method.name, "levels": getattr(config.method, "levels", None), "batch": self.plan.global_batch,
             "processes": self.world.world_size, "precision": self.precision, "device": self.world.device.type,
             "switches": {k: getattr(train, k) for k in SWITCHES if hasattr(train, k)},
         }  # fmt: skip

@@ -1,22 +1,21 @@
 """The data side of the loop: sources, order, loader and augmentation, from any step on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rcmstr_fast import env, ops
+from rcmstr_fast import env
 from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.data.loader import LoadedBatch, Loader
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
-from rcmstr_fast.methods.permutation import permuted_order
+from rcmstr_fast.methods import Batch, find
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.plan import Plan
-
-#: Query view and key view.
-VIEWS = 2
+from rcmstr_fast.train.targets import Targets
+from rcmstr_fast.train.views import Make, ViewMaker
 
 
 @dataclass
@@ -26,33 +25,12 @@ class ViewInputs:
     Attributes:
         images: [b, H, W, 3] uint8.
         index: [b] int64 slots of the epoch.
-        order: [b, N] int64, in which the strips of the query view are written once more; None: not at all.
+        drawn: what the method drew for them, by name.
     """
 
     images: Tensor
     index: Tensor
-    order: Tensor | None
-
-
-@dataclass
-class TrainBatch:
-    """A micro-batch of this process.
-
-    Attributes:
-        images: [b, H, W, 3] uint8, before augmentation.
-        views: [2, b, 3, H, W] normalised, on the device of training; bfloat16 where the run trains in it, else float32.
-        index: [b] int64 slots of the epoch, on the device of training.
-        epoch: 0-based.
-        permuted: [b, 3, H, W] like views, the permuted query view; None where the method makes it or needs none.
-        order: [b, N] int64, of its strips, on the device of training.
-    """
-
-    images: Tensor
-    views: Tensor
-    index: Tensor
-    epoch: int
-    permuted: Tensor | None = None
-    order: Tensor | None = None
+    drawn: dict[str, Tensor]
 
 
 class Stream:
@@ -68,11 +46,15 @@ class Stream:
         if not config.data.roots:
             raise ConfigError("data.roots must name at least one folder of images or LMDB, got []")
         self.config = config
+        spec = find(config.method.name)
+        self._method = spec.method
+        self.maker = ViewMaker(spec.method.views(config), config)
+        self._targets = Targets(config.method) if spec.labels else None  # type: ignore[arg-type]
         self._source = open_sources(config.data.roots)
         data = config.data
         self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
         self._loader: Loader | None = None
-        self._make: Callable[..., Tensor] = ops.augment_views
+        self._make: Make | None = None
         self._device, self._dtype = torch.device("cpu"), torch.float32
 
     @property
@@ -90,13 +72,13 @@ class Stream:
         """Broken records met (and replaced) by this process."""
         return len(self._loader.broken) if self._loader else 0
 
-    def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[TrainBatch]]:
+    def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[Batch]]:
         """The micro-batches of each step from the 0-based `step` on, without end."""
         model, parts = self.config.model, self.config.train.accumulate
         self.prepare(plan, world.device)
         early = views_in_threads(world.device)
 
-        def ahead(images: Tensor, index: Tensor, epoch: int) -> tuple[ViewInputs, Tensor | None]:
+        def ahead(images: Tensor, index: Tensor, epoch: int) -> tuple[ViewInputs, dict[str, Tensor] | None]:
             inputs = self.inputs(images, index, epoch)
             return inputs, self.views(inputs, epoch) if early else None
 
@@ -107,7 +89,7 @@ class Stream:
         )  # fmt: skip
         while True:
             epoch, inside = divmod(step, plan.steps_per_epoch)
-            micro: list[TrainBatch] = []
+            micro: list[Batch] = []
             for loaded in self._loader.batches(epoch, inside):
                 micro.append(self._batch(loaded, epoch))
                 if len(micro) == parts:
@@ -120,31 +102,34 @@ class Stream:
         self._device = device
         self._dtype = torch.bfloat16 if use_bf16(self.config.train.precision, device) else torch.float32
         if self.config.data.augment == "dali":
+            self.maker.check_dali()
             self._make = self._dali(plan.micro_batch, device)
 
     def inputs(self, images: Tensor, index: Tensor, epoch: int) -> ViewInputs:
         """What `views` needs of decoded images [b, H, W, 3] and their slots; for the loader's threads.
 
-        The order of the strips is drawn here, on the CPU: on a GPU it would be a hundred launches of nearly nothing.
+        What the method draws is drawn here, on the CPU: on a GPU it would be a hundred launches of nearly nothing.
         """
-        order = self._order_of_strips(index, epoch)
-        return ViewInputs(self._pinned(images), self._pinned(index), None if order is None else self._pinned(order))
+        drawn = self._method.draw(self.config, index, epoch)
+        return ViewInputs(
+            self._pinned(images), self._pinned(index), {name: self._pinned(x) for name, x in drawn.items()}
+        )
 
-    def views(self, inputs: ViewInputs, epoch: int) -> Tensor:
-        """Views on the device, with the permuted query view last where the method takes one; nothing is waited for."""
-        order = None if inputs.order is None else self._sent(inputs.order)
-        views = self._make(
-            self._sent(inputs.images), seed=self.config.seed, epoch=epoch, index=inputs.index, num_views=VIEWS,
-            size=(self.config.model.height, self.config.model.image_width), order=order, dtype=self._dtype,
-        )  # fmt: skip
-        return views.double() if self.config.train.precision == "fp64" else views
+    def views(self, inputs: ViewInputs, epoch: int) -> dict[str, Tensor]:
+        """Views on the device, by name; nothing is waited for."""
+        order = self._sent(inputs.drawn["order"]) if "order" in inputs.drawn else None
+        views = self.maker(self._sent(inputs.images), inputs.index, epoch, order, self._dtype, self._make)
+        exact = self.config.train.precision == "fp64"
+        return {name: view.double() for name, view in views.items()} if exact else views
 
-    def _batch(self, loaded: LoadedBatch, epoch: int) -> TrainBatch:
+    def _batch(self, loaded: LoadedBatch, epoch: int) -> Batch:
         inputs, views = loaded.views
         views = self.views(inputs, epoch) if views is None else views
-        permuted = views[VIEWS] if len(views) > VIEWS else None
-        order = None if inputs.order is None else self._sent(inputs.order)
-        return TrainBatch(loaded.images, views[:VIEWS], self._sent(inputs.index), epoch, permuted, order)
+        drawn = {name: self._sent(x) for name, x in inputs.drawn.items()}
+        if self._targets is not None:
+            made = self._targets(self._source.labels(loaded.records.numpy()))
+            drawn |= {name: self._sent(self._pinned(x)) for name, x in made.items()}
+        return Batch(views, self._sent(inputs.index), epoch, drawn, images=loaded.images)
 
     def _pinned(self, x: Tensor) -> Tensor:
         return x.pin_memory() if self._device.type == "cuda" and x.device.type == "cpu" else x
@@ -152,19 +137,14 @@ class Stream:
     def _sent(self, x: Tensor) -> Tensor:
         return x.to(self._device, non_blocking=True)
 
-    def _dali(self, batch: int, device: torch.device) -> Callable[..., Tensor]:
+    def _dali(self, batch: int, device: torch.device) -> Make:
         try:
             from rcmstr_fast.ops.augment_dali import DaliViews
         except ImportError as error:
             raise ConfigError(f"data.augment=dali must have NVIDIA DALI, which cannot be imported: {error}") from error
-        return DaliViews(batch=VIEWS * batch, threads=self.config.data.workers or env.threads(), device=device)
-
-    def _order_of_strips(self, index: Tensor, epoch: int) -> Tensor | None:
-        """The order in which the query view is written once more; None where the view itself decides on the cuts."""
-        method = self.config.method
-        if not method.permute or method.division == "vertical_projection":
-            return None
-        return permuted_order(index, epoch, method, self.config.seed)
+        return DaliViews(
+            batch=self.maker.calls * batch, threads=self.config.data.workers or env.threads(), device=device
+        )
 
 
 def views_in_threads(device: torch.device) -> bool:

@@ -16,13 +16,13 @@ from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.data.loader import build_decoder
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import ImageSource, open_sources
-from rcmstr_fast.methods import build_method
+from rcmstr_fast.methods import Batch, build_method
 from rcmstr_fast.train.distributed import World, joined
 from rcmstr_fast.train.loop import Trainer, numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
-from rcmstr_fast.train.stream import Stream, TrainBatch
+from rcmstr_fast.train.stream import Stream
 
 _WARM_UP = 2
 #: Images of one timed call of a stage; a short call says little on a busy machine.
@@ -201,7 +201,7 @@ def measure(config: PretrainConfig, *, seconds: float, repetitions: int) -> Repo
         folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
         trainer = Trainer(config, plan, world, folder, build_method(config, world), stream)
 
-        def step(batches: list[TrainBatch]) -> None:
+        def step(batches: list[Batch]) -> None:
             trainer._train_step(batches, signals, False, False)
             trainer.step = 0  # the learning rate stays that of the first step
 
@@ -216,17 +216,17 @@ class _Same:
 
     waited = 0.0
 
-    def __init__(self, batches: list[TrainBatch]) -> None:
+    def __init__(self, batches: list[Batch]) -> None:
         self._kept = batches
 
-    def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[TrainBatch]]:
+    def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[Batch]]:
         while True:
             yield self._kept
 
 
 def _timed(
-    stream: Stream | _Same, plan: Plan, world: World, seconds: float, step: Callable[[list[TrainBatch]], None]
-) -> tuple[float, list[TrainBatch], float]:
+    stream: Stream | _Same, plan: Plan, world: World, seconds: float, step: Callable[[list[Batch]], None]
+) -> tuple[float, list[Batch], float]:
     """Images/s of `step` over the stream for about `seconds`, the last batches, and the share of waiting in percent."""
     with closing(stream.batches(0, plan, world)) as found:  # type: ignore[type-var]
         for _ in range(_WARM_UP):

@@ -12,7 +12,7 @@ from bench.step import baseline as module
 from bench.step.baseline import Baseline
 from bench.step.providers import build
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.methods import StepBatch, build_method
+from rcmstr_fast.methods import build_method
 from tests.bench.tiny import CPU, tiny, tiny_batch
 
 CASES = [
@@ -43,9 +43,8 @@ def test_loss_and_gradients_are_ours(encoder, fields, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 40 * config.method.queue_size)  # several chunks
     networks_in_double(method)
     networks_in_double(baseline)
-    permuted = None if batch.permuted is None else batch.permuted.double()
-    batch = dataclasses.replace(batch, views=batch.views.double(), permuted=permuted)
-    output = method(StepBatch(batch.views, batch.index, batch.epoch, batch.permuted))
+    batch = dataclasses.replace(batch, views={name: view.double() for name, view in batch.views.items()})
+    output = method(batch)
     output.loss.backward()
     loss, key = baseline.gradients(batch)
     assert float(loss.detach()) == pytest.approx(float(output.loss.detach()), rel=1e-5)
@@ -62,7 +61,7 @@ def test_loss_and_gradients_are_ours(encoder, fields, monkeypatch):
 def test_losses_agree_in_single_precision():
     _, method, baseline, batch = ours_and_theirs("resnet29", {"name": "rcmstr"})
     with torch.no_grad():
-        expected = method(StepBatch(batch.views, batch.index, batch.epoch, batch.permuted)).loss
+        expected = method(batch).loss
     assert float(baseline.gradients(batch)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 

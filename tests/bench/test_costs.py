@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcmstr_fast.config import PretrainConfig, resolve
+from rcmstr_fast.methods import settings
 from rcmstr_fast.models import build_encoder
 from rcmstr_fast.models.vit import Attention
 from rcmstr_fast.train.costs import PARTS, Ceilings, encoder_products, masked_products, measure_ceilings, step_works
@@ -14,10 +15,8 @@ from tests.bench.tiny import CPU, tiny
 
 
 def full(encoder="resnet29", **method):
-    config = PretrainConfig()
+    config = PretrainConfig(method=settings(method.pop("name", "rcmstr"), **method))
     config.model.encoder, config.train.global_batch_size = encoder, 512
-    for name, value in method.items():
-        setattr(config.method, name, value)
     return resolve(config)
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from rcmstr_fast.config import PretrainConfig, resolve
+from rcmstr_fast.methods import settings
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.plan import make_plan
 from rcmstr_fast.train.step_speed import made_up_batches
@@ -12,12 +13,10 @@ CPU = torch.device("cpu")
 
 def tiny(encoder: str = "resnet29", batch: int = 4, **method) -> PretrainConfig:
     config = PretrainConfig(preset="fast")
+    config.method = settings(method.pop("name", "rcmstr"), **{"queue_size": 96, **method})
     config.model.encoder, config.model.width, config.model.depth = encoder, 0.25, 1
     config.model.projector_hidden, config.model.feature_dim = 32, 16
-    config.method.queue_size = 96
     config.train.global_batch_size, config.train.precision, config.train.device = batch, "fp32", "cpu"
-    for name, value in method.items():
-        setattr(config.method, name, value)
     return resolve(config)
 
 

@@ -1,10 +1,12 @@
 import dataclasses
+from dataclasses import asdict
 
 import pytest
 
 from rcmstr_fast.cli import pretrain as command
 from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import PretrainConfig
+from rcmstr_fast.methods import settings
 from rcmstr_fast.train import loop
 
 
@@ -27,7 +29,7 @@ def test_file_then_flags(parsed, tmp_path):
     config = parsed("--config", str(recipe), "--optim.lr", "0.25", "--method.levels", "[frame,word]")
     assert (config.preset, config.optim.lr, config.optim.clip) == ("paper", 0.25, 1.0)
     assert config.data.roots == ["a", "b"] and config.method.levels == ["frame", "word"]
-    assert parsed() == PretrainConfig()
+    assert asdict(parsed()) == asdict(PretrainConfig(method=settings("rcmstr")))
 
 
 @pytest.mark.parametrize(
@@ -43,12 +45,17 @@ def test_file_then_flags(parsed, tmp_path):
         (["--data.roots", "folder"], "expected a folder of images or LMDBs, got folder, which does not exist"),
         (["--data.weights", "2"], "data.weights: expected list, got 2; write [2]"),
         (["--model.width", "0.3", "--data.roots", "[x]"], "model.width must be 0.25, 0.5 or 1, got 0.3"),
+        (["--method.name", "rclstr", "--method.mask_ratioo", "1"], "unknown field method.mask_ratioo; did you mean"),
+        (["--method.name", "rclst"], "method.name must be one of"),
+        (["--method.name=seqmoco", "--method.queue_size=0"], "method.queue_size must be at least 1, got 0"),
         ([], "data.roots must name at least one folder of images or LMDB, got []"),
     ],
 )
 def test_wrong_arguments_are_one_line(argv, line, capsys, tmp_path):
     assert main(["pretrain", "--run", str(tmp_path / "run"), *argv]) == 2
-    assert capsys.readouterr().err == f"rcmstr pretrain: {line}\n"
+    error = capsys.readouterr().err
+    assert error.startswith(f"rcmstr pretrain: {line}") and error.count("\n") == 1
+    assert error == f"rcmstr pretrain: {line}\n" or "--method.name" in argv[0]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,7 @@ def test_help_shows_meaning_and_default_of_every_field(capsys):
         main(["pretrain", "--help"])
     page = capsys.readouterr().out
     flat = " ".join(page.split())
-    config = PretrainConfig()
+    config = PretrainConfig(method=settings("rcmstr"))
     for part in ("data", "model", "method", "optim", "train"):
         for field in dataclasses.fields(getattr(config, part)):
             assert f"--{part}.{field.name} " in flat, field.name
@@ -97,3 +104,28 @@ def test_every_recipe_parses(parsed):
     assert methods
     for path in methods:
         assert isinstance(parsed("--config", str(path), "--data.roots", "[x]"), PretrainConfig), path
+
+
+def test_a_field_of_another_method_is_named(capsys):
+    assert main(["pretrain", "--method.name", "rclstr", "--method.mask_ratio", "0.5"]) == 2
+    error = capsys.readouterr().err
+    start = "rcmstr pretrain: method rclstr has no field mask_ratio (method rcmstr has); expected one of "
+    assert error.startswith(start) and "alpha" in error and error.count("\n") == 1
+
+
+def test_help_has_the_fields_of_the_named_method_only(capsys, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: {name: seqmoco}\n")
+    for argv in (["--method.name", "seqmoco"], ["--config", str(recipe)]):
+        with pytest.raises(SystemExit):
+            main(["pretrain", *argv, "--help"])
+        page = capsys.readouterr().out
+        assert "--method.queue_size " in page and "--method.mask_ratio " not in page
+
+
+def test_the_list_of_methods(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["method", "encoders"]
+    row = next(line for line in lines if line.startswith("rcmstr "))
+    assert "cnn, vit" in row and "queue" in row and "tiny_vit_rcmstr" in row

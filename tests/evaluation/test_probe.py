@@ -41,9 +41,10 @@ def export(path, seed=5):
     """An encoder.safetensors of an untrained tiny encoder."""
     torch.manual_seed(seed)
     config = resolve(PretrainConfig(model=ModelConfig(**MODEL)))
-    method = SimpleNamespace(online_encoder=build_encoder(config.model), rectifier=torch.nn.Identity())
+    parts = {"encoder": build_encoder(config.model), "rectifier": torch.nn.Identity()}
+    method = SimpleNamespace(exported=lambda: parts)
     export_encoder(method, path, config, 0)
-    return method.online_encoder
+    return parts["encoder"]
 
 
 @pytest.mark.parametrize(

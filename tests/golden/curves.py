@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rcmstr_fast import ops, random
-from rcmstr_fast.methods import StepBatch, build_method
+from rcmstr_fast.methods import Batch, build_method
 from rcmstr_fast.train.optim import build_optimizer
 from tests.methods.tiny import tiny_config
 
@@ -44,7 +44,7 @@ def curve(name: str, encoder: str) -> list[float]:
             size=(config.model.height, config.model.image_width), backend="reference",
         ).double()  # fmt: skip
         method.begin_step()
-        output = method(StepBatch(views, index, epoch), monitor=False)
+        output = method(Batch({"query": views[0], "key": views[1]}, index, epoch), monitor=False)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

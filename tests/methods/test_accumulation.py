@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rcmstr_fast.methods import StepBatch, build_method
+from rcmstr_fast.methods import Batch, build_method
 from rcmstr_fast.methods.step import Local
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.guard import Guard
@@ -26,8 +26,8 @@ def reconstruction(encoder, parts, collectives=None):
     step.set(1, 0, 0.0)
     whole = random_batch(config, IMAGES, seed=3)
     micro = [
-        StepBatch(views.double(), index, step.epoch)
-        for views, index in zip(whole.views.chunk(parts, dim=1), whole.index.chunk(parts), strict=True)
+        Batch({name: view.chunk(parts)[i].double() for name, view in whole.views.items()}, index, step.epoch)
+        for i, index in enumerate(whole.index.chunk(parts))
     ]
     hidden = [int(method.mim.masks(batch).pixels.sum()) for batch in micro]
     step(micro, monitor=False)

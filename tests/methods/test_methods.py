@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rcmstr_fast import ops
-from rcmstr_fast.methods import Local, StepBatch, build_method
+from rcmstr_fast.methods import Batch, Local, build_method
 from rcmstr_fast.methods.losses import monitors
 from tests.methods.tiny import random_batch, tiny_config
 
@@ -14,6 +14,8 @@ METHODS = [
     ("rclstr", {}),
     ("rcmstr", {}),
     ("rcmstr", {"coupled": True, "norm_pix": True}),
+    ("rcmstr", {"mim_view": "own", "pixel_loss": "l1"}),
+    ("rclstr", {"momentum_ramp": "cosine"}),
     ("rclstr", {"division": "drop_boundary"}),
     ("rclstr", {"division": "vertical_projection"}),
     ("rclstr", {"inter_loss": "info"}),
@@ -106,12 +108,12 @@ def test_key_grouping_changes_statistics_but_not_the_order_of_keys():
     config = tiny_config(name="seqmoco", bn_group_size=2, batch=8)
     method = build_method(config).train()
     batch = random_batch(config, batch=8)
-    same = method.momentum(batch.views[1], 4, torch.arange(8))["subword"]
-    plain = method.momentum(batch.views[1], 4, None)["subword"]
+    same = method.momentum(batch.views["key"], 4, torch.arange(8))["subword"]
+    plain = method.momentum(batch.views["key"], 4, None)["subword"]
     torch.testing.assert_close(same, plain)
     grouping = method._grouping(batch)
     assert sorted(grouping.tolist()) == list(range(8)) and grouping.tolist() != list(range(8))
-    mixed = method.momentum(batch.views[1], 4, grouping)["subword"]
+    mixed = method.momentum(batch.views["key"], 4, grouping)["subword"]
     assert (mixed * plain).sum(dim=1).min() > 0.3 and not torch.allclose(mixed, plain)
 
 
@@ -126,8 +128,8 @@ def test_masked_step_ignores_hidden_pixels():
     method = build_method(config).train()
     batch = random_batch(config)
     masks = method.mim.masks(batch)
-    features = method.online.encoder.forward_masked(batch.views[0], masks, "anchored")[0]
-    poisoned = batch.views[0].masked_fill(masks.pixels, float("nan"))
+    features = method.online.encoder.forward_masked(batch.views["query"], masks, "anchored")[0]
+    poisoned = batch.views["query"].masked_fill(masks.pixels, float("nan"))
     torch.testing.assert_close(method.online.encoder.forward_masked(poisoned, masks, "anchored")[0], features)
 
 
@@ -173,6 +175,6 @@ def test_batch_carries_epoch_and_index_into_the_random_choices():
     config = tiny_config(name="rcmstr")
     method = build_method(config)
     batch = random_batch(config)
-    other = StepBatch(batch.views, batch.index, 1)
+    other = Batch(batch.views, batch.index, 1)
     assert not torch.equal(method.mim.masks(batch).grid, method.mim.masks(other).grid)
     assert torch.equal(method.mim.masks(batch).grid, method.mim.masks(batch).grid)

@@ -3,9 +3,15 @@ import torch
 import torch.nn.functional as F
 
 from rcmstr_fast import ops
-from rcmstr_fast.config import ConfigError, MethodConfig
-from rcmstr_fast.methods import StepBatch, build_method, permutation
-from rcmstr_fast.methods.permutation import PermutedQuery, kept_frames, pairing_windows, pooling_windows
+from rcmstr_fast.config import ConfigError
+from rcmstr_fast.methods import Batch, build_method, permutation
+from rcmstr_fast.methods.permutation import (
+    PermutationSettings,
+    PermutedQuery,
+    kept_frames,
+    pairing_windows,
+    pooling_windows,
+)
 from tests.methods.tiny import tiny_config
 
 
@@ -31,7 +37,7 @@ def frames_of(images: torch.Tensor, count: int) -> torch.Tensor:
 
 def test_direct_brings_every_frame_back():
     images = torch.rand(6, 3, 32, 128)
-    method = MethodConfig(num_patches=2, group_size=2)
+    method = PermutationSettings(num_patches=2, group_size=2)
     shuffled = PermutedQuery(images, torch.arange(6), 3, method, seed=1)
     assert not torch.equal(shuffled.images, images)
     pooled = shuffled.pool(frames_of(shuffled.images, 32))
@@ -42,7 +48,7 @@ def test_direct_brings_every_frame_back():
 def test_drop_boundary_leaves_out_the_frames_beside_the_cut():
     assert kept_frames(26, 2) == [t for t in range(26) if t not in (12, 13)]
     images = torch.rand(4, 3, 32, 104)
-    method = MethodConfig(num_patches=2, group_size=2, division="drop_boundary")
+    method = PermutationSettings(num_patches=2, group_size=2, division="drop_boundary")
     shuffled = PermutedQuery(images, torch.arange(4), 0, method, seed=1)
     pooled = shuffled.pool(frames_of(shuffled.images, 26))
     plain = frames_of(images, 26)
@@ -52,7 +58,7 @@ def test_drop_boundary_leaves_out_the_frames_beside_the_cut():
 
 
 def test_drop_boundary_refuses_an_empty_subword():
-    method = MethodConfig(num_patches=13, group_size=1, division="drop_boundary", num_subwords=26)
+    method = PermutationSettings(num_patches=13, group_size=1, division="drop_boundary", num_subwords=26)
     images = torch.rand(2, 3, 32, 104)
     shuffled = PermutedQuery(images, torch.arange(2), 0, method, seed=0)
     with pytest.raises(ConfigError, match="leaves no frame"):
@@ -75,7 +81,7 @@ def test_vertical_projection_returns_features_to_their_place():
     noise[:, :, ::2] = 0.2
     noise[:, :, :, 58:60] = 0
     images = ramp + noise
-    method = MethodConfig(num_patches=2, group_size=1, division="vertical_projection")
+    method = PermutationSettings(num_patches=2, group_size=1, division="vertical_projection")
     shuffled = PermutedQuery(images, torch.arange(4), 0, method, seed=2)
     pooled = shuffled.pool(frames_of(shuffled.images, 32))
     error = (pooled.frame - frames_of(images, 32)).abs()
@@ -84,7 +90,7 @@ def test_vertical_projection_returns_features_to_their_place():
 
 def test_odd_batch_keeps_its_last_image():
     images = torch.rand(5, 3, 32, 100)
-    shuffled = PermutedQuery(images, torch.arange(5), 0, MethodConfig(), seed=0)
+    shuffled = PermutedQuery(images, torch.arange(5), 0, PermutationSettings(), seed=0)
     torch.testing.assert_close(shuffled.images[4], images[4])
     restored = ops.restore_frames(torch.rand(5, 26, 2), shuffled.order, num_patches=2, group_size=2)
     assert restored.shape == (5, 26, 2)
@@ -101,7 +107,8 @@ def test_permuted_images_that_come_along_change_nothing(division):
     losses = []
     for permuted, drawn in ((views[2], order), (views[2], None), (None, None)):
         method = build_method(config).train()
-        losses.append(method(StepBatch(views[:2], index, 2, permuted, drawn)).loss)
+        shown = {"query": views[0], "key": views[1]} | ({} if permuted is None else {"permuted": permuted})
+        losses.append(method(Batch(shown, index, 2, {} if drawn is None else {"order": drawn})).loss)
     assert torch.equal(losses[0], losses[2]) and torch.equal(losses[1], losses[2])
     if division == "vertical_projection":
         return

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.methods.queue import Queue, ShardedQueue, StepKeys, build_queue
+from rcmstr_fast.methods.parts.queue import Queue, ShardedQueue, StepKeys, build_queue
 
 SIZE, DIM, WORLD = 12, 3, 3
 

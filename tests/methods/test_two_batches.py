@@ -21,7 +21,7 @@ def step(config, tps=False):
     """Terms, gradients and buffers after one step in float64."""
     method = build_method(config).double().train()
     batch = random_batch(config, config.train.global_batch_size)
-    batch.views = batch.views.double()
+    batch.views = {name: view.double() for name, view in batch.views.items()}
     method.begin_step()
     output = method(batch)
     output.loss.backward()

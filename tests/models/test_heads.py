@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rcmstr_fast import models, ops
-from rcmstr_fast.config import MethodConfig, ModelConfig
+from rcmstr_fast.config import ModelConfig
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm, set_bn_groups
 from rcmstr_fast.models.mim_head import ConvNeXtBlock, FrameMIMHead, TokenMIMHead, unpatchify
 from rcmstr_fast.models.projector import BiLSTMProjector, MLPHead
@@ -88,7 +88,7 @@ def test_networks_fit_together(config):
     encoder = models.build_encoder(config)
     size = 32, config.image_width
     masks = ops.draw_masks(
-        torch.arange(4), seed=0, epoch=0, size=size, unit=encoder.mask_unit(MethodConfig()), mask_ratio=0.7,
+        torch.arange(4), seed=0, epoch=0, size=size, unit=encoder.mask_unit("stage3"), mask_ratio=0.7,
         num_blocks=1,
     )  # fmt: skip
     projector, predictor = models.build_projector(config, encoder.out_channels), models.build_predictor(config)

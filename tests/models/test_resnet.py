@@ -3,7 +3,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcmstr_fast import ops
-from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.batch_norm import set_bn_groups
 from rcmstr_fast.models.resnet import ResNet29
 
@@ -111,4 +110,4 @@ def test_other_images_are_refused(shape):
 
 
 def test_mask_unit_is_the_configured_one():
-    assert ResNet29(0.25).mask_unit(MethodConfig(mask_unit="column")) == "column"
+    assert ResNet29(0.25).mask_unit("column") == "column"

@@ -4,7 +4,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcmstr_fast import ops
-from rcmstr_fast.config import MethodConfig
 from rcmstr_fast.models.vit import SIZES, VisionTransformer, sinusoids
 
 
@@ -108,4 +107,4 @@ def test_errors_say_what_came():
 
 
 def test_mask_unit_is_the_token():
-    assert small().mask_unit(MethodConfig(mask_unit="column")) == "token"
+    assert small().mask_unit("column") == "token"

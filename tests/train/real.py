@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.data.lmdb_writer import write_lmdb
+from rcmstr_fast.methods import settings
 from rcmstr_fast.train.loop import pretrain
 from rcmstr_fast.train.stream import Stream
 from tests.train.toy import toy_config
@@ -42,7 +43,8 @@ def real_config(run, data, **fields) -> PretrainConfig:
         "train__global_batch_size": 8, "train__log_every": 1, "train__save_every": 100, "train__steps": 3,
         "optim__lr": 1e-3,
     }  # fmt: skip
-    return toy_config(run, **(tiny | fields))
+    name = fields.pop("method__name", "rcmstr")
+    return toy_config(run, settings(name), **(tiny | fields))
 
 
 class WatchedStream(Stream):
@@ -59,8 +61,7 @@ class WatchedStream(Stream):
             for part, batch in enumerate(micro):
                 first = (part * world.world_size + world.rank) * plan.micro_batch
                 for i, slot in enumerate(batch.index.tolist()):
-                    views = batch.views[:, i] if batch.permuted is None else [*batch.views[:, i], batch.permuted[i]]
-                    pixels = sum(float(view.double().sum()) for view in views)
+                    pixels = sum(float(view[i].double().sum()) for view in batch.views.values())
                     note = {"step": step, "place": first + i, "slot": slot, "pixels": pixels}
                     with open(f"{self.config.run}.shown.jsonl", "a") as file:
                         file.write(json.dumps(note) + "\n")

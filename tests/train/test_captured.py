@@ -5,7 +5,7 @@ import torch
 
 from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, TrainConfig
-from rcmstr_fast.methods import build_method
+from rcmstr_fast.methods import Batch, build_method
 from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train import captured as module
 from rcmstr_fast.train.captured import CapturedStep
@@ -14,7 +14,6 @@ from rcmstr_fast.train.loop import Trainer
 from rcmstr_fast.train.plan import make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
-from rcmstr_fast.train.stream import TrainBatch
 from rcmstr_fast.train.switches import decide
 from tests.methods.tiny import random_batch, tiny_config
 from tests.train.compare import tensors
@@ -47,8 +46,10 @@ def batches(trainer, step, batch=None):
     made = []
     for part in range(parts):
         noise = random_batch(trainer.config, batch or trainer.plan.micro_batch, seed=step * parts + part)
-        views, index = noise.views.to(trainer.world.device), noise.index.to(trainer.world.device)
-        made.append(TrainBatch(torch.empty(0), views, index, step // STEPS_AN_EPOCH, *permuted(trainer, noise, step)))
+        device = trainer.world.device
+        views = {name: view.to(device) for name, view in noise.views.items()}
+        more, drawn = permuted(trainer, noise, step)
+        made.append(Batch(views | more, noise.index.to(device), step // STEPS_AN_EPOCH, drawn))
     return made
 
 
@@ -56,10 +57,11 @@ def permuted(trainer, batch, step):
     """The permuted query view and its order, as the stream makes them."""
     config, device = trainer.config, trainer.world.device
     if not config.method.permute or config.method.division == "vertical_projection":
-        return None, None
+        return {}, {}
     order = permuted_order(batch.index, step // STEPS_AN_EPOCH, config.method, config.seed)
     strips = {"num_patches": config.method.num_patches, "group_size": config.method.group_size}
-    return ops.permute_strips(batch.views[0], order, **strips).to(device), order.to(device)
+    shuffled = ops.permute_strips(batch.views["query"], order, **strips)
+    return {"permuted": shuffled.to(device)}, {"order": order.to(device)}
 
 
 def all_state(trainer):
@@ -152,7 +154,7 @@ def test_a_bad_step_changes_nothing_when_replayed(tmp_path):
     take(trainer, 5, monitor_every=100)
     before = {name: x.clone() for name, x in trainer.method.online.state_dict().items()}
     bad = batches(trainer, 5)
-    bad[0].views[0, 1] = float("nan")
+    bad[0].views["query"][1] = float("nan")
     trainer._train_step(bad, StopSignals(), False, False)
     for name, x in trainer.method.online.state_dict().items():
         assert torch.equal(x, before[name]) or name.endswith("num_batches_tracked"), name

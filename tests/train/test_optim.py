@@ -74,14 +74,14 @@ def test_adamw_decays_matrices_only_and_sgd_everything():
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(5, 1e-4)]
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adadelta"])
 def test_update_equals_torch_with_clipping(name):
     made = OptimConfig(name=name, lr=0.1, weight_decay=0.01)
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
-    plain = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
-    options = {"betas": (0.9, 0.999)} if name == "adamw" else {"momentum": 0.9}
+    plain = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "adadelta": torch.optim.Adadelta}[name]
+    options = {"adamw": {"betas": (0.9, 0.999)}, "sgd": {"momentum": 0.9}, "adadelta": {"rho": 0.95}}[name]
     groups = [{"params": [theirs.weight], "weight_decay": 0.01}]
     groups.append({"params": [theirs.bias], "weight_decay": 0.0 if name == "adamw" else 0.01})
     reference = plain(groups, lr=0.1, foreach=False, **options)
@@ -97,3 +97,43 @@ def test_update_equals_torch_with_clipping(name):
         reference.step()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adadelta"])
+def test_a_bad_step_changes_nothing(name):
+    net = nn.Linear(3, 2)
+    optimizer = build_optimizer(net, OptimConfig(name=name, lr=0.1, weight_decay=0.01))
+    net(torch.ones(4, 3)).sum().backward()
+    for finite in (False, True, False):
+        net.weight.grad.fill_(1.0 if finite else float("nan"))
+        before = [p.detach().clone() for p in net.parameters()]
+        apply_gradients(optimizer, 0.1, torch.tensor(float("nan")), torch.tensor(finite), clip=0.0)
+        same = all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+        assert same != finite
+    for state in optimizer.state.values():
+        assert all(torch.isfinite(x).all() for x in state.values())
+
+
+class Players(Net):
+    def rates(self):
+        return {"norm.": 4.0}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adadelta"])
+def test_a_player_has_its_own_rate(name):
+    net = Players()
+    optimizer = build_optimizer(net, OptimConfig(name=name, lr=0.1, weight_decay=0.0))
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    apply_gradients(optimizer, torch.tensor(0.1), torch.tensor(1.0), torch.tensor(True), clip=0.0)
+    moved = {n: (before[n] - p.detach()).mean() for n, p in net.named_parameters()}
+    torch.testing.assert_close(moved["norm.weight"], 4 * moved["linear.weight"], rtol=1e-4, atol=0)
+
+
+def test_the_step_schedule_falls_at_60_and_80_per_cent():
+    made = config(global_batch_size=10, steps=100)
+    made.optim.lr, made.optim.schedule, made.optim.warmup_steps = 10.0, "step", 0
+    plan = make_plan(made, 100, 1)
+    rates = [learning_rate(step, made.optim, plan) for step in (0, 59, 60, 79, 80, 99)]
+    assert rates == pytest.approx([10, 10, 1, 1, 0.1, 0.1])

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import pytest
 import yaml
 
-from rcmstr_fast.config import ConfigError
+from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
+from rcmstr_fast.methods import settings
 from rcmstr_fast.train.runfolder import RunFolder, differences
 from tests.train.toy import toy_run
 
@@ -58,3 +60,16 @@ def test_folder_in_use_is_refused(tmp_path):
 def test_differences_name_absent_fields():
     assert differences({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == ["a.c: 'absent' -> 2"]
     assert differences({"a": {"old": 1}}, {"a": {}}) == ["a.old: 1 -> 'absent'"]
+
+
+def test_a_run_of_version_0_1_is_continued_or_refused_with_one_line(tmp_path):
+    """There all methods had one set of fields, and the default preset was fast."""
+    config = resolve(PretrainConfig(run=str(tmp_path), method=settings("seqmoco")))
+    held = dataclasses.asdict(config)
+    held["method"] |= {"mask_ratio": 0.7, "coupled": False}
+    del held["method"]["momentum_ramp"], held["optim"]["rho"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(held))
+    assert RunFolder(tmp_path).adopt(config) is config
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(held | {"preset": "fast"}))
+    with pytest.raises(ConfigError, match="preset: 'fast' -> 'paper'"):
+        RunFolder(tmp_path).adopt(config)

@@ -10,11 +10,12 @@ import torch
 from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, resolve
 from rcmstr_fast.data.lmdb_writer import write_lmdb
+from rcmstr_fast.methods import Batch
 from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train import stream as stream_module
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.plan import make_plan
-from rcmstr_fast.train.stream import Stream, TrainBatch
+from rcmstr_fast.train.stream import Stream
 from tests.data.hostile import word
 from tests.train.real import real_config
 
@@ -28,7 +29,14 @@ def data(tmp_path_factory):
     return folder
 
 
-def batches(data, step: int, count: int, rank: int = 0, world_size: int = 1, **fields) -> list[TrainBatch]:
+def assert_same(a: Batch, b: Batch) -> None:
+    assert torch.equal(a.images, b.images)
+    assert a.tensors().keys() == b.tensors().keys()
+    for name, x in a.tensors().items():
+        assert torch.equal(x, b.tensors()[name]), name
+
+
+def batches(data, step: int, count: int, rank: int = 0, world_size: int = 1, **fields) -> list[Batch]:
     config = resolve(real_config("unused", data, data__workers=2, **fields))
     stream = Stream(config)
     world = World(torch.device("cpu"), rank, world_size)
@@ -44,8 +52,8 @@ def test_a_restart_in_mid_epoch_sees_the_very_same_pixels(data, decoder):
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     whole, rest = (batches(data, step, 7 - step, data__decoder=decoder) for step in (0, 3))
     for a, b in zip(whole[3:], rest, strict=True):
-        assert a.epoch == b.epoch and torch.equal(a.index, b.index) and torch.equal(a.images, b.images)
-        assert torch.equal(a.views, b.views) and torch.equal(a.permuted, b.permuted)
+        assert a.epoch == b.epoch
+        assert_same(a, b)
     assert {batch.epoch for batch in rest} == {0, 1}
 
 
@@ -53,9 +61,9 @@ def test_views_of_dali_are_a_choice(data):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     whole, rest = (batches(data, step, 5 - step, data__augment="dali") for step in (0, 3))
     for a, b in zip(whole[3:], rest, strict=True):
-        assert torch.equal(a.images, b.images) and torch.equal(a.views, b.views) and torch.equal(a.permuted, b.permuted)
+        assert_same(a, b)
     (fused,) = batches(data, 0, 1)
-    assert torch.equal(fused.index, whole[0].index) and not torch.equal(fused.views, whole[0].views)
+    assert torch.equal(fused.index, whole[0].index) and not torch.equal(fused.views["query"], whole[0].views["query"])
 
 
 def test_views_of_dali_need_dali(data, monkeypatch):
@@ -78,10 +86,8 @@ def test_views_launched_by_the_training_thread_are_the_same(data, monkeypatch, d
     late = batches(data, 0, 3, method__division=division)
     assert threads == {threading.main_thread()}
     for a, b in zip(ahead, late, strict=True):
-        assert torch.equal(a.index, b.index) and torch.equal(a.images, b.images) and torch.equal(a.views, b.views)
-        assert (a.permuted is None) == (division != "direct")
-        for x, y in ((a.permuted, b.permuted), (a.order, b.order)):
-            assert x is y is None or torch.equal(x, y)
+        assert_same(a, b)
+        assert ("permuted" in a.views) == ("order" in a.drawn) == (division == "direct")
 
 
 def test_two_ranks_share_the_epoch(data):
@@ -91,7 +97,8 @@ def test_two_ranks_share_the_epoch(data):
     assert not set(slots[0].tolist()) & set(slots[1].tolist())
     assert sorted(torch.cat(slots).tolist()) == sorted(torch.cat([batch.index for batch in whole]).tolist())
     for step, batch in enumerate(whole):
-        assert torch.equal(batch.views, torch.cat([part[step].views for part in parts], dim=1))
+        for name in ("query", "key"):
+            assert torch.equal(batch.views[name], torch.cat([part[step].views[name] for part in parts]))
 
 
 def test_the_permuted_query_view_comes_along(data):
@@ -99,9 +106,9 @@ def test_the_permuted_query_view_comes_along(data):
     (batch,) = batches(data, 0, 1)
     order = permuted_order(batch.index, 0, config.method, config.seed)
     shape = {"num_patches": config.method.num_patches, "group_size": config.method.group_size}
-    assert batch.views.shape[0] == 2
-    assert torch.equal(batch.order, order)
-    assert torch.equal(batch.permuted, ops.permute_strips(batch.views[0], order, **shape))
+    assert list(batch.views) == ["query", "key", "permuted"]
+    assert torch.equal(batch.drawn["order"], order)
+    assert torch.equal(batch.views["permuted"], ops.permute_strips(batch.views["query"], order, **shape))
 
 
 @pytest.mark.parametrize("augment", ["fused", "dali"])
@@ -111,8 +118,7 @@ def test_views_have_the_precision_of_the_run(data, augment):
     (exact,), (rounded,) = (
         batches(data, 0, 1, data__augment=augment, train__precision=precision) for precision in ("fp32", "bf16")
     )
-    assert exact.views.dtype == exact.permuted.dtype == torch.float32
-    assert torch.equal(rounded.views, exact.views.bfloat16()) and torch.equal(
-        rounded.permuted, exact.permuted.bfloat16()
-    )
-    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in (*rounded.views, rounded.permuted))
+    for name, view in exact.views.items():
+        assert view.dtype == torch.float32
+        assert torch.equal(rounded.views[name], view.bfloat16())
+        assert rounded.views[name].is_contiguous(memory_format=torch.channels_last)

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from rcmstr_fast import random
-from rcmstr_fast.config import ConfigError, PretrainConfig, RunError
-from rcmstr_fast.methods import StepOutput
+from rcmstr_fast.config import ConfigError, MethodConfig, PretrainConfig, RunError
+from rcmstr_fast.methods import Batch, PretrainMethod, StepOutput
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.train.loop import pretrain
-from rcmstr_fast.train.stream import TrainBatch
 
 IMAGES, HEIGHT, WIDTH = 40, 8, 12
 
@@ -28,11 +27,11 @@ class ToyEncoder(nn.Sequential):
         super().__init__(nn.Conv2d(3, 4, 3, padding=1), GroupedBatchNorm(4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
 
-class ToyMethod(nn.Module):
+class ToyMethod(PretrainMethod):
     """Contrast with a queue of keys; a momentum encoder; batch norm only where asked for."""
 
     def __init__(self, config, collectives):
-        super().__init__()
+        super().__init__(config, collectives)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.online_encoder, self.rectifier = ToyEncoder(), nn.Identity()
@@ -42,25 +41,28 @@ class ToyMethod(nn.Module):
             for encoder in (self.online_encoder, self.momentum_encoder):
                 encoder[1] = nn.Identity()
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
-        self.collectives, self.keys = collectives, []
+        self.keys = []
 
-    def begin_step(self):
+    def exported(self):
+        return {"encoder": self.online_encoder, "rectifier": self.rectifier}
+
+    def begin_step(self, progress=None):
         with torch.no_grad():
             for key, query in zip(self.momentum_encoder.parameters(), self.online_encoder.parameters(), strict=True):
                 key.lerp_(query, 0.1)
 
     def forward(self, batch, *, monitor=True, pictures=False):
-        query = F.normalize(self.online_encoder(batch.views[0]).flatten(1), dim=1)
+        query = F.normalize(self.online_encoder(batch.views["query"]).flatten(1), dim=1)
         with torch.no_grad():
-            key = F.normalize(self.momentum_encoder(batch.views[1]).flatten(1), dim=1)
+            key = F.normalize(self.momentum_encoder(batch.views["key"]).flatten(1), dim=1)
         self.keys.append(self.collectives.gather(key))
         logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.T], dim=1) / 0.2
         loss_info = F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64))
         watched = {"accuracy_word": (logits.argmax(1) == 0).float().mean()} if monitor else {}
-        sheet = {"masked": batch.views[0] * 0.5 + 0.5} if pictures else {}
+        sheet = {"masked": batch.views["query"] * 0.5 + 0.5} if pictures else {}
         return StepOutput(loss_info, {"loss_info": loss_info.detach()}, watched, sheet)
 
-    def end_step(self):
+    def end_step(self, finite=None):
         for keys in self.keys:
             places = (self.pointer + torch.arange(len(keys))) % len(self.queue)
             self.queue[places] = torch.nan_to_num(keys)
@@ -90,14 +92,14 @@ class ToyStream:
                 if step in self.poison and world.rank == world.world_size - 1:
                     views = views * float("nan")
                 images = torch.zeros(len(index), HEIGHT, WIDTH, 3, dtype=torch.uint8)
-                micro.append(TrainBatch(images, views, index, epoch))
+                micro.append(Batch({"query": views[0], "key": views[1]}, index, epoch, images=images))
             step += 1
             yield micro
 
 
-def toy_config(run, **fields) -> PretrainConfig:
+def toy_config(run, method=None, **fields) -> PretrainConfig:
     """Five steps of 8 images an epoch, 12 steps; `fields` by dotted name with __ for the dot."""
-    config = PretrainConfig(run=str(run))
+    config = PretrainConfig(run=str(run), method=method or MethodConfig("toy"))
     defaults = {
         "train__global_batch_size": 8, "train__steps": 12, "train__log_every": 2, "train__save_every": 5,
         "train__device": "cpu", "train__precision": "fp32", "optim__lr": 0.01,

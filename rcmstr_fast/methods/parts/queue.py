@@ -6,6 +6,7 @@ the same, hence the losses too.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,22 @@ from torch import Tensor, nn
 
 from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError
+from rcmstr_fast.fields import number
 from rcmstr_fast.methods.step import Collectives
+
+
+@dataclass
+class QueueSettings:
+    """Fields of a method with queues.
+
+    Attributes:
+        queue_size: rows of each queue (K).
+        queue: replicated (every process holds all rows) or sharded (K / processes each, gathered for each comparison;
+            the same losses).
+    """
+
+    queue_size: int = number(65536, low=1)
+    queue: Literal["replicated", "sharded"] = "replicated"
 
 
 @dataclass

@@ -1,0 +1,59 @@
+"""`rcmstr study`: many pretrainings x evaluations x seeds from one file; what is done already is not done again."""
+
+import json
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from rcmstr_fast.config import ConfigError
+
+NAME = "study"
+HELP = "run a list of pretrainings x evaluations x seeds and report them; run it again to continue"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The study, where it runs, and its data."""
+    parser.add_argument("study", type=str, help="a study: YAML file, or the name of one that comes with the package")
+    parser.add_argument("--out", type=str, default="", help="folder of the study; empty: runs/NAME")
+    parser.add_argument("--data", type=dict[str, str], default={}, help="paths of its data: --data '{words: PATH}'")
+    parser.add_argument("--jobs", type=int, default=1, help="commands at the same time")
+    parser.add_argument("--only", type=list[str], default=[], help="only these rows")
+    parser.add_argument("--record", type=str, default="", help="also write what was found to this JSON file")
+    parser.add_argument("--plan", type=bool, default=False, help="only print the commands that are left")
+
+
+def run(arguments: Namespace) -> int:
+    """Run what is left; 1 where a command failed."""
+    from rcmstr_fast.recipe_files import find
+    from rcmstr_fast.study.page import runs_of, write_page
+    from rcmstr_fast.study.plan import cells, read_study
+    from rcmstr_fast.study.records import study_record
+    from rcmstr_fast.study.run import console_log, data_paths, read_record, run_study
+
+    if arguments.jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {arguments.jobs}")
+    study = read_study(find(arguments.study, "studies"))
+    folder = Path(arguments.out or f"runs/{study.name}")
+    planned = cells(study, folder, data_paths(study, folder, arguments.data), find)
+    if arguments.plan:
+        print("\n".join("rcmstr " + " ".join(c.arguments()) for c in planned if read_record(folder, c.id) is None))
+        return 0
+
+    def report() -> None:
+        record = study_record(study, folder, planned)
+        write_page(record, runs_of(planned, folder), folder / "report.html")
+        if arguments.record:
+            out = Path(arguments.record)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    with console_log():
+        outcome = run_study(
+            study, folder, arguments.data, recipe=find, jobs=arguments.jobs, only=arguments.only, report=report
+        )
+    report()
+    print((folder / "report.md").read_text(encoding="utf-8"))
+    print(f"page: {folder / 'report.html'}")
+    for cell, said in outcome.failed.items():
+        print(f"failed: {cell}: {said}")
+    return int(bool(outcome.failed))

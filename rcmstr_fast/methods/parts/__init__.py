@@ -1,0 +1,1 @@
+"""Parts that methods share, each with the fields of its configuration."""

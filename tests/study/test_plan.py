@@ -1,0 +1,88 @@
+"""Study files: what they expand to, and what is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rcmstr_fast.config import ConfigError
+from rcmstr_fast.study.plan import cells, read_study
+
+BASE = {
+    "rows": [{"name": "A", "recipe": "a"}, {"name": "B", "encoder": "random", "like": "A"}],
+    "evaluations": [{"name": "CTC", "set": {"train": ["{words}/x"]}}],
+    "data": {"words": "somewhere"},
+}
+
+
+def written(tmp_path, change=None, text=None):
+    path = tmp_path / "study.yaml"
+    path.write_text(text if text is not None else yaml.safe_dump(BASE | (change or {}), sort_keys=False))
+    return path
+
+
+def test_rows_times_seeds_times_evaluations(tmp_path):
+    change = {"seeds": [0, 1], "pretrain": {"optim.lr": 0.001}}
+    study = read_study(written(tmp_path, change))
+    planned = cells(study, Path("out"), {"words": "/d"}, lambda name: Path(f"{name}.yaml"))
+    assert [(c.id, c.needs) for c in planned] == [
+        ("pretrain/A-s0", ""),
+        ("CTC/A-s0", "pretrain/A-s0"),
+        ("pretrain/A-s1", ""),
+        ("CTC/A-s1", "pretrain/A-s1"),
+        ("CTC/B-s0", "pretrain/A-s0"),
+        ("CTC/B-s1", "pretrain/A-s0"),
+    ]
+    assert planned[0].arguments() == [
+        "pretrain",
+        "--config",
+        "a.yaml",
+        "--optim.lr=0.001",
+        "--run=out/pretrain/A-s0",
+        "--seed=0",
+    ]
+    assert planned[1].values["train"] == ["/d/x"] and planned[1].values["encoder"] == "out/pretrain/A-s0"
+    assert planned[4].values["encoder"] == "random" and planned[4].values["like"] == "out/pretrain/A-s0"
+
+
+def test_grid(tmp_path):
+    row = {"name": "ratio {method.mask_ratio} blocks {method.num_blocks}", "recipe": "a"}
+    row["grid"] = {"method.mask_ratio": [0.3, 0.7], "method.num_blocks": [0, 1]}
+    study = read_study(written(tmp_path, {"rows": [row]}))
+    assert [r.name for r in study.rows][:2] == ["ratio 0.3 blocks 0", "ratio 0.3 blocks 1"]
+    assert study.rows[3].set == {"method.mask_ratio": 0.7, "method.num_blocks": 1}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"rows": []}, "rows must be a list of one or more"),
+        ({"sedes": [0]}, "unknown field sedes; did you mean seeds?"),
+        ({"rows": [{"name": "A", "recipe": "a"}] * 2}, "rows must have different names, got 'A' twice"),
+        ({"rows": [{"name": "A"}]}, "expected either recipe or encoder"),
+        ({"rows": [{"name": "A", "recipe": "a", "sets": {}}]}, "rows: unknown field sets; did you mean set?"),
+        ({"rows": [{"name": "A", "encoder": "random", "like": "C"}]}, "like must name a row with a recipe, got 'C'"),
+        ({"evaluations": [{"name": "x", "command": "read"}]}, "command must be one of probe, finetune, segment"),
+        ({"evaluations": [{"name": "x", "set": {"seed": 3}}]}, "seed is set by the study"),
+        ({"seeds": [-1]}, "seeds must be whole numbers of 0 or more, got -1"),
+        ({"rows": [{"name": "A", "recipe": "a", "set": []}]}, "set must be a dict"),
+    ],
+)
+def test_refused(tmp_path, change, said):
+    with pytest.raises(ConfigError) as error:
+        read_study(written(tmp_path, change))
+    assert said in str(error.value) and str(error.value).startswith(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_field_twice_and_no_yaml(tmp_path):
+    with pytest.raises(ConfigError, match="line 1: seeds stands twice"):
+        read_study(written(tmp_path, text="seeds: [0]\nrows: []\nseeds: [1]\n"))
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        read_study(written(tmp_path, text="rows: [\n"))
+
+
+def test_unknown_data(tmp_path):
+    study = read_study(written(tmp_path))
+    with pytest.raises(ConfigError, match="must name data of the study"):
+        cells(study, Path("out"), {"other": "/d"}, lambda name: Path(name))
