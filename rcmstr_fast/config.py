@@ -331,6 +331,8 @@ def _check(config: PretrainConfig) -> None:
          model.tps_checkpoint),
         (not config.data.weights or len(config.data.weights) == len(config.data.roots),
          "data.weights must have one weight a root", config.data.weights),
+        (float(config.optim.min_lr or 0) <= float(config.optim.lr or 0), "optim.min_lr must be at most optim.lr",
+         config.optim.min_lr),
     ]  # fmt: skip
     for holds, expected, got in rules:
         require(holds, expected, got)

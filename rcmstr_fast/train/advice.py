@@ -6,15 +6,7 @@ One table of conditions and lines; a line is a warning in the log, never a refus
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from rcmstr_fast.config import (
-    MethodConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    TrainConfig,
-    num_frames,
-    resolve,
-)
+from rcmstr_fast.config import ModelConfig, OptimConfig, PretrainConfig, TrainConfig, is_vit, num_frames, resolve
 from rcmstr_fast.train.plan import Plan
 
 
@@ -43,20 +35,11 @@ def warnings(setting: Setting) -> list[str]:
 def _unwise(setting: Setting) -> list[str]:
     """Settings that work, but seldom as meant."""
     config, plan = setting.config, setting.plan
-    method, batch, left_out = config.method, plan.global_batch, plan.epoch_size % plan.global_batch
-    rows = {"frame": batch * (method.enqueue_per_image or num_frames(config.model)),
-            "subword": batch * method.num_subwords, "word": batch}  # fmt: skip
-    rows = {level: count for level, count in rows.items() if level in (method.levels or ())}
-    level = max(rows, key=rows.__getitem__, default="word")
+    batch, left_out = plan.global_batch, plan.epoch_size % plan.global_batch
     found = [
         (plan.warmup_steps >= plan.total_steps,
          f"optim.warmup_steps={plan.warmup_steps} takes the whole run of {plan.total_steps} steps: the learning rate "
          "only rises"),
-        (2 * rows.get(level, 0) > method.queue_size,
-         f"method.queue_size={method.queue_size} is refilled in {method.queue_size / max(1, rows.get(level, 1)):.1f} steps "
-         f"at the {level} level ({rows.get(level)} keys a step): its negatives are those of the last step"),
-        (10 * batch > method.queue_size,
-         f"train.global_batch_size={batch} is more than a tenth of method.queue_size={method.queue_size}"),
         (setting.images < batch <= plan.epoch_size,
          f"train.global_batch_size={batch} is more than the {setting.images} images of the data: a step shows the same "
          "image more than once, as its own negative"),
@@ -64,36 +47,53 @@ def _unwise(setting: Setting) -> list[str]:
          f"each epoch leaves out {left_out} of its {plan.epoch_size} images (others each time): they do not fill a "
          f"batch of {batch}"),
     ]  # fmt: skip
+    return [line for holds, line in found if holds] + _queues(config, batch)
+
+
+def _queues(config: PretrainConfig, batch: int) -> list[str]:
+    """Queues that hold little more than the last step."""
+    size = getattr(config.method, "queue_size", None)
+    if size is None:
+        return []
+    rows = {
+        "frame": batch * (getattr(config.method, "enqueue_per_image", 0) or num_frames(config.model)),
+        "subword": batch * getattr(config.method, "num_subwords", 1),
+        "word": batch,
+    }
+    level = max(getattr(config.method, "levels", None) or ["word"], key=rows.__getitem__)
+    found = [
+        (2 * rows[level] > size,
+         f"method.queue_size={size} is refilled in {size / rows[level]:.1f} steps at the {level} level ({rows[level]} keys "
+         "a step): its negatives are those of the last step"),
+        (10 * batch > size, f"train.global_batch_size={batch} is more than a tenth of method.queue_size={size}"),
+    ]  # fmt: skip
     return [line for holds, line in found if holds]
 
 
 def _inactive(setting: Setting) -> list[str]:
     """Fields that differ from their defaults and do nothing here."""
-    config, plan = setting.config, setting.plan
-    method, model, optim = config.method, config.model, config.optim
+    config, plan, method = setting.config, setting.plan, setting.config.method
+    model, optim = config.model, config.optim
     changed = _changed(config, _plain(config))
-    cnn, mim = not model.encoder.startswith("vit"), method.name == "rcmstr"
-    whole = method.bn_group_size == 0 or method.bn_group_size >= plan.micro_batch
+    cnn, group = not is_vit(model), method.bn_group_size
     table: list[tuple[bool, str, str]] = [
-        (whole, "method.bn_shuffle",
-         f"method.bn_group_size={method.bn_group_size} makes one group of the {plan.micro_batch} images of a pass, in "
-         "which nothing can be shuffled"),
-        (not method.permute, "method.num_patches method.group_size method.division method.shared_permutation",
-         "method.permute=false"),
-        (method.inter == "none", "method.inter_loss method.inter_weight method.inter_pairing method.inter_after_enqueue",
-         "method.inter=none"),
-        (not mim, "method.beta method.mask_ratio method.num_blocks method.mask_unit method.mask_rule method.norm_pix "
-         "method.coupled", f"method.name={method.name} masks nothing"),
-        (mim and not cnn, "method.mask_unit method.mask_rule", "a ViT masks its tokens"),
-        (not method.kl, "method.alpha method.tau_kl method.kl_reduction", "method.kl=false"),
-        ("frame" not in (method.levels or ()), "method.enqueue_per_image method.round_frame_queue",
-         "method.levels has no frame"),
+        (group == 0 or group >= plan.micro_batch, "method.bn_shuffle",
+         f"method.bn_group_size={group} makes one group of the {plan.micro_batch} images of a pass"),
+        (getattr(method, "permute", None) is False,
+         "method.num_patches method.group_size method.division method.shared_permutation", "method.permute=false"),
+        (getattr(method, "inter", "") == "none",
+         "method.inter_loss method.inter_weight method.inter_pairing method.inter_after_enqueue", "method.inter=none"),
+        (not cnn, "method.mask_unit method.mask_rule", "a ViT masks its tokens"),
+        (getattr(method, "kl", True) is False, "method.alpha method.tau_kl method.kl_reduction", "method.kl=false"),
+        ("frame" not in (getattr(method, "levels", None) or ["frame"]),
+         "method.enqueue_per_image method.round_frame_queue", "method.levels has no frame"),
         (cnn, "model.depth", f"{model.encoder} has a depth of its own"),
         (not cnn, "model.width", f"{model.encoder} has a width of its own"),
         (model.tps == "none", "model.tps_checkpoint", "model.tps=none"),
-        (optim.name == "adamw", "optim.sgd_momentum", "optim.name=adamw"),
-        (optim.name == "sgd", "optim.beta1 optim.beta2", "optim.name=sgd"),
-        (optim.schedule == "constant", "optim.min_lr", "optim.schedule=constant"),
+        (optim.name != "sgd", "optim.sgd_momentum", f"optim.name={optim.name}"),
+        (optim.name != "adamw", "optim.beta1 optim.beta2", f"optim.name={optim.name}"),
+        (optim.name != "adadelta", "optim.rho", f"optim.name={optim.name}"),
+        (optim.schedule != "cosine", "optim.min_lr", f"optim.schedule={optim.schedule}"),
         (config.train.steps > 0, "train.epochs", "train.steps decides"),
         (setting.processes == 1, "train.timeout_minutes method.queue", "there is one process"),
     ]  # fmt: skip
@@ -108,9 +108,8 @@ def _inactive(setting: Setting) -> list[str]:
 def _plain(config: PretrainConfig) -> PretrainConfig:
     """The resolved defaults of such a method, network and preset."""
     return resolve(PretrainConfig(
-        preset=config.preset, model=ModelConfig(encoder=config.model.encoder),
-        method=MethodConfig(name=config.method.name), optim=OptimConfig(name=config.optim.name),
-        train=TrainConfig(global_batch_size=config.train.global_batch_size),
+        preset=config.preset, model=ModelConfig(encoder=config.model.encoder), method=type(config.method)(),
+        optim=OptimConfig(name=config.optim.name), train=TrainConfig(global_batch_size=config.train.global_batch_size),
     ))  # fmt: skip
 
 

@@ -82,9 +82,10 @@ class Guard:
                 "nothing of it is saved or exported, the last checkpoint is from before"
             )
         if last and streak:
+            steps = "step" if streak == 1 else f"{streak} steps"
             raise RunError(
-                f"{self._culprits()}; the last {streak} steps of the run changed nothing, so it is saved, with the "
-                "weights before the first of them, but it is not finished"
+                f"{self._culprits()}; the last {steps} of the run changed nothing: it is saved with the weights from "
+                "before, but it is not finished; raise train.steps to go on"
             )
 
     def _looked_at(self) -> tuple[int, int, bool]:

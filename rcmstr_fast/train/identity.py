@@ -1,5 +1,6 @@
 """Whose a checkpoint is: the configuration and the data it belongs to, and what is different now that it goes on."""
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 
 from rcmstr_fast import env
-from rcmstr_fast.config import ConfigError
+from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.ops import dispatch, storage
+from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.environment import processor
-from rcmstr_fast.train.runfolder import differences
+from rcmstr_fast.train.runfolder import differences, of_this_version
 
 #: Records of which a fingerprint takes the bytes.
 SAMPLED = 64
@@ -44,33 +46,46 @@ def fingerprint(source: Records) -> str:
     return made.hexdigest()
 
 
-def check_owner(path: Path, state: dict[str, Any], config: dict[str, Any], data: str | None) -> None:
+def same_everywhere(data: str | None, world: World) -> str | None:
+    """The fingerprint, where all processes have the same.
+
+    Raises:
+        ConfigError: a process sees other data.
+    """
+    number = torch.tensor([int(data or "0", 16) % 2**62], device=world.device)
+    others = [rank for rank, found in enumerate(world.gather(number).tolist()) if found != int(number)]
+    if others:
+        raise ConfigError(f"data.roots must hold the same images for every process, rank {others[0]} sees other ones")
+    return data
+
+
+def check_owner(path: Path, state: dict[str, Any], config: PretrainConfig, data: str | None) -> None:
     """Refuse a checkpoint of another run or over other data.
 
     Args:
         path: of the checkpoint, to be named.
         state: the checkpoint.
-        config: the resolved configuration of this run, as nested dictionaries.
+        config: of this run, resolved.
         data: fingerprint of this run's data; None: unknown.
     Raises:
         ConfigError: naming what differs.
     """
     if not isinstance(state.get("config"), dict):
         raise ConfigError(f"{path}: expected a checkpoint of this run, it does not say of which run it is")
-    changed = differences(state["config"], config)
+    now, held = dataclasses.asdict(config), of_this_version(state["config"], config)
+    changed = differences(held, now)
     if changed:
         raise ConfigError(
             f"{path}: belongs to a run with another configuration ({'; '.join(changed)}); restore these fields, or "
             "put the run's own checkpoint there"
         )
-    held = state.get("data")
-    roots = [x["data"].get("roots") if isinstance(x.get("data"), dict) else None for x in (state["config"], config)]
-    if held and data and held != data:
+    known, roots = state.get("data"), [x["data"]["roots"] for x in (held, now)]
+    if known and data and known != data:
         raise ConfigError(
             f"data.roots: {roots[1]} hold other images than {roots[0]}, over which the run began; "
             "restore the data or begin another run"
         )
-    if not (held and data) and roots[0] != roots[1]:
+    if not (known and data) and roots[0] != roots[1]:
         raise ConfigError(
             f"data.roots: {roots[0]} -> {roots[1]}, and {path} does not say by what the data would be recognised; "
             "restore the path"
@@ -93,7 +108,7 @@ def facts(precision: str, total_steps: int, device: torch.device) -> dict[str, s
         "precision": precision,
         "steps": str(total_steps),
         "processor": torch.cuda.get_device_name(device) if gpu else processor(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "backends": " ".join(f"{name}:{backend}" for name, backend in sorted(able.items())),
         "tuning": "; ".join(storage.describe()),
         "variables": " ".join(f"{name}={value}" for name, value in sorted(settings.items())) or "none",

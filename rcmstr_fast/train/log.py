@@ -39,7 +39,7 @@ class Meter:
         self.names = list(values)
         row = torch.stack([*(x.detach() for x in values.values()), torch.ones_like(finite, dtype=torch.float32)])
         row = torch.where(finite, row.double(), 0.0)
-        if self.sums is None:
+        if self.sums is None or self.sums.shape != row.shape:  # a foreign window is not continued
             self.sums = torch.zeros_like(row)
         self.sums += row  # in place: a recorded step adds to the same memory each time
 

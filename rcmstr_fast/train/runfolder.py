@@ -135,11 +135,6 @@ class RunFolder:
             )
         return config
 
-    def claim(self, stack: contextlib.ExitStack, config: PretrainConfig, world_size: int) -> None:
-        """Lock the folder until `stack` is left, and describe the session in it."""
-        stack.enter_context(self.locked())
-        self.write_description(config, world_size)
-
     def write_description(self, config: PretrainConfig, world_size: int) -> None:
         """Write `config.yaml` and add this session to `environment.json`."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,18 @@
 """Whose a checkpoint is, and what the data are recognised by."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
 
-from rcmstr_fast.config import ConfigError
+from rcmstr_fast.config import ConfigError, resolve
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.train import identity
-from rcmstr_fast.train.identity import check_owner, facts, fingerprint, what_changed
+from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.identity import check_owner, facts, fingerprint, same_everywhere, what_changed
+from tests.train.toy import toy_config
 
 
 def write(folder, values):
@@ -51,22 +54,37 @@ def test_sizes_of_the_roots_and_unreadable_records_count(tmp_path):
     assert of(folder) != readable
 
 
-CONFIG = {"seed": 0, "data": {"roots": ["a"]}, "train": {"steps": 3}}
-
-
 def test_the_owner_is_the_same_configuration_over_the_same_data(tmp_path):
-    state = {"config": CONFIG, "data": "x"}
-    check_owner(tmp_path, state, CONFIG, "x")
-    check_owner(tmp_path, state, CONFIG | {"data": {"roots": ["b"]}, "train": {"steps": 9}}, "x")
-    check_owner(tmp_path, {"config": CONFIG}, CONFIG, "x")  # written before data were recognised
+    state = {"config": dataclasses.asdict(config()), "data": "x"}
+    check_owner(tmp_path, state, config(), "x")
+    check_owner(tmp_path, state, config(data__roots=["b"], train__steps=9), "x")
+    old = {"config": state["config"]}  # written before data were recognised
+    check_owner(tmp_path, old, config(), "x")
     with pytest.raises(ConfigError, match=r"belongs to a run with another configuration \(seed: 0 -> 1\)"):
-        check_owner(tmp_path, state, CONFIG | {"seed": 1}, "x")
+        check_owner(tmp_path, state, config(seed=1), "x")
     with pytest.raises(ConfigError, match=r"data.roots: \['b'\] hold other images than \['a'\]"):
-        check_owner(tmp_path, state, CONFIG | {"data": {"roots": ["b"]}}, "y")
+        check_owner(tmp_path, state, config(data__roots=["b"]), "y")
     with pytest.raises(ConfigError, match="does not say by what the data would be recognised"):
-        check_owner(tmp_path, {"config": CONFIG}, CONFIG | {"data": {"roots": ["b"]}}, "x")
+        check_owner(tmp_path, old, config(data__roots=["b"]), "x")
     with pytest.raises(ConfigError, match="does not say of which run it is"):
-        check_owner(tmp_path, {"config": 3}, CONFIG, "x")
+        check_owner(tmp_path, {"config": 3}, config(), "x")
+
+
+def config(**fields):
+    return resolve(toy_config("x", **({"data__roots": ["a"]} | fields)))
+
+
+def test_processes_must_see_the_same_data():
+    class Two(World):
+        """A second process with other data."""
+
+        def gather(self, tensor):
+            return torch.cat([tensor, tensor + 1])
+
+    cpu = torch.device("cpu")
+    assert same_everywhere("f" * 32, World(cpu)) == "f" * 32 and same_everywhere(None, World(cpu)) is None
+    with pytest.raises(ConfigError, match="rank 1 sees other ones"):
+        same_everywhere("f" * 32, Two(cpu, 0, 2))
 
 
 def test_what_changed_is_one_line(monkeypatch):

@@ -164,7 +164,7 @@ def test_a_full_disk_under_the_text_and_the_metrics(tmp_path, capsys):
     log = RunLog(folder, WORLD)
     log.total = 10
     log.open()
-    log._metrics = open(folder.metrics, "a")
+    log._metrics = open(folder.metrics, "a")  # noqa: SIM115 (closed by close)
     for step in range(3):
         log.write({"step": step, "loss": 1.0})
     log.close()
