@@ -82,7 +82,10 @@ class Encoders:
 
     def _write(self) -> None:
         config = toy_config("x", model__encoder="resnet29", model__width=0.25)
-        method = mock.Mock(online_encoder=build_encoder(config.model), rectifier=build_rectifier(config.model))
+        method = mock.Mock()
+        method.exported.return_value = {
+            "encoder": build_encoder(config.model), "rectifier": build_rectifier(config.model)
+        }  # fmt: skip
         export_encoder(method, self.file, config, 7)
 
     def _load(self) -> object:
