@@ -33,9 +33,10 @@ lint: .venv/.tested
 	$(BIN)/mypy
 
 bench: .venv/.tested
-	$(BIN)/rcmstr bench step --config recipes/tiny_cnn_rcmstr.yaml
-	$(BIN)/python -m bench.masked_pass
-	$(BIN)/python -m bench.ops
+	mkdir -p bench/results/cpu
+	$(BIN)/python -m pytest bench -q --benchmark-only --benchmark-json=bench/results/cpu/benchmarks.json
+	$(BIN)/rcmstr bench step --config recipes/tiny_cnn_rcmstr.yaml --train.precision fp32 --repetitions 8
+	$(BIN)/rcmstr bench pipeline --config recipes/tiny_cnn_rcmstr.yaml --train.precision fp32 --seconds 5 --peers true
 	$(BIN)/python -m bench.report
 
 report: .venv/.tested

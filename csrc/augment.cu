@@ -21,8 +21,15 @@ __global__ void draw_kernel(const int64_t* index, float* rows, int64_t batch, ui
                             uint32_t first_stream, Preset preset) {
   const int64_t image = blockIdx.x, item = int64_t(blockIdx.y) * batch + image;
   const Stream stream(seed, first_stream + blockIdx.y, epoch, static_cast<uint64_t>(index[image]));
-  for (int slot = threadIdx.x; slot < ROW_SIZE; slot += blockDim.x)
-    rows[item * ROW_SIZE + slot] = draw_parameter(stream, preset, slot);
+  float* const row = rows + item * ROW_SIZE;
+  if (threadIdx.x == 0) draw_order(stream, preset, row);
+  if (threadIdx.x == WARP) {
+    draw_box(stream, preset, row);
+    draw_jitter_order(stream, row);
+    row[ROW_RADIUS] = preset.radius;
+  }
+  for (int slot = ROW_CONTRAST + threadIdx.x; slot < ROW_JITTER_ORDER; slot += blockDim.x)
+    row[slot] = draw_number(stream, preset, slot);
 }
 
 // A picture in shared memory; every thread of the block calls each function, which reads `from` and writes `to`.
@@ -79,7 +86,7 @@ struct Picture {
   template <int radius>
   __device__ void blur_with(float* from, float* to, const Prepared& p) const {
     float taps[radius + 1];
-    for (int k = 0; k <= radius; ++k) taps[k] = k <= p.radius ? p.taps[k] : 0.0f;
+    for (int k = 0; k <= radius; ++k) taps[k] = p.taps[k];
     blur_columns<radius>(from, to, taps);
     __syncthreads();
     blur_rows<radius>(to, from, taps);
@@ -87,11 +94,12 @@ struct Picture {
   }
 
   __device__ void blur(float* from, float* to, const Prepared& p) const {
-    static_assert(MAX_RADIUS == 5);
+    static_assert(MAX_RADIUS == 6);
     if (p.radius <= 2) return blur_with<2>(from, to, p);
     if (p.radius == 3) return blur_with<3>(from, to, p);
     if (p.radius == 4) return blur_with<4>(from, to, p);
-    blur_with<5>(from, to, p);
+    if (p.radius == 5) return blur_with<5>(from, to, p);
+    blur_with<6>(from, to, p);
   }
 
   __device__ void sharpen(const float* from, float* to, const Sharpening& sharpened) const {
@@ -106,6 +114,68 @@ struct Picture {
         to[y * line() + i] = sharpened(at[0], neighbourhood);
       }
     }
+  }
+
+  // f of every pixel, in place; every thread keeps to its own. f takes grey levels where `levels` are those of `image`.
+  template <class Recolour>
+  __device__ void recolour(float* image, Levels levels, const Recolour& f) const {
+    for (int i = threadIdx.x; i < height * width; i += THREADS) {
+      float* const p = image + CHANNELS * i;
+      const Colour made = f(Colour{at_levels(p[0], levels), at_levels(p[1], levels), at_levels(p[2], levels)});
+      p[0] = made.red;
+      p[1] = made.green;
+      p[2] = made.blue;
+    }
+  }
+
+  // The mean brightness as a grey level, the same in all threads; `sums` has THREADS places.
+  __device__ float mean_brightness(const float* image, Levels levels, float* sums) const {
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < height * width; i += THREADS)
+      sum += brightness(Colour{image[CHANNELS * i], image[CHANNELS * i + 1], image[CHANNELS * i + 2]});
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+      if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+      __syncthreads();
+    }
+    return at_levels(sums[0] / static_cast<float>(height * width), levels);
+  }
+
+  // The colour jitter. All of its steps work on a thread's own pixels; contrast alone looks at the others.
+  __device__ void jitter(float* image, const float* row, Levels levels, float* sums) const {
+    for (int k = 0; k < JITTER_STEPS; ++k) {
+      const int step = static_cast<int>(row[ROW_JITTER_ORDER + k]);
+      const float amount = row[ROW_JITTER + step];
+      if (step == JITTER_HUE) {
+        recolour(image, levels, [=](Colour c) { return jittered<JITTER_HUE>(c, amount, 0.0f); });
+      } else if (step == JITTER_SATURATION) {
+        recolour(image, levels, [=](Colour c) { return jittered<JITTER_SATURATION>(c, amount, 0.0f); });
+      } else if (step == JITTER_BRIGHTNESS) {
+        recolour(image, levels, [=](Colour c) { return jittered<JITTER_BRIGHTNESS>(c, amount, 0.0f); });
+      } else {
+        const float mean = mean_brightness(image, levels, sums);
+        recolour(image, levels, [=](Colour c) { return jittered<JITTER_CONTRAST>(c, amount, mean); });
+      }
+      levels = Levels();
+    }
+  }
+
+  // Grey, solarise and colour jitter, in place; what the levels are afterwards.
+  __device__ Levels colour(int operation, float* image, const float* row, Levels levels, float* sums) const {
+    if (operation == GREY) {
+      recolour(image, Levels(), [](Colour c) { return Colour{brightness(c), brightness(c), brightness(c)}; });
+      return levels;
+    }
+    if (operation == SOLARISE) {
+      const float at = row[ROW_THRESHOLD];
+      recolour(image, levels, [=](Colour c) {
+        return Colour{solarised(c.red, at), solarised(c.green, at), solarised(c.blue, at)};
+      });
+    } else {
+      jitter(image, row, levels, sums);
+    }
+    return Levels();
   }
 
   // The strips of image `image` to where `places` shows them among `batch` permuted pictures.
@@ -125,11 +195,12 @@ struct Picture {
 };
 
 template <class T>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 2)
     apply_kernel(const uint8_t* images, const float* rows, T* views, int64_t batch, Picture picture, Output output) {
   extern __shared__ float buffers[];
   __shared__ float row[ROW_SIZE];
   __shared__ Prepared prepared;
+  __shared__ float sums[THREADS];
   const int64_t image = blockIdx.x, item = int64_t(blockIdx.y) * batch + image;
   const int n = picture.size();
   float *from = buffers, *to = buffers + n;
@@ -153,8 +224,12 @@ __global__ void __launch_bounds__(THREADS)
     } else if (operation == SHARPEN) {
       picture.sharpen(from, to, Sharpening(levels, row[ROW_SHARPEN], row[ROW_SHARPEN + 1]));
       levels = Levels();
-    } else {
+    } else if (operation == BLUR) {
       picture.blur(from, to, prepared);
+      continue;
+    } else {
+      levels = picture.colour(operation, from, row, levels, sums);
+      __syncthreads();
       continue;
     }
     __syncthreads();
@@ -183,7 +258,7 @@ void launch(const uint8_t* images, const float* rows, T* views, ViewShape shape,
 }  // namespace
 
 void draw_parameters_cuda(const int64_t* index, float* rows, int64_t views, int64_t batch, uint64_t seed,
-                          uint32_t epoch, uint32_t first_stream, Preset preset, void* stream) {
+                          uint32_t epoch, uint32_t first_stream, const Preset& preset, void* stream) {
   if (views * batch == 0) return;
   const dim3 grid(static_cast<unsigned>(batch), static_cast<unsigned>(views));
   const auto order = static_cast<cudaStream_t>(stream);

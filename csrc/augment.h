@@ -1,30 +1,18 @@
-// Augmented views: drawing of parameters and per-pixel mathematics, the same on the host and on the GPU.
+// Augmented views: per-pixel mathematics, the same on the host and on the GPU.
 //
-// rcmstr_fast/ops/reference/augment.py fixes the meaning and explains it; names and layout of a row are the same.
+// rcmstr_fast/ops/augment_views/reference.py fixes the meaning and explains it.
 // An image is [H, W, 3] grey levels as float, channels innermost. Positions are fractions of height and width.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
-#include "philox.h"
+#include "augment_colour.h"
+#include "augment_draw.h"
 
 namespace rcmstr {
 
-enum Operation : int { CONTRAST, BLUR, CROP_ROWS, CROP_COLUMNS, SHARPEN, PIECEWISE_AFFINE, PERSPECTIVE };
-
 constexpr int CHANNELS = 3;
-constexpr int MAX_SUBSET = 5;
-constexpr int MAX_RADIUS = 5;  // of the blur: floor(3 * 1.5 + 0.5)
-constexpr int WORDS = 100;     // that a row is drawn from
-
-// Places in a row of parameters.
-constexpr int ROW_COUNT = 0, ROW_ORDER = 1, ROW_CONTRAST = 6, ROW_SIGMA = 7, ROW_ROWS = 8, ROW_COLUMNS = 10,
-              ROW_SHARPEN = 12, ROW_GRID = 14, ROW_CORNERS = 46, ROW_SIZE = 54;
-
-// The `operations` first operations take part, in subsets of at most `largest`.
-struct Preset {
-  int operations, largest;
-};
+constexpr int MAX_RADIUS = 6;  // of the blur: floor(3 * 2 + 0.5)
 
 struct ViewShape {
   int64_t views, batch;
@@ -39,51 +27,30 @@ struct Output {
   int patches;
 };
 
-// The `slot`-th number of a row: each is a function of the stream alone, so that GPU threads can share the row.
-// `Source`: a Stream, or its first WORDS words.
-template <class Source>
-RCMSTR_HD inline float draw_parameter(const Source& stream, Preset preset, int slot) {
-  const int count = preset.largest == 0 ? 0 : 1 + static_cast<int>(uint64_t(stream.word(0)) * preset.largest >> 32);
-  if (slot == ROW_COUNT) return static_cast<float>(count);
-  if (slot < ROW_CONTRAST) {  // the operation whose word is the `place`-th smallest
-    const int place = slot - ROW_ORDER;
-    if (place >= count) return -1.0f;
-    for (int i = 0; i < preset.operations; ++i) {
-      const uint32_t key = stream.word(1 + i);
-      int smaller = 0;
-      for (int j = 0; j < preset.operations; ++j) {
-        const uint32_t other = stream.word(1 + j);
-        smaller += other < key || (other == key && j < i);
-      }
-      if (smaller == place) return static_cast<float>(i);
-    }
-  }
-  if (slot == ROW_CONTRAST) return 0.5f + 0.5f * uniform_of(stream.word(8));
-  if (slot == ROW_SIGMA) return 0.5f + uniform_of(stream.word(9));
-  if (slot < ROW_COLUMNS) return 0.4f * uniform_of(stream.word(slot + 2));
-  if (slot < ROW_SHARPEN) return 0.02f * uniform_of(stream.word(slot + 2));
-  if (slot < ROW_GRID) return 0.5f * uniform_of(stream.word(slot + 2));
-  const bool grid = slot < ROW_CORNERS;
-  const int first = grid ? 20 + 2 * (slot - ROW_GRID) : 84 + 2 * (slot - ROW_CORNERS);
-  const float deviation = (grid ? 0.02f : 0.01f) + 0.01f * uniform_of(stream.word(grid ? 16 : 17));
-  return deviation * normal_of(stream.word(first), stream.word(first + 1));
-}
-
 RCMSTR_HD inline bool is_geometric(int operation) {
-  return operation == CROP_ROWS || operation == CROP_COLUMNS || operation >= PIECEWISE_AFFINE;
+  return operation == CROP_ROWS || operation == CROP_COLUMNS || (operation >= PIECEWISE_AFFINE && operation <= ROTATE) ||
+         operation == RESIZED_CROP;
 }
 
-// What the pixels of a view share: half of the symmetric blur kernel and the homography's coefficients a..h.
+// Geometric operations that move whole rows and columns.
+RCMSTR_HD inline bool is_separable(int operation) {
+  return operation == CROP_ROWS || operation == CROP_COLUMNS || operation == FLIP || operation == RESIZED_CROP;
+}
+
+// What the pixels of a view share: half of the symmetric blur kernel (0 beyond the radius), the homography's
+// coefficients a..h, and the rotation.
 struct Prepared {
   int radius;
   float taps[MAX_RADIUS + 1];
   float homography[8];
+  float cosine, sine;
 };
 
 RCMSTR_HD inline void prepare(const float* row, Prepared& p) {
   const float sigma = row[ROW_SIGMA];
   // In double the product is exact: host, GPU and reference cannot disagree about the radius.
   p.radius = static_cast<int>(3.0 * static_cast<double>(sigma) + 0.5);
+  if (p.radius > static_cast<int>(row[ROW_RADIUS])) p.radius = static_cast<int>(row[ROW_RADIUS]);
   float sum = 0.0f;
   for (int i = 0; i <= p.radius; ++i) {
     const float z = static_cast<float>(i) / sigma;
@@ -91,6 +58,7 @@ RCMSTR_HD inline void prepare(const float* row, Prepared& p) {
     sum += i == 0 ? p.taps[i] : 2.0f * p.taps[i];
   }
   for (int i = 0; i <= p.radius; ++i) p.taps[i] /= sum;
+  for (int i = p.radius + 1; i <= MAX_RADIUS; ++i) p.taps[i] = 0.0f;
 
   const float* c = row + ROW_CORNERS;  // clockwise from the top left, y then x
   const float y0 = c[0], x0 = c[1], y1 = c[2], x1 = 1.0f + c[3], y2 = 1.0f + c[4], x2 = 1.0f + c[5], y3 = 1.0f + c[6],
@@ -103,15 +71,15 @@ RCMSTR_HD inline void prepare(const float* row, Prepared& p) {
   const float coefficients[8] = {x1 - x0 + g * x1, x3 - x0 + h * x3, x0, y1 - y0 + g * y1,
                                  y3 - y0 + h * y3, y0,               g,  h};
   for (int i = 0; i < 8; ++i) p.homography[i] = coefficients[i];
+
+  const float angle = row[ROW_ANGLE] * 0.017453292519943295f;
+  p.cosine = cosf(angle);
+  p.sine = sinf(angle);
 }
 
 struct Position {
   float y, x;
 };
-
-RCMSTR_HD inline float clamped(float value, float low, float high) {
-  return value < low ? low : (value > high ? high : value);
-}
 
 // A place between two entries of a line of `length`: the first of them and the share of the second.
 struct Between {
@@ -143,6 +111,15 @@ RCMSTR_HD inline Position source_position(int operation, const float* row, const
     at.y = row[ROW_ROWS] + at.y * (1.0f - row[ROW_ROWS] - row[ROW_ROWS + 1]);
   } else if (operation == CROP_COLUMNS) {
     at.x = row[ROW_COLUMNS] + at.x * (1.0f - row[ROW_COLUMNS] - row[ROW_COLUMNS + 1]);
+  } else if (operation == RESIZED_CROP) {
+    at.y = row[ROW_BOX] + at.y * row[ROW_BOX + 2];
+    at.x = row[ROW_BOX + 1] + at.x * row[ROW_BOX + 3];
+  } else if (operation == FLIP) {
+    at.x = 1.0f - at.x;
+  } else if (operation == ROTATE) {  // about the middle, in pixels: half_y / half_x is the width over the height
+    const float y = at.y - 0.5f, x = at.x - 0.5f;
+    at.y = 0.5f + p.cosine * y - p.sine * (half_y / half_x) * x;
+    at.x = 0.5f + p.cosine * x + p.sine * (half_x / half_y) * y;
   } else if (operation == PIECEWISE_AFFINE) {
     const Between y = between(3.0f * at.y, 4), x = between(3.0f * at.x, 4);
     const float* top = row + ROW_GRID + 8 * y.first;
@@ -172,7 +149,7 @@ RCMSTR_HD inline void sample(const float* image, int height, int width, Position
 }
 
 // Grey levels are scale * stored + offset. Contrast changes these two numbers only: blur and warps take weighted means,
-// which leave them as they are, and sharpening and writing apply them on the way.
+// which leave them as they are, and the operations that are not linear and writing apply them on the way.
 struct Levels {
   float scale = 1.0f, offset = 0.0f;
 };
@@ -213,7 +190,7 @@ RCMSTR_HD inline void store(float value, uint16_t* out) {
 
 // Rows [V, B, ROW_SIZE] of the images `index` [B]; view v takes the stream first_stream + v.
 void draw_parameters(const int64_t* index, float* rows, int64_t views, int64_t batch, uint64_t seed, uint32_t epoch,
-                     uint32_t first_stream, Preset preset, int threads);
+                     uint32_t first_stream, const Preset& preset, int threads);
 
 // Views [V, B, H, W, 3] (V + 1 with places), normalised, of images [B, H, W, 3] with the given rows.
 void apply_parameters(const uint8_t* images, const float* rows, void* views, ViewShape shape, Output output,
@@ -221,7 +198,7 @@ void apply_parameters(const uint8_t* images, const float* rows, void* views, Vie
 
 // The same two on the GPU, in the order of `stream` (a cudaStream_t); throw std::runtime_error where CUDA refuses.
 void draw_parameters_cuda(const int64_t* index, float* rows, int64_t views, int64_t batch, uint64_t seed,
-                          uint32_t epoch, uint32_t first_stream, Preset preset, void* stream);
+                          uint32_t epoch, uint32_t first_stream, const Preset& preset, void* stream);
 void apply_parameters_cuda(const uint8_t* images, const float* rows, void* views, ViewShape shape, Output output,
                            void* stream);
 

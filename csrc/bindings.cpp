@@ -105,14 +105,14 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Tensors come as addresses (`Tensor.data_ptr()`); rcmstr_fast/ops/augment.py has checked them.
+// Tensors come as addresses (`Tensor.data_ptr()`); rcmstr_fast/ops/augment_views has checked them.
 void bind_augment(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def("augment_draw",
         [](uintptr_t index, uintptr_t rows, int64_t views, int64_t batch, uint64_t seed, uint32_t epoch,
-           uint32_t first_stream, std::pair<int, int> preset, int threads) {
+           uint32_t first_stream, uintptr_t preset, int threads) {
           rcmstr::draw_parameters(pointer<int64_t>(index), pointer<float>(rows), views, batch, seed, epoch,
-                                  first_stream, {preset.first, preset.second}, threads);
+                                  first_stream, *pointer<rcmstr::Preset>(preset), threads);
         },
         release());
   m.def("augment_views",
@@ -126,9 +126,10 @@ void bind_augment(py::module_& m) {
 #ifdef RCMSTR_FAST_CUDA
   m.def("augment_draw_cuda",
         [](uintptr_t index, uintptr_t rows, int64_t views, int64_t batch, uint64_t seed, uint32_t epoch,
-           uint32_t first_stream, std::pair<int, int> preset, uintptr_t stream) {
+           uint32_t first_stream, uintptr_t preset, uintptr_t stream) {
           rcmstr::draw_parameters_cuda(pointer<int64_t>(index), pointer<float>(rows), views, batch, seed, epoch,
-                                       first_stream, {preset.first, preset.second}, pointer<void>(stream));
+                                       first_stream, *pointer<rcmstr::Preset>(preset),
+                                       pointer<void>(stream));
         },
         release());
   m.def("augment_views_cuda",

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ MAY_IMPORT = {
     "train": {"train", "methods", "models", "data", "ops", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
     "study": {"study", "evaluation", "data", "train"},
-    "cli": {"study", "cli", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
+    "measure": {"measure", "train", "methods", "models", "data", "ops"},
+    "cli": {"cli", "study", "measure", "evaluation", "train", "methods", "models", "data", "ops", "_C"},
 }
 #: libraries that only one file may import
 ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}
@@ -34,9 +36,12 @@ ONE_FILE = {"lmdb", "sklearn", "nvidia", "matplotlib"}
 
 def layer(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    if parts[:2] == ("ops", "reference"):
-        return "reference"
-    return parts[0]
+    return "reference" if is_reference(parts) else parts[0]
+
+
+def is_reference(parts: Sequence[str]) -> bool:
+    """ops.reference, or the reference of an operation's folder and the plain data it is written with."""
+    return parts[0] == "ops" and not {"reference", "parameters", "presets"}.isdisjoint(parts)
 
 
 def imports(path: Path) -> set[str]:
@@ -61,7 +66,7 @@ def test_layers(path):
         parts = name.split(".")
         if parts[0] != "rcmstr_fast" or len(parts) == 1:
             continue
-        theirs = "reference" if parts[1:3] == ["ops", "reference"] else parts[1]
+        theirs = "reference" if is_reference(parts[1:]) else parts[1]
         if mine == "ops" and theirs == "reference":
             continue
         assert theirs in MAY_IMPORT[mine] | EVERYONE | {"__version__"}, f"{path}: layer {mine} imports {name}"
@@ -97,3 +102,17 @@ def test_import_leaves_heavy_libraries_and_the_gpu_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
+
+
+def test_no_import_of_the_measuring_rooms_goes_round_in_a_circle():
+    """Imports inside of functions count; a package stands for its `__init__.py`, where that itself is asked for."""
+    files = [*PACKAGE.joinpath("measure").glob("*.py"), *(ROOT / "bench").rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    graph = {}
+    for name, path in names.items():
+        found = imports(path) & names.keys()
+        graph[name] = {other for other in found if not any(each.startswith(f"{other}.") for each in found)} - {name}
+    while leaves := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, {name: others & graph.keys() for name, others in graph.items()}

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu.setting import pretrain_config
+from bench.gpu.recipes import configured
 from rcmstr_fast import ops
+from rcmstr_fast.measure.running import OurStep, exact_or_fast, made_up_batches
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, made_up_batches
 
 
 def _unit(rows: int, width: int, device: str) -> Tensor:
@@ -99,11 +99,11 @@ def whole_steps(device: str) -> None:
     """Two training steps of a narrow CNN and of a shallow ViT: whatever else the trainer calls."""
     place = torch.device(device)
     for model in ({"encoder": "resnet29", "width": 0.25}, {"encoder": "vit_tiny", "depth": 1}):
-        values = {
-            "model": model | {"projector_hidden": 64, "feature_dim": 64}, "method": {"queue_size": 300},
-            "train": {"global_batch_size": 6, "device": device, "cuda_graph": "off"},
+        values = {f"model.{name}": value for name, value in model.items()} | {
+            "model.projector_hidden": 64, "model.feature_dim": 64, "method.queue_size": 300,
+            "train.global_batch_size": 6, "train.device": device, "train.cuda_graph": "off",
         }  # fmt: skip
-        config = pretrain_config(values)
+        config = configured(values)
         with tempfile.TemporaryDirectory() as folder, exact_or_fast(config, place):
             world = World(place)
             ours = OurStep(config, world, Path(folder) / "run")

@@ -12,11 +12,14 @@ from xml.etree import ElementTree
 
 import torch
 
-from bench.gpu.setting import ROOT, Rows, Setting, encoders, find_tool, pretrain_config
+from bench.gpu.recipes import Fields, configured, tiny
+from bench.gpu.setting import ROOT, Rows, Setting, encoders, find_tool
+from bench.gpu.speed import MASKED, masked_stages
 from bench.step import products
-from rcmstr_fast.train.costs import measure_ceilings
-from rcmstr_fast.train.distributed import World, use_bf16
-from rcmstr_fast.train.step_speed import OurStep, exact_or_fast, made_up_batches
+from rcmstr_fast.config import PretrainConfig
+from rcmstr_fast.measure.ceilings import measure_ceilings
+from rcmstr_fast.measure.running import OurStep, exact_or_fast, made_up_batches, precision_of
+from rcmstr_fast.train.distributed import World
 
 
 def build(setting: Setting) -> Rows:
@@ -69,9 +72,9 @@ def ceilings(setting: Setting) -> Rows:
         {"what": "product", "precision": precision, "tflop_per_s": limits.flop_per_s / 1e12, "source": limits.source},
         {"what": "copy", "gbyte_per_s": limits.bytes_per_s / 1e9, "source": limits.source},
     ]
-    small = {"width": 0.25, "depth": 1} if setting.dry else {}
+    small: Fields = {"model.width": 0.25, "model.depth": 1} if setting.dry else {}
     for encoder in ("resnet29", setting.choose("vit_small", "vit_tiny")):
-        config = pretrain_config({"model": {"encoder": encoder, **small}})
+        config = configured({"model.encoder": encoder, **small})
         repetitions = setting.choose(20, 2)
         found = products.rows(config, setting.choose(512, 2), precision, setting.device, repetitions)
         rows += [{"what": "layer", "share_of_product": r["tflop_per_s"] * 1e12 / limits.flop_per_s, **r} for r in found]
@@ -143,34 +146,50 @@ def sanitize(setting: Setting, tool: str) -> Rows:
     return [{"tool": tool, "status": status, "errors": found, "called": called, "output": text[-4000:]}]
 
 
+def once(setting: Setting) -> Rows:
+    """Every operation and kernel once, without a sanitizer: the first thing to know about a new machine."""
+    program = [sys.executable, "-m", "bench.gpu.every_kernel"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
+    called = re.findall(r"^called (\S+)", done.stdout, re.M)
+    status = "ok" if done.returncode == 0 else "failed"
+    return [{"what": "once", "status": status, "called": called, "output": (done.stdout + done.stderr)[-4000:]}]
+
+
 def steady(setting: Setting) -> Rows:
-    """Steps in torch's sync debug mode; and how far weights move with the graph, against without it."""
+    """Steps in torch's sync debug mode; and how far weights move with the graph, against without it.
+
+    A CNN's masked pass is ordered to be dense and sparse, so that both are seen under capture.
+    """
     rows: Rows = []
     for encoder in encoders(setting):
-        moved = {}
-        for graph in ("off", "auto"):
-            config = _small(setting, encoder, graph)
-            with tempfile.TemporaryDirectory() as folder, exact_or_fast(config, setting.torch_device):
-                world = World(setting.torch_device)
-                ours = OurStep(config, world, Path(folder) / "run")
-                before = _weights(ours)
-                batches = made_up_batches(config, ours.plan, world, 2)
-                for i in range(setting.choose(12, 1)):
-                    ours.step(batches[i % 2])
-                error = _watched(ours, batches, setting)
-                moved[graph] = _weights(ours) - before
-            status = "ok" if not error else "failed"
-            row = {"encoder": encoder, "cuda_graph": graph, "status": status, "synchronises": error}
-            rows.append(row | {"bf16": use_bf16(config.train.precision, setting.torch_device)})
-        difference = float((moved["auto"] - moved["off"]).norm() / moved["off"].norm())
-        status = "ok" if difference < 0.2 else "failed"
-        rows.append({"encoder": encoder, "what": "graph against eager", "status": status, "difference": difference})
+        for masked in MASKED if encoder == "resnet29" else ("",):
+            with masked_stages(masked):
+                rows += _steady(setting, encoder, {"encoder": encoder, "masked": masked})
+            setting.keep(rows)
     return rows
 
 
-def _weights(ours: OurStep) -> torch.Tensor:
-    """All trained weights in one vector."""
-    return torch.cat([p.detach().flatten() for p in ours.trainer.method.parameters() if p.requires_grad])
+def _steady(setting: Setting, encoder: str, head: dict) -> Rows:
+    rows: Rows = []
+    moved = {}
+    for graph in ("off", "auto"):
+        config = _small(setting, encoder, graph)
+        with tempfile.TemporaryDirectory() as folder, exact_or_fast(config, setting.torch_device):
+            world = World(setting.torch_device)
+            ours = OurStep(config, world, Path(folder) / "run")
+            before = ours.weights()
+            batches = made_up_batches(config, ours.plan, world, 2)
+            for i in range(setting.choose(12, 1)):
+                ours.step(batches[i % 2])
+            error = _watched(ours, batches, setting)
+            moved[graph] = ours.weights() - before
+        status = "ok" if not error else "failed"
+        row = head | {"cuda_graph": graph, "status": status, "synchronises": error}
+        rows.append(row | {"precision": precision_of(config, setting.torch_device)})
+    difference = float((moved["auto"] - moved["off"]).norm() / moved["off"].norm())
+    status = "ok" if difference < 0.2 else "failed"
+    return [*rows, head | {"what": "graph against eager", "status": status, "difference": difference}]
 
 
 def _watched(ours: OurStep, batches: list, setting: Setting) -> str:
@@ -191,11 +210,11 @@ def _watched(ours: OurStep, batches: list, setting: Setting) -> str:
     return ""
 
 
-def _small(setting: Setting, encoder: str, graph: str):  # type: ignore[no-untyped-def]
-    small = {"model": {"width": 0.25, "depth": 1, "projector_hidden": 32}, "method": {"queue_size": 64}}
-    values = small if setting.dry else {"model": {}, "method": {}}
-    values["model"]["encoder"] = encoder
-    train = {"global_batch_size": setting.choose(128, 4), "device": setting.device, "cuda_graph": graph}
-    train["precision"] = setting.choose("bf16", "fp32")
-    optim = {"name": "sgd", "lr": 0.01, "warmup_steps": 0}  # whose update is in proportion to the gradient
-    return pretrain_config(values | {"train": train, "optim": optim}, setting.changes)
+def _small(setting: Setting, encoder: str, graph: str) -> PretrainConfig:
+    values: Fields = {
+        "model.encoder": encoder, "train.global_batch_size": 128, "train.device": setting.device,
+        "train.cuda_graph": graph, "train.precision": "bf16",
+        # SGD, whose update is in proportion to the gradient
+        "optim.name": "sgd", "optim.lr": 0.01, "optim.warmup_steps": 0,
+    }  # fmt: skip
+    return configured(values | (tiny() if setting.dry else {}), setting.changes)

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench.gpu.setting import pretrain_config
+from bench.gpu.recipes import configured
 from rcmstr_fast.config import ConfigError, RunError
 from rcmstr_fast.train.loop import pretrain
 
@@ -13,7 +13,7 @@ def main(words: list[str]) -> int:
     """Pretrain with the `values` and `changes` of a JSON file; exit status as of `rcmstr pretrain`."""
     try:
         asked = json.loads(Path(words[0]).read_text(encoding="utf-8"))
-        pretrain(pretrain_config(asked["values"], tuple(asked["changes"])))
+        pretrain(configured(asked["values"], tuple(asked["changes"])))
     except (ConfigError, RunError) as error:
         print(f"bench.gpu.train: {error}", file=sys.stderr)
         return getattr(error, "status", 2)

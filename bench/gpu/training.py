@@ -1,7 +1,6 @@
 """Pieces that train: a real run that is stopped and resumed, and what each method learns with an equal budget."""
 
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -9,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.setting import ROOT, Rows, Setting, pretrain_config
+from bench.gpu.recipes import configured, dotted, recipe, tiny
+from bench.gpu.setting import ROOT, Rows, Setting
+from bench.gpu.words import origin, words
 
 #: Rows of the table: name -> recipe of recipes/, in the paper's order.
 TABLE = {
@@ -21,46 +22,15 @@ _KEPT = ("step", "loss", "loss_mim", "loss_rcl", "loss_info_frame", "accuracy_fr
          "spread_subword", "images_per_s", "data_wait", "gpu_memory_gib", "grad_norm")  # fmt: skip
 
 
-def word_list(setting: Setting) -> str:
-    """File of words to render: the given one, the built-in list, or made-up words where its package is missing."""
-    if setting.words:
-        return setting.words
-    path = setting.work / "words.txt"
-    if path.is_file():
-        return str(path)
-    try:
-        from wordfreq import top_n_list
-
-        listed = top_n_list("en", 30_000)
-    except ImportError:
-        generator = random.Random(0)
-        parts = [a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "in", "on", "st")]
-        listed = sorted({"".join(generator.choices(parts, k=generator.randint(1, 4))) for _ in range(30_000)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(listed), encoding="utf-8")
-    return str(path)
-
-
-def words(setting: Setting, name: str, count: int, seed: int) -> Path:
-    """An LMDB of rendered words; kept where the same request has been rendered already."""
-    from rcmstr_fast.data.synth import SynthConfig, render_lmdb
-
-    config = SynthConfig(out=str(setting.work / name), count=count, seed=seed, words=word_list(setting), samples=0)
-    config.processes = setting.choose(0, 1)
-    return render_lmdb(config)
-
-
 def real_run(setting: Setting) -> Rows:
     """Five minutes of training from an LMDB, stopped half-way by SIGTERM and resumed by the same command."""
-    from bench.gpu.benchmarks import recipe
-
     begun = time.monotonic()
     data = words(setting, "real", setting.choose(60_000, 16), 1)
     rendered = time.monotonic() - begun
     run = setting.work / "real-run"
     values = recipe(setting, "resnet29", steps=10_000_000, log_every=setting.choose(50, 1))
-    values |= {"run": str(run), "data": {"roots": [str(data)]}, "optim": {"warmup_steps": 500}}
-    pretrain_config(values, setting.changes)  # a wrong field is named before the run begins
+    values |= {"run": str(run), "data.roots": [str(data)], "optim.warmup_steps": 500}
+    configured(values, setting.changes)  # a wrong field is named before the run begins
     path = setting.work / "real.json"
     path.write_text(json.dumps({"values": values, "changes": setting.changes}), encoding="utf-8")
     left = setting.limit - 60 - (time.monotonic() - begun)
@@ -148,17 +118,15 @@ def learning(setting: Setting, row: str) -> Rows:
     begun = time.monotonic()
     sets = _sets(setting)
     rendered = time.monotonic() - begun
-    values = yaml.safe_load((ROOT / "recipes" / f"{TABLE[row]}.yaml").read_text(encoding="utf-8"))
+    values = dotted(yaml.safe_load((ROOT / "recipes" / f"{TABLE[row]}.yaml").read_text(encoding="utf-8")))
     folder = setting.work / f"learning-{row}-s{setting.seed}{setting.tag and '-' + setting.tag}"
     steps = setting.steps or setting.choose(3000, 2)
-    values |= {"run": str(folder / "pretrain"), "seed": setting.seed, "data": {"roots": [str(sets["unlabelled"])]}}
-    values["train"] = {"global_batch_size": setting.choose(256, 4), "steps": steps, "device": setting.device}
-    values["train"] |= {"save_every": steps, "log_every": setting.choose(100, 1)}
-    values["train"]["precision"] = setting.choose("auto", "fp32")
-    if setting.dry:
-        values["model"] |= {"width": 0.25, "projector_hidden": 16, "feature_dim": 16}
-        values["method"]["queue_size"] = 64
-    config = pretrain_config(values, setting.changes)
+    values |= {
+        "run": str(folder / "pretrain"), "seed": setting.seed, "data.roots": [str(sets["unlabelled"])],
+        "train.global_batch_size": 256, "train.steps": steps, "train.device": setting.device,
+        "train.save_every": steps, "train.log_every": setting.choose(100, 1), "train.precision": "auto",
+    }  # fmt: skip
+    config = configured(values | (tiny() if setting.dry else {}), setting.changes)
     start = time.monotonic()
     run = pretrain(config)
     trained = time.monotonic() - start
@@ -166,7 +134,7 @@ def learning(setting: Setting, row: str) -> Rows:
     rows: Rows = [{
         "what": "pretraining", "row": row, "seed": setting.seed, "steps": steps, "changes": list(setting.changes),
         "batch": config.train.global_batch_size, "seconds": trained, "render_seconds": rendered,
-        "words": word_origin(setting), "metrics": kept[-30:], **summary(kept),
+        "words": origin(setting), "metrics": kept[-30:], **summary(kept),
     }]  # fmt: skip
     for decoder in ("ctc", "attention"):
         start = time.monotonic()
@@ -178,15 +146,6 @@ def learning(setting: Setting, row: str) -> Rows:
                 "seconds": time.monotonic() - start, "decoder_steps": result.info["steps"],
             })  # fmt: skip
     return rows
-
-
-def word_origin(setting: Setting) -> str:
-    """What was rendered, for the table."""
-    if setting.words:
-        return Path(setting.words).name
-    import importlib.util
-
-    return "wordfreq en" if importlib.util.find_spec("wordfreq") else "made-up words"
 
 
 def _sets(setting: Setting) -> dict[str, Path]:

@@ -2,16 +2,25 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench.step import parts, products
 from bench.step.providers import MODES, build, factory
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.train.costs import measure_ceilings
-from rcmstr_fast.train.distributed import World, use_bf16
-from rcmstr_fast.train.step_speed import Factory, OurStep, exact_or_fast, made_up_batches, release
+from rcmstr_fast.measure.ceilings import measure_ceilings
+from rcmstr_fast.measure.records import Row
+from rcmstr_fast.measure.running import (
+    OurStep,
+    exact_or_fast,
+    initial_state,
+    inputs,
+    made_up_batches,
+    precision_of,
+    release,
+)
+from rcmstr_fast.measure.step import Factory
+from rcmstr_fast.train.distributed import World
 
 __all__ = ["factories", "part_rows", "product_rows"]
 
@@ -28,39 +37,39 @@ def factories(names: list[str]) -> dict[str, Factory]:
     return {name: factory(name) for name in names}
 
 
-def part_rows(config: PretrainConfig, names: list[str], world: World, repetitions: int) -> list[dict[str, Any]]:
+def part_rows(config: PretrainConfig, names: list[str], world: World, repetitions: int) -> list[Row]:
     """Every part of ours and of the named baselines, at the batch of the configuration.
 
     Args:
         config: resolved, without accumulation.
         names: of `MODES`; compiled ones are left out, as what is compiled together has no parts.
         world: a single process.
-        repetitions: timed calls, 2 or more (fewer become 2).
+        repetitions: timed calls.
     Raises:
         ConfigError: several processes.
     """
     if world.world_size > 1:
         raise ConfigError(f"parts are measured on one process, got {world.world_size}")
-    precision = "bf16" if use_bf16(config.train.precision, world.device) else "fp32"
-    ceilings, repetitions = measure_ceilings(world.device, precision), max(2, repetitions)
+    precision = precision_of(config, world.device)
+    ceilings = measure_ceilings(world.device, precision)
     with tempfile.TemporaryDirectory() as folder, exact_or_fast(config, world.device):
         ours = OurStep(config, world, Path(folder) / "run")
-        batches, state = made_up_batches(config, ours.plan, world, 1)[0], ours.state()
+        batches, state = made_up_batches(config, ours.plan, world, 1)[0], initial_state(config, world)
         ours.step(batches)  # the part `update` needs gradients
-        sides: parts.Sides = parts.OurSides(ours.trainer, batches[0])
+        sides: parts.Sides = parts.OurSides(ours, inputs(batches[0]))
         found = parts.rows("ours", sides, ceilings, precision, repetitions, graphs=True)
         del ours, sides
         for name in (name for name in names if not MODES[name]):
             release(world.device)
             baseline = build(name, config, world.device, state)
-            baseline.step(batches[0])
-            sides = parts.BaselineSides(baseline, batches[0])
+            baseline.step(inputs(batches[0]))
+            sides = parts.BaselineSides(baseline, inputs(batches[0]))
             found += parts.rows(name, sides, ceilings, precision, repetitions, graphs=False)
             del baseline, sides
     release(world.device)
     return found
 
 
-def product_rows(config: PretrainConfig, images: int, precision: str, device: torch.device) -> list[dict[str, Any]]:
+def product_rows(config: PretrainConfig, images: int, precision: str, device: torch.device) -> list[Row]:
     """The encoder's products alone; `bench.step.products.rows`."""
     return products.rows(config, images, precision, device.type, 10 if device.type == "cuda" else 2)

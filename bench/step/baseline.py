@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bench.step import networks
 from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig
-from rcmstr_fast.methods import Batch
+from rcmstr_fast.measure.running import StepInputs
+from rcmstr_fast.methods.levels import RelationalSettings, used_levels
 from rcmstr_fast.methods.permutation import pairing_windows
 from rcmstr_fast.ops import reference
 from rcmstr_fast.train.optim import build_optimizer
@@ -125,7 +126,7 @@ class Baseline(nn.Module):
         check(config)
         self.config, self.device, self.bf16 = config, device, bf16
         method = config.method
-        self.levels = levels_of(config)
+        self.levels = used_levels(method)
         self.online = Network(config.model, self.levels)
         self.momentum = nn.ModuleDict({"network": copy.deepcopy(self.online).requires_grad_(False)})
         self.queues = nn.ModuleDict({level: nn.Module() for level in self.levels})
@@ -144,7 +145,7 @@ class Baseline(nn.Module):
         self._ere, self._pairs = wrap(ere_chunk), wrap(pair_chunk)
         self.optimizer = build_optimizer(self, config.optim)
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: StepInputs) -> Tensor:
         """One step of the training; returns the loss, detached."""
         self.follow()
         self.optimizer.zero_grad()
@@ -159,22 +160,21 @@ class Baseline(nn.Module):
         targets, sources = list(self.momentum.parameters()), list(self.online.parameters())
         torch._foreach_lerp_(targets, sources, 1.0 - self.config.method.momentum)
 
-    def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, batch: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the batch with the gradients left in the parameters, and its keys."""
-        method, views = self.config.method, batch.views
+        method = self.config.method
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             reconstruction = None
             if method.name == "rcmstr":
                 masks = self.masks(batch)
-                reconstruction = self._reconstruct(views["query"], masks.grid, masks.pixels)
-            queries = [self._features(views["query"], method.num_subwords)]
+                reconstruction = self._reconstruct(batch.query, masks.grid, masks.pixels)
+            queries = [self._features(batch.query, method.num_subwords)]
             if method.permute:
-                order, permuted = batch.drawn.get("order"), batch.views.get("permuted")
-                order = order if order is not None else self.order(batch)
-                permuted = permuted if permuted is not None else self.permute(views["query"], order)
+                order = batch.order if batch.order is not None else self.order(batch)
+                permuted = batch.permuted if batch.permuted is not None else self.permute(batch.query, order)
                 queries.append(self._features(permuted, method.num_subwords, order))
             with torch.no_grad():
-                key = self._key_features(views["key"], method.num_subwords)
+                key = self._key_features(batch.key, method.num_subwords)
             leaves = [{level: x.detach().requires_grad_() for level, x in query.items()} for query in queries]
             scale = method.beta if reconstruction is not None else 1.0
             loss = self.contrast(leaves, key, scale)
@@ -230,7 +230,7 @@ class Baseline(nn.Module):
         prediction = self.mim["head"](features, active)
         return reference.masked_mse(prediction.float(), images.float() * 0.5 + 0.5, pixels)
 
-    def masks(self, batch: Batch) -> reference.Masks:
+    def masks(self, batch: StepInputs) -> reference.Masks:
         """The masks of the batch."""
         method, model = self.config.method, self.config.model
         return reference.draw_masks(
@@ -239,7 +239,7 @@ class Baseline(nn.Module):
             num_blocks=method.num_blocks,
         )  # fmt: skip
 
-    def order(self, batch: Batch) -> Tensor:
+    def order(self, batch: StepInputs) -> Tensor:
         """The permutation of the batch."""
         method = self.config.method
         return reference.draw_order(
@@ -263,32 +263,28 @@ class Baseline(nn.Module):
             queue.pointer.add_(len(rows)).remainder_(len(queue.rows))
 
 
-def levels_of(config: PretrainConfig) -> list[str]:
-    """Levels with a loss of their own or as a side of an inter-level term."""
-    used = set(config.method.levels or ())
-    if config.method.inter in ("f2s", "both"):
-        used |= {"frame", "subword"}
-    if config.method.inter in ("s2w", "both"):
-        used |= {"subword", "word"}
-    return [level for level in ("frame", "subword", "word") if level in used]
+#: Switches that the baseline lacks, with the value at which it computes what the method computes.
+_FIXED = {
+    "coupled": False,
+    "mim_view": "query",
+    "division": "direct",
+    "inter_loss": "kl",
+    "kl_reduction": "sum",
+    "inter_after_enqueue": False,
+    "round_frame_queue": False,
+    "enqueue_per_image": 0,
+    "bn_group_size": 0,
+    "norm_pix": False,
+}
 
 
 def check(config: PretrainConfig) -> None:
     """Raise ConfigError where the configuration has a switch that the baseline lacks."""
     method = config.method
-    wanted = [
-        (config.model.tps == "none", "model.tps", config.model.tps),
-        (not method.coupled, "method.coupled", method.coupled),
-        (method.division == "direct", "method.division", method.division),
-        (method.inter_loss == "kl", "method.inter_loss", method.inter_loss),
-        (method.kl_reduction == "sum", "method.kl_reduction", method.kl_reduction),
-        (not method.inter_after_enqueue, "method.inter_after_enqueue", method.inter_after_enqueue),
-        (not method.round_frame_queue, "method.round_frame_queue", method.round_frame_queue),
-        (method.enqueue_per_image == 0, "method.enqueue_per_image", method.enqueue_per_image),
-        (method.bn_group_size == 0, "method.bn_group_size", method.bn_group_size),
-        (not method.norm_pix, "method.norm_pix", method.norm_pix),
-        (config.train.accumulate == 1, "train.accumulate", config.train.accumulate),
-    ]
-    for fits, name, got in wanted:
-        if not fits:
-            raise ConfigError(f"the baseline step does not have {name}={got}; measure with variants=ours")
+    if not isinstance(method, RelationalSettings):
+        raise ConfigError(f"the baseline step knows seqmoco, rclstr and rcmstr, got {method.name}")
+    given = {f"method.{name}": (getattr(method, name, fixed), fixed) for name, fixed in _FIXED.items()}
+    given |= {"model.tps": (config.model.tps, "none"), "train.accumulate": (config.train.accumulate, 1)}
+    for name, (value, fixed) in given.items():
+        if value != fixed:
+            raise ConfigError(f"the baseline step does not have {name}={value}; measure with --providers ours")

@@ -1,6 +1,6 @@
 """Where a step's time goes: each part alone, forward and backward, at the sizes it has in the step.
 
-The parts are those of `rcmstr_fast.train.costs`; `encoder` is products and norms together, as nothing runs them apart.
+The parts are those of `rcmstr_fast.measure.costs`; `encoder` is products and norms together, as nothing runs them apart.
 On a GPU the parts of ours are timed as graph replays where they can be captured, as they are in the captured step.
 """
 
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import timing
 from bench.step.baseline import Baseline
 from rcmstr_fast import ops
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods import Batch
+from rcmstr_fast.measure import timer
+from rcmstr_fast.measure.ceilings import Ceilings
+from rcmstr_fast.measure.costs import step_works
+from rcmstr_fast.measure.records import Row
+from rcmstr_fast.measure.running import OurStep, StepInputs, precision_of
 from rcmstr_fast.methods.permutation import permuted_order
-from rcmstr_fast.train.costs import Ceilings, step_works
-from rcmstr_fast.train.distributed import use_bf16
-from rcmstr_fast.train.loop import Trainer
 
 Run = Callable[[], Any]
 #: measured part -> parts of the floor
@@ -31,18 +31,23 @@ PARTS = {
 class Sides:
     """The tensors between the parts, and what both implementations share."""
 
-    def __init__(self, config: PretrainConfig, batch: Batch, bf16: bool) -> None:
+    def __init__(self, config: PretrainConfig, batch: StepInputs, bf16: bool) -> None:
         self.config, self.batch, self.bf16 = config, batch, bf16
-        self.device = batch.index.device
+        self.device = batch.query.device
         self.permute, self.masked = bool(config.method.permute), config.method.name == "rcmstr"
         self.order = permuted_order(batch.index, batch.epoch, config.method, config.seed) if self.permute else None
-        self.views = [batch.views["query"], *([batch.views["permuted"]] if self.permute else [])]
+        self.views = [batch.query, *([batch.permuted] if self.permute else [])]
         if self.masked:
             unit = "token" if config.model.encoder.startswith("vit") else config.method.mask_unit
             self.masks = ops.draw_masks(
-                batch.index, seed=config.seed, epoch=batch.epoch, size=(config.model.height, config.model.image_width),
-                unit=unit, mask_ratio=config.method.mask_ratio, num_blocks=config.method.num_blocks,
-            )  # fmt: skip
+                batch.index,
+                seed=config.seed,
+                epoch=batch.epoch,
+                size=(config.model.height, config.model.image_width),
+                unit=unit,
+                mask_ratio=config.method.mask_ratio,
+                num_blocks=config.method.num_blocks,
+            )
 
     def autocast(self) -> Any:
         """The precision of the step."""
@@ -93,9 +98,9 @@ def leaf(x: Tensor) -> Tensor:
 class OurSides(Sides):
     """The parts of the trainer's method."""
 
-    def __init__(self, trainer: Trainer, batch: Batch) -> None:
-        super().__init__(trainer.config, batch, use_bf16(trainer.config.train.precision, trainer.world.device))
-        self.method, self.optimizer = trainer.method, trainer.optimizer
+    def __init__(self, ours: OurStep, batch: StepInputs) -> None:
+        super().__init__(ours.config, batch, precision_of(ours.config, ours.world.device) == "bf16")
+        self.method, self.optimizer = ours.trainer.method, ours.trainer.optimizer
 
     def encode(self, views: list[Tensor]) -> list[Tensor]:  # noqa: D102
         return [*self.method.online.encode(torch.cat(views), len(views)).chunk(len(views))]
@@ -105,7 +110,7 @@ class OurSides(Sides):
 
     def key_encode(self) -> Tensor:  # noqa: D102
         with torch.no_grad(), self.autocast():
-            return self.method.momentum.network.encode(self.batch.views["key"])
+            return self.method.momentum.network.encode(self.batch.key)
 
     def key_project(self, frames: Tensor) -> Tensor:  # noqa: D102
         return self.method.momentum.network.project(frames)
@@ -117,11 +122,11 @@ class OurSides(Sides):
 
     def encode_masked(self) -> tuple[Tensor, Tensor | None]:  # noqa: D102
         rule = self.config.method.mask_rule
-        return self.method.online.encoder.forward_masked(self.batch.views["query"], self.masks, rule)
+        return self.method.online.encoder.forward_masked(self.batch.query, self.masks, rule)
 
     def reconstruct(self, features: Tensor, active: Tensor | None) -> Tensor:  # noqa: D102
         prediction = self.method.mim.head(features, active).float()
-        return ops.masked_mse(prediction, self.batch.views["query"].float() * 0.5 + 0.5, self.masks.pixels)
+        return ops.masked_mse(prediction, self.batch.query.float() * 0.5 + 0.5, self.masks.pixels)
 
     def contrast(self, queries: list[dict[str, Tensor]], key: dict[str, Tensor]) -> None:  # noqa: D102
         queues = {level: self.method.queues[level] for level in self.method.levels}
@@ -140,7 +145,7 @@ class OurSides(Sides):
 class BaselineSides(Sides):
     """The parts of the baseline."""
 
-    def __init__(self, baseline: Baseline, batch: Batch) -> None:
+    def __init__(self, baseline: Baseline, batch: StepInputs) -> None:
         super().__init__(baseline.config, batch, baseline.bf16)
         self.baseline = baseline
 
@@ -152,7 +157,7 @@ class BaselineSides(Sides):
 
     def key_encode(self) -> Tensor:  # noqa: D102
         with torch.no_grad(), self.autocast():
-            return self.baseline.momentum["network"].encoder(self.batch.views["key"])
+            return self.baseline.momentum["network"].encoder(self.batch.key)
 
     def key_project(self, frames: Tensor) -> Tensor:  # noqa: D102
         return self.baseline.momentum["network"].project(frames)
@@ -163,11 +168,11 @@ class BaselineSides(Sides):
 
     def encode_masked(self) -> tuple[Tensor, Tensor | None]:  # noqa: D102
         rule = self.config.method.mask_rule
-        return self.baseline.online.encoder.forward_masked(self.batch.views["query"], self.masks, rule)
+        return self.baseline.online.encoder.forward_masked(self.batch.query, self.masks, rule)
 
     def reconstruct(self, features: Tensor, active: Tensor | None) -> Tensor:  # noqa: D102
         prediction = self.baseline.mim["head"](features, active).float()
-        target = self.batch.views["query"].float() * 0.5 + 0.5
+        target = self.batch.query.float() * 0.5 + 0.5
         return ops.reference.masked_mse(prediction, target, self.masks.pixels)
 
     def contrast(self, queries: list[dict[str, Tensor]], key: dict[str, Tensor]) -> None:  # noqa: D102
@@ -180,28 +185,9 @@ class BaselineSides(Sides):
         self.baseline.enqueue(key)
 
 
-def replayed(run: Run) -> tuple[Run, bool]:
-    """A graph replay of `run`, or `run` itself where it cannot be captured; and which of them it is."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            run()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return run, False
-    return graph.replay, True
-
-
 def rows(
     provider: str, sides: Sides, ceilings: Ceilings, precision: str, repetitions: int, *, graphs: bool
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """One row a part: ms, TFLOP, GB, floor, share of the roofline.
 
     Args:
@@ -209,21 +195,21 @@ def rows(
         sides: its parts.
         ceilings: of the device.
         precision: bf16 or fp32.
-        repetitions: timed calls of each part, at least 2.
+        repetitions: timed calls of each part.
         graphs: time graph replays where a part can be captured.
     """
-    device, images = sides.device.type, len(sides.batch.index)
+    images = len(sides.batch.index)
     needed = step_works(sides.config, images, precision)
     found = []
     for name, run in sides.runs().items():
         mine = [w for w in needed if w.part in PARTS[name]]
-        timed, captured = replayed(run) if graphs and device == "cuda" else (run, False)
-        times = timing.measure(timed, device, repetitions)
+        timed, recorded = timer.captured(run) if graphs and sides.device.type == "cuda" else (run, False)
+        times = timer.measure(timed, sides.device, rounds=repetitions, cold=True)
         floor = ceilings.ms(mine)
         found.append({
-            "provider": provider, "part": name, "batch": images, "encoder": sides.config.model.encoder,
-            "precision": precision, "graph": captured, "status": "ok", **times,
-            "tflop": sum(w.flop for w in mine) / 1e12, "gbyte": sum(w.bytes for w in mine) / 1e9, "floor_ms": floor,
-            "share_of_roofline": floor / times["ms"],
+            "group": "parts", "provider": provider, "part": name, "batch": images,
+            "encoder": sides.config.model.encoder, "precision": precision, "graph": recorded, "status": "ok",
+            **times.row(), "tflop": sum(w.flop for w in mine) / 1e12, "gbyte": sum(w.bytes for w in mine) / 1e9,
+            "floor_ms": floor, "share_of_roofline": floor / times.median,
         })  # fmt: skip
     return found

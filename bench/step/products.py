@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench import timing
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.train.costs import encoder_products
+from rcmstr_fast.measure import timer
+from rcmstr_fast.measure.costs import encoder_products
+from rcmstr_fast.measure.records import Row
 
 DIRECTIONS = ("forward", "data gradient", "weight gradient")
 
@@ -53,7 +54,7 @@ def calls(layer: tuple, images: int, dtype: torch.dtype, device: str) -> dict[st
     return dict(zip(DIRECTIONS, made, strict=True))
 
 
-def rows(config: PretrainConfig, images: int, precision: str, device: str, repetitions: int) -> list[dict[str, Any]]:
+def rows(config: PretrainConfig, images: int, precision: str, device: str, repetitions: int) -> list[Row]:
     """One row a distinct layer and direction: ms, TFLOP, TFLOP/s, and how often it occurs in the encoder.
 
     Args:
@@ -61,7 +62,7 @@ def rows(config: PretrainConfig, images: int, precision: str, device: str, repet
         images: batch of one pass.
         precision: bf16 or fp32.
         device: cuda or cpu.
-        repetitions: timed calls, at least 2.
+        repetitions: timed calls.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     found = []
@@ -71,17 +72,17 @@ def rows(config: PretrainConfig, images: int, precision: str, device: str, repet
         kernel = "linear" if layer[2] is None else f"{layer[1][2]}x{layer[1][3]} stride {layer[2]}"
         name = f"{'x'.join(map(str, layer[0]))} -> {layer[1][0]}, {kernel}"
         for direction, run in calls(layer, images, dtype, device).items():
-            times = timing.measure(run, device, repetitions)
+            times = timer.measure(run, torch.device(device), rounds=repetitions, cold=True)
             found.append({
                 "layer": name, "direction": direction, "count": count, "encoder": config.model.encoder,
                 "images": images, "precision": precision, "status": "ok", "tflop": flop * images / 1e12,
-                "tflop_per_s": flop * images / times["ms"] / 1e9, **times,
+                "tflop_per_s": flop * images / times.median / 1e9, **times.row(),
             })  # fmt: skip
     torch.backends.cudnn.benchmark = before
     return found
 
 
-def step_ms(found: list[dict[str, Any]], trained: int) -> float:
+def step_ms(found: list[Row], trained: int) -> float:
     """Time of all products of a step from `rows`: `trained` passes with both gradients, and the key's forward pass.
 
     The first layer's data gradient, which a step does not need, is left out.

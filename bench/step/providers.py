@@ -1,13 +1,14 @@
-"""The baselines as providers of `rcmstr_fast.train.step_speed`: eager, compiled, compiled with max-autotune."""
+"""The baselines as providers of `rcmstr_fast.measure.step`: eager, compiled, compiled with max-autotune."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.step.baseline import Baseline
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods import Batch
-from rcmstr_fast.train.distributed import use_bf16
-from rcmstr_fast.train.step_speed import Factory
+from rcmstr_fast.measure.running import inputs, precision_of
+from rcmstr_fast.measure.step import Factory
 
 #: provider -> mode of torch.compile; empty: eager
 MODES = {"eager": "", "compile": "default", "compile_max": "max-autotune-no-cudagraphs"}
@@ -19,25 +20,24 @@ class BaselineStep:
     def __init__(self, baseline: Baseline) -> None:
         self.baseline = baseline
 
-    def first_loss(self, batch: Batch) -> float:
+    def first_loss(self, batch: Any) -> float:
         """Loss of a batch; its gradients are forgotten."""
-        loss, _ = self.baseline.gradients(batch)
+        loss, _ = self.baseline.gradients(inputs(batch))
         self.baseline.optimizer.zero_grad()
         return float(loss)
 
-    def step(self, batches: list[Batch]) -> None:
+    def step(self, batches: list[Any]) -> None:
         """One step."""
-        self.baseline.step(batches[0])
+        self.baseline.step(inputs(batches[0]))
 
 
 def build(name: str, config: PretrainConfig, device: torch.device, state: dict[str, Tensor]) -> Baseline:
     """The baseline of a provider name with the weights and queues of a method's state dict."""
-    bf16 = use_bf16(config.train.precision, device)
-    baseline = Baseline(config, device, bf16=bf16, compiled=MODES[name])
+    baseline = Baseline(config, device, bf16=precision_of(config, device) == "bf16", compiled=MODES[name])
     baseline.load_state_dict(state)
     return baseline
 
 
 def factory(name: str) -> Factory:
-    """What `step_speed.measure` takes for a provider name."""
+    """What `measure.step.measure` takes for a provider name."""
     return lambda config, device, state: BaselineStep(build(name, config, device, state))

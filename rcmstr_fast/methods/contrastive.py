@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rcmstr_fast import random
 from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
 from rcmstr_fast.methods.base import PretrainMethod, ViewSpec, to_pixels
-from rcmstr_fast.methods.levels import RelationalSettings
+from rcmstr_fast.methods.levels import RelationalSettings, used_levels
 from rcmstr_fast.methods.losses import RelationalLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
 from rcmstr_fast.methods.parts.queue import StepKeys, WholeQueue, build_queue
@@ -32,7 +32,7 @@ class ContrastiveMethod(PretrainMethod):
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
         method = self.settings
-        self.levels = self._network_levels()
+        self.levels = used_levels(method)
         self.online = Network(config.model, self.levels, method.bn_group_size)
         self.online.encoder.checkpointing = config.train.checkpoint_activations
         self.momentum = MomentumNetwork(self.online, method)
@@ -66,15 +66,6 @@ class ContrastiveMethod(PretrainMethod):
     def exported(self) -> dict[str, nn.Module]:
         """Encoder and rectifier of the online network."""
         return {"encoder": self.online.encoder, "rectifier": self.online.rectifier}
-
-    def _network_levels(self) -> list[str]:
-        """Levels with a loss of their own or as a side of an inter-level term."""
-        used = set(self.settings.levels or ())
-        if self.settings.inter in ("f2s", "both"):
-            used |= {"frame", "subword"}
-        if self.settings.inter in ("s2w", "both"):
-            used |= {"subword", "word"}
-        return [level for level in LEVELS if level in used]
 
     def _queue_size(self, level: str, frames: int) -> int:
         size = self.settings.queue_size

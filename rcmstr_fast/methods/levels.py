@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rcmstr_fast.config import Level, MethodConfig, PretrainConfig, Training, is_vit, num_frames, require
+from rcmstr_fast.config import LEVELS, Level, MethodConfig, PretrainConfig, Training, is_vit, num_frames, require
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.parts.momentum import MomentumSettings
 from rcmstr_fast.methods.parts.queue import QueueSettings
@@ -85,3 +85,11 @@ class RelationalSettings(MethodConfig, QueueSettings, MomentumSettings, Permutat
         cut = f"method.num_patches must divide the image width {width}"
         require(not self.permute or width % self.num_patches == 0, cut, self.num_patches)
         require(self.num_subwords <= frames, f"method.num_subwords must be in 1..{frames}", self.num_subwords)
+
+
+def used_levels(method: RelationalSettings) -> list[str]:
+    """Levels with a loss of their own or as a side of an inter-level term, in the order of `LEVELS`."""
+    used = set(method.levels or ())
+    used |= {"frame", "subword"} if method.inter in ("f2s", "both") else set()
+    used |= {"subword", "word"} if method.inter in ("s2w", "both") else set()
+    return [level for level in LEVELS if level in used]

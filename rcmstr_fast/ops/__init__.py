@@ -1,6 +1,6 @@
 """Public operations: arguments are checked, a backend is chosen, the plain meaning is in `ops.reference`."""
 
-from rcmstr_fast.ops.augment import augment_views, each_operation
+from rcmstr_fast.ops.augment_views import augment_views, each_operation
 from rcmstr_fast.ops.batch_norm import GroupedNorm, grouped_batch_norm
 from rcmstr_fast.ops.hierarchical_pool import HierarchicalFeatures, hierarchical_pool
 from rcmstr_fast.ops.in_batch import info_nce, nt_xent

@@ -14,7 +14,7 @@ from rcmstr_fast.ops.reference.sites import keep
 _NAME = "masked_storage"
 
 #: Device -> sites of a stage's map -> largest share of active sites at which skipping the hidden ones was measured faster
-#: than dense x mask, forward + backward with batch norm, at every width (python -m bench.masked_pass); the largest entry
+#: than dense x mask, forward + backward with batch norm, at every width (bench.ops, masked_pass); the largest entry
 #: that is not above the stage's sites decides. A device without entries has not been measured and stays dense;
 #: RCMSTR_FAST_MASKED_STAGES replaces the table. On CUDA the share is what the host expects (`Masks.visible`), never counted.
 LARGEST_PACKED_SHARE: dict[str, dict[int, float]] = {"cpu": {1: 0.8, 150: 0.7, 400: 0.55, 1600: 0.4}, "cuda": {}}

@@ -151,7 +151,7 @@ class Stream:
 
     def _dali(self, batch: int, device: torch.device) -> Make:
         try:
-            from rcmstr_fast.ops.augment_dali import DaliViews
+            from rcmstr_fast.ops.augment_views.dali import DaliViews
         except ImportError as error:
             raise ConfigError(f"data.augment=dali must have NVIDIA DALI, which cannot be imported: {error}") from error
         return DaliViews(

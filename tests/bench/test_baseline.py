@@ -13,7 +13,7 @@ from bench.step.baseline import Baseline
 from bench.step.providers import build
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.methods import build_method
-from tests.bench.tiny import CPU, tiny, tiny_batch
+from tests.bench.tiny import CPU, step_batch, tiny, tiny_batch
 
 CASES = [
     ("resnet29", {"name": "rcmstr"}),
@@ -43,8 +43,9 @@ def test_loss_and_gradients_are_ours(encoder, fields, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 40 * config.method.queue_size)  # several chunks
     networks_in_double(method)
     networks_in_double(baseline)
-    batch = dataclasses.replace(batch, views={name: view.double() for name, view in batch.views.items()})
-    output = method(batch)
+    permuted = None if batch.permuted is None else batch.permuted.double()
+    batch = dataclasses.replace(batch, query=batch.query.double(), key=batch.key.double(), permuted=permuted)
+    output = method(step_batch(batch))
     output.loss.backward()
     loss, key = baseline.gradients(batch)
     assert float(loss.detach()) == pytest.approx(float(output.loss.detach()), rel=1e-5)
@@ -61,7 +62,7 @@ def test_loss_and_gradients_are_ours(encoder, fields, monkeypatch):
 def test_losses_agree_in_single_precision():
     _, method, baseline, batch = ours_and_theirs("resnet29", {"name": "rcmstr"})
     with torch.no_grad():
-        expected = method(batch).loss
+        expected = method(step_batch(batch)).loss
     assert float(baseline.gradients(batch)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 

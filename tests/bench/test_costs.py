@@ -7,10 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcmstr_fast.config import PretrainConfig, resolve
+from rcmstr_fast.measure.ceilings import Ceilings, measure_ceilings
+from rcmstr_fast.measure.costs import PARTS, encoder_products, masked_products, step_works
 from rcmstr_fast.methods import settings
 from rcmstr_fast.models import build_encoder
 from rcmstr_fast.models.vit import Attention
-from rcmstr_fast.train.costs import PARTS, Ceilings, encoder_products, masked_products, measure_ceilings, step_works
 from tests.bench.tiny import CPU, tiny
 
 

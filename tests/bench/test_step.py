@@ -3,16 +3,16 @@
 import json
 
 import pytest
-import torch
 
 from bench import step as bench_step
 from bench.step import parts, products
 from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.train import step_speed
-from rcmstr_fast.train.costs import Ceilings
+from rcmstr_fast.measure import step as step_speed
+from rcmstr_fast.measure.ceilings import Ceilings
+from rcmstr_fast.measure.running import OurStep, first_loss, made_up_batches
+from rcmstr_fast.measure.step import compare, measure
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.step_speed import OurStep, compare, measure
 from tests.bench.tiny import CPU, tiny
 from tests.train.launch import launch
 
@@ -48,13 +48,12 @@ def test_a_provider_that_disagrees_fails_and_is_not_timed():
     assert status == {"wrong": "FAIL", "broken": "RuntimeError: cannot", "ours": "ok"} and Wrong.steps == 0
 
 
-def test_our_first_loss_leaves_nothing_behind(tmp_path):
+def test_the_first_loss_is_that_of_the_initial_weights(tmp_path):
     ours = OurStep(tiny(), World(CPU), tmp_path / "run")
-    batch = step_speed.made_up_batches(ours.trainer.config, ours.plan, World(CPU), 1)[0]
-    queues = [queue.rows.clone() for queue in ours.trainer.method.queues.values()]
-    assert ours.first_loss(batch[0]) == ours.first_loss(batch[0])
-    assert all(torch.equal(a, queue.rows) for a, queue in zip(queues, ours.trainer.method.queues.values()))
+    batch = made_up_batches(ours.config, ours.plan, World(CPU), 1)[0]
+    expected = first_loss(ours.config, World(CPU), batch[0])
     ours.step(batch)
+    assert first_loss(ours.config, World(CPU), batch[0]) == expected
     assert int(ours.trainer.method.queues["word"].pointer) == 4 and ours.trainer.step == 0
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.pt"))
 

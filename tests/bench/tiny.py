@@ -3,10 +3,10 @@
 import torch
 
 from rcmstr_fast.config import PretrainConfig, resolve
-from rcmstr_fast.methods import settings
+from rcmstr_fast.measure.running import inputs, made_up_batches
+from rcmstr_fast.methods import Batch, settings
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.plan import make_plan
-from rcmstr_fast.train.step_speed import made_up_batches
 
 CPU = torch.device("cpu")
 
@@ -22,4 +22,13 @@ def tiny(encoder: str = "resnet29", batch: int = 4, **method) -> PretrainConfig:
 
 def tiny_batch(config: PretrainConfig):
     world = World(CPU)
-    return made_up_batches(config, make_plan(config, 1 << 20, 1), world, 1)[0][0]
+    return inputs(made_up_batches(config, make_plan(config, 1 << 20, 1), world, 1)[0][0])
+
+
+def step_batch(given) -> Batch:
+    """What our method takes, of the inputs of a step."""
+    views = {"query": given.query, "key": given.key}
+    if given.permuted is not None:
+        views["permuted"] = given.permuted
+    drawn = {} if given.order is None else {"order": given.order}
+    return Batch(views, given.index, given.epoch, drawn)

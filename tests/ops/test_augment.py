@@ -13,9 +13,10 @@ from scipy import ndimage, stats
 from scipy.interpolate import RegularGridInterpolator
 
 from rcmstr_fast import random
-from rcmstr_fast.ops import augment as op
 from rcmstr_fast.ops import augment_views, dispatch, draw_order, each_operation, permute_strips
-from rcmstr_fast.ops.reference import augment as ref
+from rcmstr_fast.ops.augment_views import OPERATIONS, PRESETS, AugmentPreset, compiled, cpu, cuda, presets
+from rcmstr_fast.ops.augment_views import parameters as par
+from rcmstr_fast.ops.augment_views import reference as ref
 
 SHAPES = [(1, (32, 100)), (3, (32, 128)), (17, (8, 12)), (3, (1, 1)), (3, (5, 3))]
 BIG = 1 << 33
@@ -63,34 +64,36 @@ def _apply(images: torch.Tensor, rows: torch.Tensor, backend: str) -> np.ndarray
     if backend == "reference":
         views = ref.apply_parameters(images, rows)
     else:
-        views = op._apply(images.to(_device(backend)), rows.to(_device(backend)))
+        views = compiled.apply(images.to(_device(backend)), rows.to(_device(backend)))
     return (views.permute(0, 1, 3, 4, 2).double().cpu().numpy() + 1.0) * GREY
 
 
 def _rows(count: int, view: int = 0, preset: str = "pretrain", **changes) -> torch.Tensor:
     keys = {"seed": 11, "epoch": 2, **changes}
-    return ref.draw_parameters(torch.arange(count) + BIG, view=view, preset=preset, **keys)
+    of_view = presets.views_of(preset, 2)[view % 2]
+    return par.draw_parameters(torch.arange(count) + BIG, view=view, preset=of_view, **keys)
 
 
 # Parameters
 
 
-@pytest.mark.parametrize("preset", ref.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("seed", [0, -1, (1 << 64) - 5, 1 << 40])
 @pytest.mark.parametrize("backend", COMPILED)
 def test_compiled_modules_draw_the_reference_parameters(backend, preset, seed):
     index = torch.tensor([0, 1, 2**31, 2**32 + 7, 2**48 - 1])
-    drawn = op._draw(index.to(_device(backend)), seed, 2**32 - 1, 3, preset).cpu()
-    for view in range(3):
-        expected = ref.draw_parameters(index, seed=seed, epoch=2**32 - 1, view=view, preset=preset)
-        assert torch.equal(drawn[view, :, : ref.CONTRAST], expected[:, : ref.CONTRAST])
+    of_views = presets.views_of(preset, 2)
+    drawn = compiled.draw(index.to(_device(backend)), seed, 2**32 - 1, of_views).cpu()
+    for view, of_view in enumerate(of_views):
+        expected = par.draw_parameters(index, seed=seed, epoch=2**32 - 1, view=view, preset=of_view)
+        assert torch.equal(drawn[view, :, : par.CONTRAST], expected[:, : par.CONTRAST])
         torch.testing.assert_close(drawn[view], expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(("preset", "operations", "largest"), [("pretrain", 7, 5), ("light", 4, 4)])
 def test_subset_size_and_order_are_uniform(preset, operations, largest):
     rows = _rows(20_000, preset=preset)
-    count, order = rows[:, ref.COUNT].long(), rows[:, ref.ORDER : ref.CONTRAST].long()
+    count, order = rows[:, par.COUNT].long(), rows[:, par.ORDER : par.CONTRAST].long()
     sizes = torch.bincount(count, minlength=largest + 1)
     assert sizes[0] == 0 and stats.chisquare(sizes[1:].numpy()).pvalue > 1e-4
     for place in range(largest):  # every operation as often as the others at every place
@@ -106,28 +109,50 @@ def test_subset_size_and_order_are_uniform(preset, operations, largest):
 def test_uniform_parameters_fill_their_ranges():
     rows = _rows(20_000).double().numpy()
     ranges = [(0.5, 1.0), (0.5, 1.5), (0, 0.4), (0, 0.4), (0, 0.02), (0, 0.02), (0, 0.5), (0, 0.5)]
-    for place, (low, high) in enumerate(ranges, ref.CONTRAST):
+    for place, (low, high) in enumerate(ranges, par.CONTRAST):
         values = rows[:, place]
         assert low <= values.min() and values.max() <= high
         assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-4
 
 
-@pytest.mark.parametrize(("first", "last", "low", "high"), [(14, 46, 0.02, 0.03), (46, 54, 0.01, 0.02)])
-def test_shifts_are_normal_with_one_deviation_a_view(first, last, low, high):
+def _shifts(rows: torch.Tensor, first: int, last: int, word: int, low: float, high: float) -> torch.Tensor:
+    """Shifts as standard normals: over the deviation of their view."""
+    words = random.words(torch.arange(len(rows)) + BIG, par.WORDS, seed=11, stream=random.AUGMENT, epoch=2)
+    deviation = low + (high - low) * random.uniform(words[:, word])
+    return (rows[:, first:last] / deviation[:, None]).double()
+
+
+def test_nodes_shift_normally_and_stay_in_the_picture():
     rows = _rows(20_000)
-    place = {14: 16, 46: 17}[first]
-    words = random.words(torch.arange(20_000) + BIG, ref.WORDS, seed=11, stream=random.AUGMENT, epoch=2)
-    deviation = low + (high - low) * random.uniform(words[:, place])
-    standard = (rows[:, first:last] / deviation[:, None]).double()
-    assert stats.kstest(standard.flatten()[:50_000].numpy(), "norm").pvalue > 1e-4
-    assert (torch.corrcoef(standard.T) - torch.eye(last - first)).abs().max() < 0.05
-    assert rows[:, first:last].std().item() == pytest.approx(((low**2 + low * high + high**2) / 3) ** 0.5, rel=0.01)
+    standard = _shifts(rows, par.GRID, par.CORNERS, 16, 0.02, 0.03).view(-1, 4, 4, 2)
+    inner = standard[:, 1:3, 1:3].flatten(1)
+    assert stats.kstest(inner.flatten()[:50_000].numpy(), "norm").pvalue > 1e-4
+    assert (torch.corrcoef(inner.T) - torch.eye(8)).abs().max() < 0.05
+    node = torch.arange(4) / 3
+    places = rows[:, par.GRID : par.CORNERS].view(-1, 4, 4, 2) + torch.stack(
+        torch.meshgrid(node, node, indexing="ij"), 2
+    )
+    assert places.min() >= 0 and places.max() <= 1
+    for axis, border in ((1, standard[..., 0]), (2, standard[..., 1])):
+        assert (border.select(axis, 0) >= 0).all() and (border.select(axis, 3) <= 0).all()
+        for edge in (0, 3):  # what would leave the picture, half of the shifts, is cut to its border
+            assert (border.select(axis, edge) == 0).double().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_corners_move_inwards_by_the_absolute_values_of_normal_shifts():
+    rows = _rows(20_000)
+    standard = _shifts(rows, par.CORNERS, par.JITTER_ORDER, 17, 0.01, 0.02)
+    inwards = torch.tensor([1, 1, 1, -1, -1, -1, -1, 1])
+    assert (standard * inwards >= 0).all()
+    assert stats.kstest(standard.abs().flatten()[:50_000].numpy(), "halfnorm").pvalue > 1e-4
+    assert (torch.corrcoef(standard.T) - torch.eye(8)).abs().max() < 0.05
 
 
 def test_seed_epoch_index_and_view_all_change_the_parameters():
     base = _rows(64)
     for other in (_rows(64, seed=12), _rows(64, epoch=3), _rows(64, view=1), _rows(65)[1:]):
-        assert (base[:, ref.CONTRAST :] != other[:, ref.CONTRAST :]).double().mean() > 0.99
+        drawn = slice(par.CONTRAST, par.THRESHOLD)  # without what a preset fixes and what is cut to 0
+        assert (base[:, drawn] != other[:, drawn]).double().mean() > 0.99
 
 
 # Each operation against an independent implementation
@@ -146,7 +171,7 @@ def _read(image: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 def _shifted_by_grid(row: np.ndarray, positions: np.ndarray) -> np.ndarray:
     points = np.linspace(0, 1, 4)
-    shifts = row[ref.GRID : ref.CORNERS].reshape(4, 4, 2)
+    shifts = row[par.GRID : par.CORNERS].reshape(4, 4, 2)
     inside = np.moveaxis(positions, 0, -1).clip(0, 1)
     return positions + np.moveaxis(RegularGridInterpolator((points, points), shifts)(inside), -1, 0)
 
@@ -154,7 +179,7 @@ def _shifted_by_grid(row: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def _projected(row: np.ndarray, positions: np.ndarray) -> np.ndarray:
     corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)], float)  # y, x
     equations, values = [], []
-    for (y, x), (to_y, to_x) in zip(corners, corners + row[ref.CORNERS :].reshape(4, 2)):
+    for (y, x), (to_y, to_x) in zip(corners, corners + row[par.CORNERS : par.JITTER_ORDER].reshape(4, 2)):
         equations += [[x, y, 1, 0, 0, 0, -x * to_x, -y * to_x], [0, 0, 0, x, y, 1, -x * to_y, -y * to_y]]
         values += [to_x, to_y]
     matrix = np.append(np.linalg.solve(equations, values), 1.0).reshape(3, 3)
@@ -164,15 +189,15 @@ def _projected(row: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 def _cropped(image: np.ndarray, row: np.ndarray, rows: bool, columns: bool) -> np.ndarray:
     height, width = image.shape[:2]
-    top, bottom = row[ref.ROWS : ref.COLUMNS] * height * rows
-    left, right = row[ref.COLUMNS : ref.SHARPEN] * width * columns
+    top, bottom = row[par.ROWS : par.COLUMNS] * height * rows
+    left, right = row[par.COLUMNS : par.SHARPEN] * width * columns
     box = (left, top, width - right, height - bottom)
     planes = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
     return np.stack([np.asarray(p.resize((width, height), Image.Resampling.BILINEAR, box=box)) for p in planes], -1)
 
 
 def _sharpened(image: np.ndarray, row: np.ndarray) -> np.ndarray:
-    alpha, lightness = row[ref.SHARPEN : ref.GRID]
+    alpha, lightness = row[par.SHARPEN : par.ANGLE]
     effect = np.full((3, 3), -1.0)
     effect[1, 1] = 8.0 + lightness
     identity = np.zeros((3, 3))
@@ -182,9 +207,9 @@ def _sharpened(image: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 
 ORACLES = {
-    "contrast": lambda image, row: 127 + row[ref.CONTRAST] * (image - 127),
+    "contrast": lambda image, row: 127 + row[par.CONTRAST] * (image - 127),
     "blur": lambda image, row: ndimage.gaussian_filter(
-        image, row[ref.SIGMA], mode="nearest", truncate=3.0, axes=(0, 1)
+        image, row[par.SIGMA], mode="nearest", truncate=3.0, axes=(0, 1)
     ),
     "crop_rows": lambda image, row: _cropped(image, row, True, False),
     "crop_columns": lambda image, row: _cropped(image, row, False, True),
@@ -196,31 +221,24 @@ ORACLES = {
 
 @pytest.mark.parametrize("size", [(32, 100), (7, 11)])
 @pytest.mark.parametrize("kind", ["random", "smooth"])
-@pytest.mark.parametrize("name", ref.OPERATIONS)
+@pytest.mark.parametrize("name", AugmentPreset().names)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_operation_equals_an_independent_implementation(backend, name, kind, size):
     images = _images(6, size, kind)
-    rows = ref.only(_rows(6), name)
+    rows = par.only(_rows(6), name)
     views = _apply(images, rows[None], backend)[0]
     for image, row, view in zip(images.double().numpy(), rows.double().numpy(), views):
         np.testing.assert_allclose(view, ORACLES[name](image, row), atol=AGREE)
 
 
-def test_applying_one_named_operation():
+@pytest.mark.parametrize("preset", ["pretrain", "simclr"])
+def test_each_operation_alone(preset):
     images, index = _images(3, (8, 12)), torch.arange(3) + BIG
-    view = ref.augment_operation(images, "sharpen", seed=11, epoch=2, index=index, view=1)
-    rows = ref.only(_rows(3, view=1), "sharpen")
-    assert torch.equal(view, ref.apply_parameters(images, rows[None])[0])
-    with pytest.raises(ValueError, match=r"name must be one of contrast, .* got 'flip'"):
-        ref.augment_operation(images, "flip", seed=11, epoch=2, index=index)
-
-
-def test_each_operation_alone():
-    images, index = _images(3, (8, 12)), torch.arange(3) + BIG
-    alone = each_operation(images, seed=11, epoch=2, index=index, view=1)
-    assert tuple(alone) == ref.OPERATIONS
+    alone = each_operation(images, seed=11, epoch=2, index=index, view=1, preset=preset)
+    assert tuple(alone) == PRESETS[preset].names
+    rows = _rows(3, view=1, preset=preset)
     for name, picture in alone.items():
-        assert torch.equal(picture, ref.augment_operation(images, name, seed=11, epoch=2, index=index, view=1))
+        assert torch.equal(picture, ref.apply_parameters(images, par.only(rows, name)[None])[0])
 
 
 # Order
@@ -228,9 +246,9 @@ def test_each_operation_alone():
 
 def _ordered(rows: torch.Tensor, *names: str) -> torch.Tensor:
     rows = rows.clone()
-    rows[:, ref.ORDER : ref.CONTRAST] = -1
-    rows[:, ref.COUNT] = len(names)
-    rows[:, ref.ORDER : ref.ORDER + len(names)] = torch.tensor([float(ref.OPERATIONS.index(n)) for n in names])
+    rows[:, par.ORDER : par.CONTRAST] = -1
+    rows[:, par.COUNT] = len(names)
+    rows[:, par.ORDER : par.ORDER + len(names)] = torch.tensor([float(OPERATIONS.index(n)) for n in names])
     return rows
 
 
@@ -262,7 +280,7 @@ def test_other_operations_are_applied_one_after_another(backend, names):
 # Views
 
 
-@pytest.mark.parametrize("preset", ref.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("kind", ["random", "smooth"])
 @pytest.mark.parametrize(("batch", "size"), SHAPES)
 @pytest.mark.parametrize("backend", COMPILED)
@@ -330,11 +348,11 @@ def test_a_view_depends_on_nothing_but_its_key(backend, monkeypatch):
         assert torch.equal(views, _views(images, backend, num_views=3))
 
 
-@pytest.mark.skipif(bool(op._built()), reason="the compiled module is missing")
+@pytest.mark.skipif(bool(compiled.missing()), reason="the compiled module is missing")
 def test_host_views_are_made_without_the_interpreter_lock():
     images, index = _images(2000, (32, 100)), torch.arange(2000)
-    rows = op._draw(index, 0, 0, 1, "pretrain")
-    work = threading.Thread(target=op._apply, args=(images, rows))
+    rows = compiled.draw(index, 0, 0, (AugmentPreset(),))
+    work = threading.Thread(target=compiled.apply, args=(images, rows))
     ticks = 0
     work.start()
     while work.is_alive():
@@ -385,7 +403,14 @@ def test_bfloat16_is_the_rounded_float32(backend):
         ({"seed": 0.5}, TypeError, "seed must be an int, got float"),
         ({"epoch": -1}, ValueError, r"epoch must be in \[0, 2\^32\), got -1"),
         ({"num_views": 0}, ValueError, "num_views must be in .* got 0"),
-        ({"preset": "strong"}, ValueError, "preset must be one of pretrain, light, none, got 'strong'"),
+        (
+            {"preset": "strong"},
+            ValueError,
+            "augment_views: preset must be one of pretrain, light, .*, none, got 'strong'",
+        ),
+        ({"preset": 3}, TypeError, "preset must be a name, an AugmentPreset or one of them a view, got int"),
+        ({"preset": ["none"]}, ValueError, "preset must have one entry a view, 2, got 1"),
+        ({"preset": "ibot", "num_views": 3}, ValueError, "preset must have one entry a view, 3, got 2 .'ibot'"),
         ({"dtype": torch.float16}, TypeError, "dtype must be torch.float32 or torch.bfloat16, got torch.float16"),
         ({"order": torch.zeros(2, 4)}, TypeError, "order must be .*int64"),
         ({"order": torch.zeros(3, 4, dtype=torch.int64)}, ValueError, r"order must be \[2, N\] like images_uint8"),
@@ -406,11 +431,12 @@ def test_mistakes_are_named(changes, error, message):
 
 
 def test_backends_say_why_they_cannot(monkeypatch):
-    cpu = torch.zeros(1, 8, 12, 3, dtype=torch.uint8)
-    assert op._on_cuda(cpu) == ["images_uint8 must be on a CUDA device, got cpu"]
-    assert op._on_cpu(cpu) == [] and op._on_cpu(cpu.to("meta")) == ["images_uint8 must be on the CPU, got meta"]
+    images = torch.zeros(1, 8, 12, 3, dtype=torch.uint8)
+    assert cuda.unsupported_reasons(images) == ["images_uint8 must be on a CUDA device, got cpu"]
+    assert cpu.unsupported_reasons(images) == []
+    assert cpu.unsupported_reasons(images.to("meta")) == ["images_uint8 must be on the CPU, got meta"]
     with pytest.raises(dispatch.BackendError, match="backend cuda cannot"):
-        augment_views(cpu, seed=0, epoch=0, index=torch.arange(1), num_views=1, size=(8, 12), backend="cuda")
+        augment_views(images, seed=0, epoch=0, index=torch.arange(1), num_views=1, size=(8, 12), backend="cuda")
     for module, reason in ((None, "is missing"), (object(), "is older")):
-        monkeypatch.setattr(op, "_C", module)
-        assert reason in op._built()[0] and op._cuda_available() == op._built()
+        monkeypatch.setattr(compiled, "_C", module)
+        assert reason in compiled.missing()[0] and cuda.missing() == compiled.missing()

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from rcmstr_fast.fields import ConfigError
 from rcmstr_fast.ops import draw_order, permute_strips
-from rcmstr_fast.ops.reference import augment as ref
+from rcmstr_fast.ops.augment_views import OPERATIONS, parameters, reference
 
-made = pytest.importorskip("rcmstr_fast.ops.augment_dali", reason="DALI is not installed", exc_type=ImportError)
+made = pytest.importorskip("rcmstr_fast.ops.augment_views.dali", reason="DALI is not installed", exc_type=ImportError)
 
 SIZE, BATCH = (32, 100), 6
 
@@ -24,7 +25,7 @@ def views():
 
 def drawn() -> torch.Tensor:
     index = torch.arange(BATCH) + 5
-    return torch.stack([ref.draw_parameters(index, seed=4, epoch=1, view=view) for view in range(2)])
+    return torch.stack([parameters.draw_parameters(index, seed=4, epoch=1, view=view) for view in range(2)])
 
 
 def grey(views: torch.Tensor) -> torch.Tensor:
@@ -33,8 +34,8 @@ def grey(views: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", made.FIXED_ORDER)
 def test_one_operation_is_the_reference_operation(views, images, name):
-    rows = ref.only(drawn(), name)
-    difference = (grey(views.apply(images, rows)) - grey(ref.apply_parameters(images, rows))).abs()
+    rows = parameters.only(drawn(), name)
+    difference = (grey(views.apply(images, rows)) - grey(reference.apply_parameters(images, rows))).abs()
     if name == "blur":  # the border is mirrored
         difference = difference[..., 5:-5, 5:-5]
     if name == "perspective":  # positions that are rounded the other way beside a pixel edge
@@ -45,12 +46,12 @@ def test_one_operation_is_the_reference_operation(views, images, name):
 
 def test_operations_come_in_the_fixed_order(views, images):
     rows = drawn()
-    rows[..., ref.COUNT], rows[..., ref.ORDER : ref.CONTRAST] = 3, -1
+    rows[..., parameters.COUNT], rows[..., parameters.ORDER : parameters.CONTRAST] = 3, -1
     names = ("contrast", "crop_columns", "sharpen")
-    codes = [float(ref.OPERATIONS.index(name)) for name in names]
-    rows[..., ref.ORDER : ref.ORDER + 3] = torch.tensor(codes)
-    expected = ref.apply_parameters(images, rows)
-    rows[..., ref.ORDER : ref.ORDER + 3] = torch.tensor(codes[::-1])
+    codes = [float(OPERATIONS.index(name)) for name in names]
+    rows[..., parameters.ORDER : parameters.ORDER + 3] = torch.tensor(codes)
+    expected = reference.apply_parameters(images, rows)
+    rows[..., parameters.ORDER : parameters.ORDER + 3] = torch.tensor(codes[::-1])
     assert (grey(views.apply(images, rows)) - grey(expected)).abs().max() < 0.1
 
 
@@ -68,3 +69,9 @@ def test_a_call_is_a_function_of_its_keys(views, images):
     assert torch.equal(part, first[:2, :2])
     none = views(images, preset="none", **keys)
     assert (grey(none) - images.permute(0, 3, 1, 2)).abs().max() < 1e-3
+
+
+def test_presets_with_other_operations_are_refused(views, images):
+    index = torch.arange(BATCH)
+    with pytest.raises(ConfigError, match=r"DALI's views must have operations of contrast, .*, got "):
+        views(images, seed=0, epoch=0, index=index, num_views=2, size=SIZE, preset="ibot")

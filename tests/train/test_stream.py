@@ -68,7 +68,7 @@ def test_views_of_dali_are_a_choice(data):
 
 def test_views_of_dali_need_dali(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.delitem(sys.modules, "rcmstr_fast.ops.augment_dali", raising=False)
+    monkeypatch.delitem(sys.modules, "rcmstr_fast.ops.augment_views.dali", raising=False)
     with pytest.raises(ConfigError, match=r"data\.augment=dali must have NVIDIA DALI"):
         batches(data, 0, 1, data__augment="dali")
 

@@ -1,6 +1,6 @@
 """The public operations in plain PyTorch: specification, fallback, oracle and baseline of the faster backends."""
 
-from rcmstr_fast.ops.reference.augment import augment_views
+from rcmstr_fast.ops.augment_views.reference import augment_views
 from rcmstr_fast.ops.reference.batch_norm import GroupedNorm, grouped_batch_norm
 from rcmstr_fast.ops.reference.cast_weight import CastWeight
 from rcmstr_fast.ops.reference.hierarchical_pool import HierarchicalFeatures, hierarchical_pool

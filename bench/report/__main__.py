@@ -1,0 +1,47 @@
+"""docs/performance.md and docs/results.md from the records in `bench/results`.
+
+    python -m bench.report [--check]
+
+`--check` writes nothing and ends with status 1 where a page is not what the records say.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.report import performance, results
+from bench.report.rows import load, studies
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    options = parser.parse_args(arguments)
+    records = load(RESULTS)
+    pages = {
+        "performance.md": performance.page(records, RESULTS),
+        "results.md": results.page(records, studies(RESULTS)),
+    }
+    if options.check:
+        stale = [name for name, text in pages.items() if _text(DOCS / name) != text]
+        for name in stale:
+            print(f"docs/{name} is not what the records say; run python -m bench.report")
+        return int(bool(stale))
+    from bench.report import plots
+
+    for name, text in pages.items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+    plots.write(records, DOCS / "plots")
+    return 0
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""What a training step must do at least: floating-point operations and bytes of its parts, and the time they need.
+
+Counted is what the mathematics asks for: hidden sites of a CNN's masked pass are not computed, nothing is computed
+twice, a matrix product's operands are read once and its result is written once. A multiply-add is two operations.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcmstr_fast import models, ops
+from rcmstr_fast.config import PretrainConfig, num_frames
+from rcmstr_fast.measure.ceilings import Work
+from rcmstr_fast.methods.levels import used_levels
+from rcmstr_fast.methods.permutation import pairing_windows
+from rcmstr_fast.models.vit import Attention
+
+#: Parts of a step, in the order of the tables.
+PARTS = ("products", "norms", "masked pass", "reconstruction", "projector", "features", "loss", "update")
+#: Images whose masks give the visible share.
+_MASKS = 64
+
+
+@dataclass(frozen=True)
+class Product:
+    """A layer that multiplies by a weight, applied to one image.
+
+    Attributes:
+        flop: of the forward pass.
+        inputs: elements read.
+        outputs: elements written.
+        weights: elements of the weight.
+        shape: of the input, without the batch.
+        share: of the work that is left at the visible sites (1 where everything is visible).
+        first: its input needs no gradient.
+    """
+
+    flop: float
+    inputs: float
+    outputs: float
+    weights: float
+    shape: tuple[int, ...] = ()
+    share: float = 1.0
+    first: bool = False
+
+    def works(self, part: str, images: int, size: int, training: bool) -> Iterator[Work]:
+        """Forward and, where `training`, both gradients; `size` bytes an element."""
+        n = images * self.share
+        one = n * self.flop
+        moved = size * (n * (self.inputs + self.outputs) + self.weights)
+        yield Work(part, one, moved)
+        if training:
+            if not self.first:
+                yield Work(part, one, moved)
+            yield Work(part, one, moved + (4 - size) * self.weights)
+
+
+def encoder_products(config: PretrainConfig) -> list[tuple[Product, nn.Module]]:
+    """Every product of the encoder's dense pass, in the order of execution, with its module."""
+    with torch.device("meta"):
+        encoder = models.build_encoder(config.model).eval()
+        images = torch.empty(1, 3, config.model.height, config.model.image_width)
+        return _products(encoder, images)
+
+
+def _products(module: nn.Module, x: Tensor) -> list[tuple[Product, nn.Module]]:
+    found: list[tuple[Product, nn.Module]] = []
+
+    def seen(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        taken, made = inputs[0].numel(), output.numel()
+        if isinstance(layer, Attention):  # scores and weighted sum, kept on chip
+            batch, n, dim = inputs[0].shape
+            found.append((Product(4.0 * batch * n * n * dim, 3.0 * taken, made, 0, (n, dim)), layer))
+            return
+        kernel = cast(Tensor, layer.weight)
+        weight = kernel.numel()
+        flop = 2.0 * weight * made / kernel.shape[0]
+        shape = tuple(inputs[0].shape[1:])
+        found.append((Product(flop, taken, made, weight, shape, first=not found), layer))
+
+    kinds = (nn.Conv2d, nn.Conv1d, nn.Linear, Attention)
+    handles = [m.register_forward_hook(seen) for m in module.modules() if isinstance(m, kinds)]
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def masked_products(config: PretrainConfig) -> list[Product]:
+    """The products of the masked pass: of a CNN only pairs of a visible output and a visible input count."""
+    products = encoder_products(config)
+    if config.model.encoder.startswith("vit"):
+        return [product for product, _ in products]
+    method, size = config.method, (config.model.height, config.model.image_width)
+    masks = ops.draw_masks(
+        torch.arange(_MASKS), seed=config.seed, epoch=0, size=size, unit=method.mask_unit,
+        mask_ratio=method.mask_ratio, num_blocks=method.num_blocks, backend="reference",
+    )  # fmt: skip
+    encoder = models.ResNet29(0.25)
+    sites = ops.active_sites(masks.grid, encoder.stage_sizes(*size), method.mask_rule, backend="reference")
+    counts = [sum(isinstance(m, nn.Conv2d) for m in stage.modules()) for stage in encoder.stages]
+    stages = [i for i, count in enumerate(counts) for _ in range(count)]
+    found = []
+    for (product, conv), stage in zip(products, stages, strict=True):
+        before = stage - (conv.kernel_size == (2, 2))  # these two change the size without a pool
+        share = _visible_pairs(sites[before].active.float(), sites[stage].active.float(), conv)  # type: ignore[arg-type]
+        found.append(Product(**{**vars(product), "share": share}))
+    return found
+
+
+def _visible_pairs(inputs: Tensor, outputs: Tensor, conv: nn.Conv2d) -> float:
+    """Share of a convolution's multiplications whose input and output are both visible."""
+    taps = torch.ones(1, 1, *conv.kernel_size)
+
+    def pairs(x: Tensor, y: Tensor) -> Tensor:
+        return (F.conv2d(x, taps, stride=conv.stride, padding=conv.padding) * y).sum()  # type: ignore[arg-type]
+
+    return float(pairs(inputs, outputs) / pairs(torch.ones_like(inputs), torch.ones_like(outputs)))
+
+
+def step_works(config: PretrainConfig, images: int, precision: str) -> list[Work]:
+    """All the work of a step.
+
+    Args:
+        config: resolved.
+        images: of this process.
+        precision: bf16 or fp32.
+    """
+    method, size = config.method, 2 if precision == "bf16" else 4
+    masked = method.name == "rcmstr"
+    trained = int(not (masked and method.coupled)) + int(bool(method.permute))
+    works: list[Work] = []
+    products = [product for product, _ in encoder_products(config)]
+    for product in products:
+        for _ in range(trained):
+            works += product.works("products", images, size, True)
+        works += product.works("products", images, size, False)
+    # Norm, activation, residual: forward reads and writes a map, backward reads it and its gradient and writes one.
+    works.append(Work("norms", 0.0, size * images * _normalised(config, products) * (5 * trained + 2)))
+    if masked:
+        visible = masked_products(config)
+        for product in visible:
+            works += product.works("masked pass", images, size, True)
+        works.append(Work("masked pass", 0.0, size * images * _normalised(config, visible) * 5))
+        works += _head(config, images, size)
+    works += _rows(config, images, size, trained)
+    works += _losses(config, images, size)
+    works.append(_update(config))
+    return works
+
+
+def _normalised(config: PretrainConfig, products: list[Product]) -> float:
+    """Elements of one image that a norm or an activation between products takes."""
+    if not config.model.encoder.startswith("vit"):
+        return sum(product.outputs * product.share for product in products)
+    tokens = config.model.height * config.model.image_width // 16
+    return tokens * encoder_width(config) * (6 * config.model.depth + 1)  # two norms and the MLP's activation a block
+
+
+def _head(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
+    """The reconstruction head: products of its linear layers, and the pictures of the loss."""
+    model, dim = config.model, encoder_width(config)
+    pixels = 3 * model.height * model.image_width
+    if model.encoder.startswith("vit"):
+        tokens = pixels // 48
+        layers = [(tokens, dim, 192), (tokens, 192, 192), (tokens, 192, 48)]
+    else:
+        frames = num_frames(model)
+        layers = [(frames, dim, dim), (frames, 7, dim), (frames, dim, 4 * dim), (frames, 4 * dim, dim)]
+        layers.append((model.image_width // 4, dim, 12 * model.height))
+    for rows, n_in, n_out in layers:
+        yield from Product(2.0 * rows * n_in * n_out, rows * n_in, rows * n_out, n_in * n_out).works(
+            "reconstruction", images, size, True
+        )
+    yield Work("reconstruction", 0.0, images * pixels * (4 * size))
+
+
+def encoder_width(config: PretrainConfig) -> int:
+    """Channels of the encoder's frames."""
+    with torch.device("meta"):
+        return models.build_encoder(config.model).out_channels
+
+
+def _rows(config: PretrainConfig, images: int, size: int, trained: int) -> Iterator[Work]:
+    """Projector and predictors: matrix products over frames, subwords and words."""
+    model, frames = config.model, num_frames(config.model)
+    hidden, dim, channels = model.projector_hidden, model.feature_dim, encoder_width(config)
+    if model.encoder.startswith("vit"):
+        projector = [(channels, hidden), (hidden, hidden), (hidden, dim)]
+        predictor = [(dim, hidden), (hidden, hidden), (hidden, dim)]
+    else:
+        projector = [pair for n in (channels, hidden) for pair in ((n + hidden, 8 * hidden), (2 * hidden, hidden))]
+        predictor = [(hidden, dim)]
+    counts = {"frame": frames, "subword": config.method.num_subwords, "word": 1}
+    layers = [("projector", frames, *pair) for pair in projector]
+    layers += [("features", counts[level], *pair) for level in used_levels(config.method) for pair in predictor]
+    for part, rows, n_in, n_out in layers:
+        product = Product(2.0 * rows * n_in * n_out, rows * n_in, rows * n_out, n_in * n_out)
+        for _ in range(trained):
+            yield from product.works(part, images, size, True)
+        yield from product.works(part, images, size, False)
+
+
+def _losses(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
+    """Queue losses: each row against the queue once, and once more for the gradient of each query."""
+    method, dim = config.method, config.model.feature_dim
+    counts = {"frame": num_frames(config.model), "subword": method.num_subwords, "word": 1}
+    queries = 1 + bool(method.permute)
+    terms = [counts[level] * (2 * queries + bool(method.kl)) for level in method.levels or ()]
+    if method.inter in ("f2s", "both"):
+        windows = pairing_windows(counts["frame"], method.num_subwords, method.inter_pairing)
+        low = len({t for start, end in windows for t in range(start, end)})
+        terms.append(2 * low + counts["subword"])
+    if method.inter in ("s2w", "both"):
+        terms.append(2 * counts["subword"] + 1)
+    for rows in terms:
+        read = size * dim * (method.queue_size + images * rows)
+        yield Work("loss", 2.0 * images * rows * method.queue_size * dim, read)
+
+
+def _update(config: PretrainConfig) -> Work:
+    """Optimiser and momentum network: every number of their state read and written once."""
+    with torch.device("meta"):
+        encoder = models.build_encoder(config.model)
+        network: list[nn.Module] = [encoder, models.build_projector(config.model, encoder.out_channels)]
+        network += [models.build_predictor(config.model) for _ in used_levels(config.method)]
+        head = [models.build_mim_head(config.model, encoder)] if config.method.name == "rcmstr" else []
+    shared, alone = (sum(p.numel() for m in part for p in m.parameters()) for part in (network, head))
+    own = 28 if config.optim.name == "adamw" else 20  # AdamW: weight, gradient, two moments in; weight, moments out
+    return Work("update", 0.0, own * (shared + alone) + 8 * shared)
