@@ -118,7 +118,9 @@ def load_rectifier(rectifier: TPSRectifier, path: str) -> None:
     expected = rectifier.state_dict()
     if state.keys() != expected.keys():
         odd = ", ".join(sorted(state.keys() ^ expected.keys())[:3])
-        raise ConfigError(f"model.tps_checkpoint {path!r} must hold a TPS rectifier of this program; differing names: {odd}")
+        raise ConfigError(
+            f"model.tps_checkpoint {path!r} must hold a TPS rectifier of this program; differing names: {odd}"
+        )
     for name, value in expected.items():
         if state[name].shape != value.shape:
             got = list(state[name].shape)

@@ -44,7 +44,7 @@ def test_file_then_flags(parsed, tmp_path):
         (["--seed", "0.5"], "seed: expected int, got 0.5"),
         (["--data.roots", "folder"], "expected a folder of images or LMDBs, got folder, which does not exist"),
         (["--data.weights", "2"], "data.weights: expected list, got 2; write [2]"),
-        (["--model.width", "0.3", "--data.roots", "[x]"], "model.width must be 0.25, 0.5 or 1, got 0.3"),
+        (["--model.width", "0.3", "--data.roots", "[x]"], "model.width must be 0.125, 0.25, 0.5 or 1, got 0.3"),
         (["--method.name", "rclstr", "--method.mask_ratioo", "1"], "unknown field method.mask_ratioo; did you mean"),
         (["--method.name", "rclst"], "method.name must be one of"),
         (["--method.name=seqmoco", "--method.queue_size=0"], "method.queue_size must be at least 1, got 0"),
