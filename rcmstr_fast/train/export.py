@@ -81,7 +81,7 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]
         model = ModelConfig(**{**header["config"]["model"], "tps_checkpoint": "random"})
         check_fields(model)
         encoder, rectifier = models.build_encoder(model), models.build_rectifier(model)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"{file}: its header does not describe an encoder of this version ({error})") from error
     for name, module in (("encoder", encoder), ("rectifier", rectifier)):
         held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
