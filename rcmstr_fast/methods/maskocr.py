@@ -53,7 +53,9 @@ class MaskOCRConfig(MethodConfig, LabelSettings):
     def check(self, run: PretrainConfig) -> None:
         """Something is hidden, something is seen, and no sequence model is left without a gradient."""
         strips = run.model.image_width // PATCH
-        expected = f"method.mask_ratio must hide 1 to {strips - 1} of the {strips} strips of an image for method {self.name}"
+        expected = (
+            f"method.mask_ratio must hide 1 to {strips - 1} of the {strips} strips of an image for method {self.name}"
+        )
         require(1 <= int(self.mask_ratio * strips) < strips, expected, self.mask_ratio)
         require(run.model.sequence == "none", f"model.sequence must be none for method {self.name}", run.model.sequence)
 

@@ -21,7 +21,9 @@ from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precis
 from rcmstr_fast.ops.augment_views import AugmentPreset
 
 #: What changes the look of a picture, not the place of anything in it.
-LOOK = AugmentPreset(operations=tuple((n, 1.0) for n in ("contrast", "blur", "sharpen", "colour_jitter")), subset=(1, 4))
+LOOK = AugmentPreset(
+    operations=tuple((n, 1.0) for n in ("contrast", "blur", "sharpen", "colour_jitter")), subset=(1, 4)
+)
 
 
 @dataclass
@@ -52,7 +54,9 @@ class SimANConfig(MethodConfig):
     def check(self, run: PretrainConfig) -> None:
         """Two crops fit, and what is painted is what was seen."""
         width, name = run.model.image_width, self.name
-        expected = f"method.crop must be a multiple of 4 and at most half of model.image_width {width} for method {name}"
+        expected = (
+            f"method.crop must be a multiple of 4 and at most half of model.image_width {width} for method {name}"
+        )
         require(int(self.crop or 0) % 4 == 0 and 2 * int(self.crop or 0) <= width, expected, self.crop)
         expected = f"model.tps must be none for method {name} (the augmented crop must show what the plain one shows)"
         require(run.model.tps == "none", expected, run.model.tps)

@@ -47,14 +47,20 @@ def test_loss_by_pixels_latents_and_characters(encoder, tmp_path):
     squares, paintings, read = [], [], []
     for b in range(len(images)):
         if encoder == "vit_tiny":
-            assert sorted(wanted_at[b].tolist()) == [y * 16 + x for y in range(8) for x in range(16) if masks.grid[b, 0, x]]
+            assert sorted(wanted_at[b].tolist()) == [
+                y * 16 + x for y in range(8) for x in range(16) if masks.grid[b, 0, x]
+            ]
             rows, chosen = range(len(guessed[b])), values[b]
             paintings.append(patches_of(chosen.tolist(), wanted_at[b].tolist(), 8, 32))
         else:
             rows = [t for t in range(17) if bool(unseen[b, t])]
             between = [(values[b, t] + values[b, t + 1]) / 2 for t in range(16)]
             paintings.append(patches_of([x.tolist() for x in between], range(16), 1, 32))
-        errors = [sum((float(p) - float(q)) ** 2 for p, q in zip(guessed[b, t], wanted[b, t], strict=True)) / len(wanted[b, t]) for t in rows]
+        errors = [
+            sum((float(p) - float(q)) ** 2 for p, q in zip(guessed[b, t], wanted[b, t], strict=True))
+            / len(wanted[b, t])
+            for t in rows
+        ]
         squares.append(sum(errors) / max(1, len(errors)))
         length = int(batch.drawn["lengths"][b])
         word = [int(i) + 1 for i in batch.drawn["targets"][b, :length]] + [0]

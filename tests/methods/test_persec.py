@@ -98,7 +98,10 @@ def test_rivals_of_the_same_codes_are_none():
     assert loss.abs().max() < 1e-12 and right.all()
     codes = torch.tensor([[[0, 0], [0, 0], [0, 1]]])
     loss, _ = told_apart(context, targets, codes, rivals, 0.1)
-    expected = [info_nce(context[0, i].tolist(), targets[0].tolist(), codes[0].tolist(), i, rivals[0, i].tolist(), 0.1) for i in range(3)]
+    expected = [
+        info_nce(context[0, i].tolist(), targets[0].tolist(), codes[0].tolist(), i, rivals[0, i].tolist(), 0.1)
+        for i in range(3)
+    ]
     assert loss[0].tolist() == pytest.approx(expected)
 
 
@@ -139,7 +142,9 @@ def test_one_code_for_all_shows(tmp_path):
     assert float(method(batch).monitors["codes_stroke"]) == pytest.approx(1 / 8) and healthy > 0.5
     one = torch.zeros(2, 8)
     one[:, 3] = 1
-    assert float(unused(one)) == pytest.approx(7 / 8) and float(unused(torch.full((2, 8), 1 / 8))) == pytest.approx(0, abs=1e-6)
+    assert float(unused(one)) == pytest.approx(7 / 8) and float(unused(torch.full((2, 8), 1 / 8))) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_noise_goes_with_seed_epoch_and_index(tmp_path):
@@ -156,9 +161,15 @@ def test_noise_goes_with_seed_epoch_and_index(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({"stroke_layer": 7}, "method.stroke_layer must be at most the 6 layers of the encoder for method persec, got 7"),
+        (
+            {"stroke_layer": 7},
+            "method.stroke_layer must be at most the 6 layers of the encoder for method persec, got 7",
+        ),
         ({"groups": 3}, "method.groups must divide model.feature_dim 128 for method persec, got 3"),
-        ({"mask_ratio": 0.05}, "method.mask_ratio must hide 2 or more of the 26 frames of an image for method persec, got 0.05"),
+        (
+            {"mask_ratio": 0.05},
+            "method.mask_ratio must hide 2 or more of the 26 frames of an image for method persec, got 0.05",
+        ),
     ],
 )
 def test_one_line(fields, line):

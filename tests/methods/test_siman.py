@@ -47,7 +47,11 @@ def test_loss_by_pixels_and_patches(tmp_path):
     method, batch = trainer.method, batches(trainer, 0)[0]
     output, own = method(batch), method.own
     crops = {}
-    for name, view, at in (("one", "changed", "painted"), ("true", "plain", "painted"), ("other", "plain", "neighbour")):
+    for name, view, at in (
+        ("one", "changed", "painted"),
+        ("true", "plain", "painted"),
+        ("other", "plain", "neighbour"),
+    ):
         starts = batch.drawn[at].tolist()
         crops[name] = torch.stack([x[:, :, s : s + own.crop] for x, s in zip(batch.views[view], starts, strict=True)])
     with torch.no_grad():
@@ -69,7 +73,10 @@ def test_each_player_learns_from_its_own_loss(tmp_path):
     method(batch).loss.backward()
     both = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
     method.zero_grad()
-    crops = [columns(batch.views[v], batch.drawn[at], method.own.crop) for v, at in (("changed", "painted"), ("plain", "neighbour"), ("plain", "painted"))]
+    crops = [
+        columns(batch.views[v], batch.drawn[at], method.own.crop)
+        for v, at in (("changed", "painted"), ("plain", "neighbour"), ("plain", "painted"))
+    ]
     painted = method.painter(restyled(*method.frames(*crops[:2]))[0])
     scores = method.discriminator(painted)
     ((painted - crops[2]).square().mean() - method.own.adversarial_weight * scores.mean()).backward()
@@ -77,7 +84,10 @@ def test_each_player_learns_from_its_own_loss(tmp_path):
         if name.startswith(("encoder.", "painter.")) and p.grad is not None:
             torch.testing.assert_close(both[name], p.grad, msg=name)
     method.zero_grad()
-    judged = torch.relu(1 - method.discriminator(crops[2])).mean() + torch.relu(1 + method.discriminator(painted.detach())).mean()
+    judged = (
+        torch.relu(1 - method.discriminator(crops[2])).mean()
+        + torch.relu(1 + method.discriminator(painted.detach())).mean()
+    )
     judged.backward()
     for name, p in method.discriminator.named_parameters():
         torch.testing.assert_close(both[f"discriminator.{name}"], p.grad)
@@ -108,8 +118,10 @@ def test_a_grey_picture_shows(tmp_path):
 @pytest.mark.parametrize(
     ("part", "field", "value", "line"),
     [
-        ("method", "crop", 52, "method.crop must be a multiple of 4 and at most half of model.image_width 100 for method siman, got 52"),
-        ("model", "tps", "trainable", "model.tps must be none for method siman (the augmented crop must show what the plain one shows), got 'trainable'"),
+        ("method", "crop", 52, "method.crop must be a multiple of 4 and at most half of model.image_width 100 for method siman, "
+         "got 52"),
+        ("model", "tps", "trainable", "model.tps must be none for method siman (the augmented crop must show what the plain one "
+         "shows), got 'trainable'"),
         ("model", "encoder", "vit_tiny", "model.encoder must be one of resnet29 for method siman, got vit_tiny"),
     ],
 )  # fmt: skip

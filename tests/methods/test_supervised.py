@@ -48,7 +48,9 @@ def test_ctc_has_the_gradient_of_torch():
     torch.testing.assert_close(ours, torch.autograd.grad(wanted, logits)[0])
 
 
-@pytest.mark.parametrize(("encoder", "decoder"), [("resnet29", "ctc"), ("resnet29", "attention"), ("vit_tiny", "transformer")])
+@pytest.mark.parametrize(
+    ("encoder", "decoder"), [("resnet29", "ctc"), ("resnet29", "attention"), ("vit_tiny", "transformer")]
+)
 def test_loss_by_characters(encoder, decoder, tmp_path):
     config = case_config("supervised", encoder, precision="fp64")
     config.method = dataclasses.replace(config.method, decoder=decoder)
@@ -56,7 +58,11 @@ def test_loss_by_characters(encoder, decoder, tmp_path):
     method, batch = trainer.method, batches(trainer, 0)[0]
     output = method(batch)
     with torch.no_grad():
-        memory = method.encoder.tokens(batch.views["image"]) if decoder == "transformer" else method.encoder(batch.views["image"])
+        memory = (
+            method.encoder.tokens(batch.views["image"])
+            if decoder == "transformer"
+            else method.encoder(batch.views["image"])
+        )
     losses = []
     for frames, ids, length in zip(memory, batch.drawn["targets"], batch.drawn["lengths"].tolist(), strict=True):
         word = [int(i) + DECODERS[decoder].num_special for i in ids[:length]]
@@ -65,7 +71,10 @@ def test_loss_by_characters(encoder, decoder, tmp_path):
         elif decoder == "ctc":
             logits = method.decoder(frames[None]).log_softmax(2).transpose(0, 1).detach()
             given = torch.tensor([word])
-            losses.append(float(F.ctc_loss(logits, given, torch.tensor([len(logits)]), torch.tensor([length]), reduction="sum")) / length)
+            losses.append(
+                float(F.ctc_loss(logits, given, torch.tensor([len(logits)]), torch.tensor([length]), reduction="sum"))
+                / length
+            )
         else:
             state, before, terms = method.decoder.start(frames[None]), 0, []
             for wanted in [*word, 1]:  # [SOS] is 0, [EOS] is 1
