@@ -229,3 +229,5 @@ class Trainer:
             self.plan.micro_batch, parameters / 1e6, self.world.device,
             "bf16" if self.bf16 else "fp64" if self.config.train.precision == "fp64" else "fp32", self.step,
         )  # fmt: skip
+        for remark in self.method.remarks():
+            _log.info("%s", remark)
