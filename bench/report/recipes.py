@@ -23,12 +23,12 @@ GPUS = {
     "A100": Ceilings(PEAKS["A100"].reached, 1.7e12, "data sheet"),
     "H200": Ceilings(PEAKS["H200"].reached, 4.3e12, "assumed"),
 }
-NOTE = f"""Hours are arithmetic, not a measurement. The model of a step (`rcmstr_fast/measure/costs.py`) counts its operations
-and bytes. Divided by what the GPU reaches at best, this gives the shortest time. A step is taken to reach {100 * SHARE:.0f} % of
-it. Given are all epochs over {IMAGES // 10**6} million crops on one GPU. Memory is what one GPU holds at the
-recipe's whole batch: weights, optimiser, queues, views, and the activations that backward needs, without
-`train.checkpoint_activations`. Several GPUs divide the batch, and `train.accumulate` does so on one GPU.
-A dash: the model does not know this method yet."""
+NOTE = f"""Hours are arithmetic, not a measurement. The model of a step (`rcmstr_fast/measure/costs.py`) counts
+its operations and bytes. Divided by what the GPU reaches at best, this gives the shortest time. A step
+is taken to reach {100 * SHARE:.0f} % of it. Given are all epochs over {IMAGES // 10**6} million crops on one GPU. Memory is what one GPU
+holds at the recipe's whole batch: weights, optimiser, queues, views, and the activations that backward
+needs, without `train.checkpoint_activations`. Several GPUs divide the batch, and `train.accumulate`
+does so on one GPU. A dash: the model does not know this method yet."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def need(config: PretrainConfig) -> Need | None:
         return None
     batch = int(config.train.global_batch_size or 0)
     works = costs.step_works(config, batch, "bf16")
-    steps = IMAGES // batch * int(config.train.epochs or 0)
+    steps = config.train.steps or IMAGES // batch * int(config.train.epochs or 0)
     hours = {name: steps * ceilings.ms(works) / SHARE / 3.6e6 for name, ceilings in GPUS.items()}
     return Need(hours, (_activations(config, batch) + _state(config)) / 2**30)
 
@@ -102,11 +102,16 @@ def table(names: Iterable[str]) -> str:
         found = need(config)
         hours = [number(found and found.hours[gpu], 1 if found and found.hours[gpu] < 10 else 0) for gpu in GPUS]
         body.append([
-            f"`{name}`", config.method.name, str(config.train.epochs), number(config.train.global_batch_size, 0),
+            f"`{name}`", config.method.name, _length(config), number(config.train.global_batch_size, 0),
             f"{config.optim.name} {config.optim.lr:g}", *hours, number(found and found.gib, 0),
         ])  # fmt: skip
     heads = ["recipe", "method", "epochs", "batch", "optimiser, rate", *(f"{gpu}, h" for gpu in GPUS), "memory, GiB"]
     return markdown(heads, body, left=2)
+
+
+def _length(config: PretrainConfig) -> str:
+    """Epochs, or the steps where a recipe counts them."""
+    return f"{config.train.steps:,} steps" if config.train.steps else str(config.train.epochs)
 
 
 def block() -> str:
