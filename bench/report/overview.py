@@ -61,7 +61,9 @@ def rendered(folder: Path, seed: int) -> tuple[torch.Tensor, list[str]]:
         image, (label,) = source.read([i])[0], source.labels([i])
         if image is not None and label:
             found.setdefault(label.lower(), (label, image))
-    crops = [torch.from_numpy(decode_image(image, *SIZE, max_pixels=1_000_000, min_side=2)) for _, image in found.values()]
+    crops = [
+        torch.from_numpy(decode_image(image, *SIZE, max_pixels=1_000_000, min_side=2)) for _, image in found.values()
+    ]
     return torch.stack(crops), [label for label, _ in found.values()]
 
 

@@ -39,7 +39,9 @@ def short(records: Records, studies: list[Record]) -> str:
     if studies:
         return study_section(studies[-1]).replace("## ", "**", 1).replace("\n", "**\n", 1) + f"\n\n{_MORE}"
     found = list(learning_sections(records))
-    tables = [section.replace("## ", "**", 1).replace("\n", "**\n", 1) for section in found if section.startswith("## ")]
+    tables = [
+        section.replace("## ", "**", 1).replace("\n", "**\n", 1) for section in found if section.startswith("## ")
+    ]
     return "\n\n".join([*tables, _MORE]) if tables else _NONE
 
 

@@ -33,7 +33,9 @@ def add_arguments(parser: Parser) -> None:
     pipeline.add_argument("--seconds", type=float, default=10.0, help="length of each of the three measurements")
     pipeline.add_argument("--repetitions", type=int, default=5, help="timed calls of each stage; the best counts")
     pipeline.add_argument("--peers", type=bool, default=False, help="also time other libraries (needs a checkout)")
-    pipeline.add_argument("--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none")
+    pipeline.add_argument(
+        "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
+    )
     add_pretraining(pipeline, parser.given)
     commands.add_subcommand("pipeline", pipeline, help="data path, training step, and which of them is the slower")
 
@@ -53,7 +55,9 @@ def add_arguments(parser: Parser) -> None:
         "--compare", type=str, default="", help="JSON of an earlier run; exit status 1 where it was faster"
     )
     step.add_argument("--margin", type=float, default=0.05, help="how much slower is still the same, as a share")
-    step.add_argument("--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none")
+    step.add_argument(
+        "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
+    )
     add_pretraining(step, parser.given)
     commands.add_subcommand("step", step, help="whole training steps against plain PyTorch, images/s, memory")
 

@@ -96,8 +96,10 @@ def test_the_text_is_short_while_the_file_has_everything(tmp_path):
     log.close()
     text = folder.text.read_text().splitlines()
     assert len(folder.metrics.read_text().splitlines()) == 401 and 20 <= len(text) <= 24
-    assert text[0].split(" ", 2)[2].startswith(
-        "step 10/4000 loss 7.123 alignment 0.70 spread 0.50 812 images/s waiting for data 1 % eta "
+    assert (
+        text[0]
+        .split(" ", 2)[2]
+        .startswith("step 10/4000 loss 7.123 alignment 0.70 spread 0.50 812 images/s waiting for data 1 % eta ")
     )
     assert text[-1].endswith("step 4000/4000 validation accuracy 0.25 1-NED 0.5 CER 0.5")
 
@@ -105,7 +107,9 @@ def test_the_text_is_short_while_the_file_has_everything(tmp_path):
 def test_what_is_wrong_is_in_the_text():
     wrong = short({"step": 3, "loss": None, "nonfinite": 2, "broken": 5}, 9, "00:01")
     assert wrong == "step 3/9 loss - NOT FINITE: steps 2 broken pictures 5 eta 00:01"
-    assert due({"step": 3}, 1000, 2, 61.0) and not due({"step": 3}, 1000, 2, 1.0) and due({"step": 1000}, 1000, 999, 0.0)
+    assert (
+        due({"step": 3}, 1000, 2, 61.0) and not due({"step": 3}, 1000, 2, 1.0) and due({"step": 1000}, 1000, 999, 0.0)
+    )
 
 
 def test_memory_is_in_gib():
