@@ -19,6 +19,7 @@ from tqdm import tqdm
 from rcmstr_fast.console import Forgiving, forgiving
 from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.line import due, number, short
 from rcmstr_fast.train.runfolder import RunFolder
 
 #: Keys of a metrics line that depend on the clock or the machine; all others repeat exactly on a CPU.
@@ -126,7 +127,8 @@ class RunLog:
         self.folder, self.world = folder, world
         self.total = self._start = self._window_step = 0
         self.started = self._window = time.monotonic()
-        self._waited = 0.0
+        self._waited = self._shown_at = 0.0
+        self._shown: int | None = None  # step of the last line of text
         self._metrics = self._board = self._bar = None
         self._failed: set[str] = set()
         self._level = _package.level
@@ -229,7 +231,7 @@ class RunLog:
         return measured
 
     def write(self, line: dict[str, Any]) -> None:
-        """One metrics line, `step` in it: to the file, TensorBoard, and as text."""
+        """One metrics line, `step` in it: to the file and TensorBoard; now and then, and shorter, as text."""
         if self._metrics is None:
             return
         plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
@@ -242,17 +244,14 @@ class RunLog:
                     if value is not None and name not in ("step", "seconds"):
                         self._board.add_scalar(name, value, line["step"])
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {_number(plain.get('loss'))}")
-        text = " ".join(f"{name} {_number(x)}" for name, x in plain.items() if name != "seconds")
-        _package.info("%s eta %s", text, self._eta(line["step"]), extra={"file_only": self._bar is not None})
+            self._bar.set_postfix_str(f"loss {number(plain.get('loss'))}")
+        now = time.monotonic()
+        if due(plain, self.total, self._shown, now - self._shown_at):
+            self._shown, self._shown_at = line["step"], now
+            text = short(plain, self.total, self._eta(line["step"]))
+            _package.info("%s", text, extra={"file_only": self._bar is not None})
 
     def _eta(self, step: int) -> str:
         done = max(step - self._start, 1)
         left = (time.monotonic() - self.started) / done * (self.total - step)
         return tqdm.format_interval(left)
-
-
-def _number(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.4g}"

@@ -255,3 +255,5 @@ class Trainer:
             self.plan.micro_batch, parameters / 1e6, self.world.device,
             self.state.precision, self.step,
         )  # fmt: skip
+        for remark in self.method.remarks():
+            _log.info("%s", remark)
