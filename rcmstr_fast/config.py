@@ -221,6 +221,12 @@ class TrainConfig:
         save_every: steps between checkpoints; 0: at the end of each epoch.
         save_minutes: wall-clock minutes after which a checkpoint is written in between; 0: never.
         picture_every: steps between contact sheets (views.png); 0: at the start and at the end only.
+        probe_every: steps between measurements of the encoder by a small probe on labelled words, which changes nothing
+            of the training; 0: none.
+        probe_data: LMDB or image folders with the labelled words of that probe.
+        probe_words: how many of them it takes, a seeded choice; it learns from two thirds and is tested on the others.
+        probe_charset: characters of the probe (36, 62, 94 or a file); where less than half of the labels can be written
+            in it, words are compared as wholes, by their nearest neighbour.
         max_nonfinite: consecutive steps with a non-finite loss or gradient before the run stops.
         deterministic: ask torch for deterministic algorithms.
         cuda_graph: record the whole step once and replay it as one CUDA graph; auto: on a GPU with a single process.
@@ -240,6 +246,10 @@ class TrainConfig:
     save_every: int = 0
     save_minutes: float = 10.0
     picture_every: int = 0
+    probe_every: int = number(0, low=0)
+    probe_data: list[str] | str = field(default_factory=list)
+    probe_words: int = number(400, low=3)
+    probe_charset: str = "36"
     max_nonfinite: int = 3
     deterministic: bool = False
     cuda_graph: Literal["auto", "on", "off"] = "auto"
@@ -345,6 +355,8 @@ def _check(config: PretrainConfig) -> None:
         (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4 from 16",
          model.image_width),
         (train.accumulate >= 1, "train.accumulate must be 1 or more", train.accumulate),
+        (not train.probe_every or train.probe_data, "train.probe_data must name labelled words for train.probe_every",
+         train.probe_data),
         (train.save_every >= 0, "train.save_every must be 0 or more", train.save_every),
         (train.save_minutes >= 0, "train.save_minutes must be 0 or more", train.save_minutes),
         ((train.global_batch_size or 0) >= 2, "train.global_batch_size must be 2 or more (batch norm needs two images)",

@@ -26,6 +26,7 @@ COMMANDS = (
     "import",
     "study",
     "report",
+    "plot",
     "recipes",
     "bench",
 )

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 #: batch and the queues are divided, and what changes a step's speed only.
 MAY_CHANGE = frozenset(
     ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.save_minutes",
-     "train.picture_every", "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
+     "train.picture_every", "train.probe_every", "train.probe_data", "train.probe_words", "train.probe_charset",
+     "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
      "train.checkpoint_activations", "method.queue", "data.workers", "data.prefetch")
 )  # fmt: skip
 
