@@ -20,7 +20,8 @@ def run(arguments: Namespace) -> int:
 
     rows = [_COLUMNS]
     for spec in every_method():
-        needs = [*spec.needs, *(["labels"] if spec.labels and "labels" not in spec.needs else [])]
+        named = any(need.startswith("labels") for need in spec.needs)
+        needs = [*spec.needs, *(["labels"] if spec.labels and not named else [])]
         rows.append((
             spec.name, _short(spec.encoders), ", ".join(needs) or "-", ", ".join(recipes(spec.name)) or "-", spec.paper,
         ))  # fmt: skip

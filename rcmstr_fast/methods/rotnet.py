@@ -1,4 +1,4 @@
-"""TextRotNet: tell by which quarter turn a word was rotated (Gidaris et al., ICLR 2018; words: Baek et al., CVPR 2021)."""
+"""TextRotNet: tell by which quarter turn a word was rotated (Gidaris et al., ICLR 2018; Baek et al., CVPR 2021)."""
 
 from dataclasses import dataclass
 from typing import Literal
