@@ -19,6 +19,7 @@ ROOMS = {
     "api": "three lines of Python",
     "study": "many runs, one page",
     "exchange": "weights in and out",
+    "plots": "pictures of results",
     "measure": "timing and tuning",
     "evaluation": "probe, fine-tune, tables",
     "train": "the loop of a run",

@@ -33,9 +33,6 @@ MAY_IMPORT = {
     "exchange": {"exchange", "evaluation", "train", "models", "data", "ops"},
     "api": {"exchange", "train", "cli"},
     "cli": {
-        "cli", "exchange", "study", "plots", "drawing", "measure", "evaluation", "train", "methods", "models", "data",
-        "ops", "_C",
-    },
         "cli",
         "exchange",
         "study",
