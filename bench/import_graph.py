@@ -126,7 +126,9 @@ def svg() -> str:
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8z" fill="#888"/></marker></defs>'
     )
-    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', marker, *arrows, *boxes, "</svg>"]) + "\n"
+    return (
+        "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', marker, *arrows, *boxes, "</svg>"]) + "\n"
+    )
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:

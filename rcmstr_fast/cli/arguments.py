@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from rcmstr_fast import recipe_files
 from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.fields import Bounds, check_fields
 
 T = TypeVar("T")
 
@@ -134,11 +135,30 @@ def add_dataclass(parser: ArgumentParser, cls: type, skip: set[str] | None = Non
     what = "YAML file with any of the fields below, or the name of a recipe; flags win over it"
     parser.add_argument("--config", action="config", help=what)
     parser.add_class_arguments(cls, skip=set(skip or ()))
+    ranges = dict(_ranges(cls))
+    for action in parser._actions:
+        if action.dest in ranges:
+            action.help = f"{(action.help or '').rstrip('.')}; {ranges[action.dest]}."
+
+
+def _ranges(cls: type, prefix: str = "") -> Iterator[tuple[str, Bounds]]:
+    """(dotted name, range) of every field that declares one, nested ones included."""
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from _ranges(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        elif "bounds" in field.metadata:
+            yield prefix + field.name, field.metadata["bounds"]
 
 
 def to_dataclass(cls: type[T], arguments: Namespace) -> T:
-    """The configuration that parsed (and instantiated) arguments describe."""
-    return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    """The configuration that parsed (and instantiated) arguments describe.
+
+    Raises:
+        ConfigError: a number is outside of its range.
+    """
+    made = cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    check_fields(made)
+    return made
 
 
 def add_pretraining(parser: Parser, given: Sequence[str] | None = None) -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import math
@@ -110,6 +111,95 @@ def test_what_is_wrong_is_in_the_text():
     assert (
         due({"step": 3}, 1000, 2, 61.0) and not due({"step": 3}, 1000, 2, 1.0) and due({"step": 1000}, 1000, 999, 0.0)
     )
+
+
+def test_what_is_said_before_the_folder_is_claimed_is_kept(tmp_path, capsys):
+    folder = RunFolder(tmp_path / "run")
+    log = RunLog(folder, WORLD)
+    logging.getLogger("rcmstr_fast.x").warning("early")
+    assert not folder.path.exists() and "early" in capsys.readouterr().err
+    folder.path.mkdir()
+    log.open()
+    logging.getLogger("rcmstr_fast.x").warning("late")
+    assert [line.split()[-1] for line in folder.text.read_text().splitlines()] == ["early", "late"]
+    log.open()
+    log.close()
+    refused = RunLog(RunFolder(tmp_path / "other"), WORLD)
+    logging.getLogger("rcmstr_fast.x").warning("unheard")
+    refused.close()
+    assert not (tmp_path / "other").exists() and not logging.getLogger("rcmstr_fast").handlers
+
+
+class Gone(io.StringIO):
+    """A terminal whose other side has gone."""
+
+    def write(self, text):
+        raise OSError(5, "Input/output error")
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Gone(), None], ids=["gone", "none"])
+def test_a_dead_terminal_is_said_once_in_the_text(tmp_path, monkeypatch, stream):
+    monkeypatch.setattr("sys.stderr", stream)
+    folder = RunFolder(tmp_path)
+    log = RunLog(folder, WORLD)
+    log.begin(0, 10)
+    for step in range(3):
+        log.advance()
+        log.write({"step": step, "loss": 1.0})
+    log.close()
+    assert len(folder.metrics.read_text().splitlines()) == 3
+    text = folder.text.read_text()
+    assert text.count("step ") == 3 and text.count("the console is gone") == (stream is not None)
+
+
+def test_tensorboard_that_cannot_be_written_is_said_once(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.tensorboard.write_text("a file")
+    log = RunLog(folder, WORLD)
+    log.begin(0, 10)
+    for step in range(3):
+        log.write({"step": step, "loss": 1.0})
+    log.close()
+    assert len(folder.metrics.read_text().splitlines()) == 3
+    assert folder.text.read_text().count("tensorboard cannot be written (") == 1
+
+
+def test_tensorboard_that_fails_later_is_said_once(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    log = RunLog(folder, WORLD)
+    log.begin(0, 10)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log._board, "add_scalar", full)
+    for step in range(3):
+        log.write({"step": step, "loss": 1.0})
+    with log.observing("views.png"):
+        full()
+    log.close()
+    told = folder.text.read_text()
+    assert told.count("tensorboard cannot be written ([Errno 28] No space left on device)") == 1
+    assert told.count("views.png cannot be written") == 1
+
+
+def test_a_full_disk_under_the_text_and_the_metrics(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.text.symlink_to("/dev/full")
+    folder.metrics.symlink_to("/dev/full")
+    log = RunLog(folder, WORLD)
+    log.total = 10
+    log.open()
+    log._metrics = open(folder.metrics, "a")  # noqa: SIM115 (closed by close)
+    for step in range(3):
+        log.write({"step": step, "loss": 1.0})
+    log.close()
+    told = capsys.readouterr().err
+    assert told.count("log.txt cannot be written") == 1 and told.count("metrics.jsonl cannot be written") == 1
+    assert all(told.count(f"step {step} loss 1") == 1 for step in range(3))
 
 
 def test_memory_is_in_gib():
