@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 #: batch and the queues are divided, what changes a step's speed only, and where the data are (`identity` recognises them).
 MAY_CHANGE = frozenset(
     ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.save_minutes",
-     "train.picture_every", "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
+     "train.picture_every", "train.trackers", "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
      "train.checkpoint_activations", "train.timeout_minutes", "method.queue", "data.workers", "data.prefetch",
      "data.roots")
 )  # fmt: skip
