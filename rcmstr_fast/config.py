@@ -217,7 +217,9 @@ class TrainConfig:
         precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it); fp64 is for comparing runs:
             slow, but what rounding does to a run is not amplified into view.
         device: auto, cpu or cuda.
-        log_every: steps between log lines.
+        log_every: steps between lines of metrics.jsonl, and of the trackers.
+        trackers: where these lines go beside it, any of tensorboard, wandb and mlflow (the last two are the extra
+            `tracking`); a tracker that fails is left out, and the run goes on.
         save_every: steps between checkpoints; 0: at the end of each epoch.
         save_minutes: wall-clock minutes after which a checkpoint is written in between; 0: never.
         picture_every: steps between contact sheets (views.png); 0: at the start and at the end only.

@@ -23,10 +23,11 @@ GPUS = {
     "A100": Ceilings(PEAKS["A100"].reached, 1.7e12, "data sheet"),
     "H200": Ceilings(PEAKS["H200"].reached, 4.3e12, "assumed"),
 }
+_PERCENT, _MILLIONS = round(100 * SHARE), IMAGES // 10**6
 NOTE = f"""Hours are arithmetic, not a measurement. The model of a step (`rcmstr_fast/measure/costs.py`) counts
 its operations and bytes. Divided by what the GPU reaches at best, this gives the shortest time. A step
-is taken to reach {100 * SHARE:.0f} % of it. Given are all epochs over {IMAGES // 10**6} million crops
-on one GPU. Memory is what one GPU holds at the recipe's whole batch: weights, optimiser, queues, views, and the activations that backward
+is taken to reach {_PERCENT} % of it. Given are all epochs over {_MILLIONS} million crops on one GPU. Memory is what one GPU
+holds at the recipe's whole batch: weights, optimiser, queues, views, and the activations that backward
 needs, without `train.checkpoint_activations`. Several GPUs divide the batch, and `train.accumulate`
 does so on one GPU. A dash: the model does not know this method yet."""
 

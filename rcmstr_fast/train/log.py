@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -21,6 +21,7 @@ from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.line import due, number, short
 from rcmstr_fast.train.runfolder import RunFolder
+from rcmstr_fast.train.trackers import Trackers, open_trackers
 
 #: Keys of a metrics line that depend on the clock or the machine; all others repeat exactly on a CPU.
 WALL_CLOCK = ("images_per_s", "data_wait_percent", "memory_gib", "seconds", "broken")
@@ -129,7 +130,8 @@ class RunLog:
         self.started = self._window = time.monotonic()
         self._waited = self._shown_at = 0.0
         self._shown: int | None = None  # step of the last line of text
-        self._metrics = self._board = self._bar = None
+        self._metrics = self._bar = None
+        self._trackers = Trackers()
         self._failed: set[str] = set()
         self._level = _package.level
         self._console = forgiving(sys.stderr)
@@ -171,8 +173,17 @@ class RunLog:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 _package.warning("%s cannot be written (%s); training goes on without it", what, reason)
 
-    def begin(self, step: int, total: int) -> None:
-        """Open the metrics after `step` of `total` steps; what an interrupted run wrote after it is dropped."""
+    def begin(
+        self, step: int, total: int, trackers: Sequence[str] = ("tensorboard",), config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open the metrics after `step` of `total` steps; what an interrupted run wrote after it is dropped.
+
+        Args:
+            step: steps done.
+            total: steps of the run.
+            trackers: names of those that get the lines as well.
+            config: of the run, for them.
+        """
         self.open()
         self.total, self._start, self._window_step = total, step, step
         self.started = self._window = time.monotonic()
@@ -180,10 +191,7 @@ class RunLog:
             return
         cut_metrics(self.folder.metrics, step)
         self._metrics = open(self.folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        with self.observing("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1 if step else None)
+        self._trackers = open_trackers(trackers, self.folder.path, config or {}, step, self.folder.tensorboard)
         if self._console.isatty():
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, file=self._console)
 
@@ -194,9 +202,7 @@ class RunLog:
         if self._metrics is not None:
             with self.observing("metrics.jsonl"):
                 self._metrics.close()
-        if self._board is not None:
-            with self.observing("tensorboard"):
-                self._board.close()
+        self._trackers.close()
         text = self._kept.target
         for handler in self._handlers:
             _package.removeHandler(handler)
@@ -231,18 +237,14 @@ class RunLog:
         return measured
 
     def write(self, line: dict[str, Any]) -> None:
-        """One metrics line, `step` in it: to the file and TensorBoard; now and then, and shorter, as text."""
+        """One metrics line, `step` in it: to the file and the trackers; now and then, and shorter, as text."""
         if self._metrics is None:
             return
         plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
         with self.observing("metrics.jsonl"):
             self._metrics.write(json.dumps(plain) + "\n")
             self._metrics.flush()
-        if self._board is not None and "tensorboard" not in self._failed:
-            with self.observing("tensorboard"):
-                for name, value in plain.items():
-                    if value is not None and name not in ("step", "seconds"):
-                        self._board.add_scalar(name, value, line["step"])
+        self._trackers.log(line["step"], plain)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {number(plain.get('loss'))}")
         now = time.monotonic()

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from signal import Signals
 
@@ -32,6 +32,7 @@ from rcmstr_fast.train.state import RunState
 from rcmstr_fast.train.step import Step
 from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.switches import decide
+from rcmstr_fast.train.trackers import check_trackers
 
 #: Elements of a buffer that is too large to be looked at in every step of a CPU: the rows of a queue.
 _LARGE = 2**18
@@ -58,6 +59,7 @@ def pretrain(
         RunError: the run could not go on, or a signal ended it (status 128 + signal); its state is saved.
     """
     resolve(config)
+    check_trackers(config.train.trackers)
     check_start(config)
     folder = RunFolder(config.run)
     stopped = 0
@@ -156,7 +158,7 @@ class Trainer:
     def run(self, log: RunLog, signals: StopSignals) -> int:
         """Train to the end of the plan (0 is returned), or until a signal comes (its number)."""
         self._announce()
-        log.begin(self.step, self.plan.total_steps)
+        log.begin(self.step, self.plan.total_steps, self.config.train.trackers, asdict(self.config))
         self.observing = log.observing
         try:
             with self.state.writing():

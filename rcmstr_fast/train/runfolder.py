@@ -34,6 +34,7 @@ MAY_CHANGE = frozenset(
         "train.save_every",
         "train.save_minutes",
         "train.picture_every",
+        "train.trackers",
         "train.max_nonfinite",
         "train.timeout_minutes",
         "train.probe_every",
