@@ -32,9 +32,6 @@ MAY_IMPORT = {
     "exchange": {"exchange", "evaluation", "train", "models", "data", "ops"},
     "api": {"exchange", "train", "cli"},
     "cli": {
-        "cli", "exchange", "study", "plots", "drawing", "measure", "evaluation", "train", "methods", "models", "data",
-        "ops", "_C",
-    },
         "cli",
         "exchange",
         "study",
