@@ -74,8 +74,8 @@ def _curves_on(axes: Any, lines: Mapping[str, Points], legend: bool = True) -> N
         if not points:
             continue
         style = ("-", "--", ":", "-.")[i // 10 % 4]
-        marker = "o" if len(points) == 1 else None
-        axes.plot(*zip(*points), style, marker=marker, color=f"C{i % 10}", label=name, linewidth=1.4)
+        marker = "o" if len(points) < 12 else None
+        axes.plot(*zip(*points), style, marker=marker, markersize=4, color=f"C{i % 10}", label=name, linewidth=1.4)
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
@@ -185,7 +185,7 @@ def heat_rows(title: str, image: np.ndarray, rows: Sequence[tuple[str, np.ndarra
     """
     height, width = image.shape[:2]
     across = 4.6
-    each = across * height / width + 0.16
+    each = min(across * height / width, 1.2) + 0.16
     figure = _needed(across + 2.1, each * (len(rows) + 1) + 1.0)
     all_axes = figure.subplots(len(rows) + 1, 1, squeeze=False)[:, 0]
     all_axes[0].imshow(image)
@@ -217,7 +217,7 @@ def picture_grid(title: str, rows: Sequence[tuple[str, Sequence[np.ndarray]]], h
     """
     height, width = rows[0][1][0].shape[:2]
     across = max(1.6, min(3.2, 9.0 / len(heads)))
-    figure = _needed(across * len(heads) + 0.8, len(rows) * (across * height / width + 0.3) + 1.1)
+    figure = _needed(across * len(heads) + 0.8, len(rows) * (across * height / width + 0.1) + 0.9)
     all_axes = figure.subplots(len(rows), len(heads), squeeze=False)
     for number, (line, (name, pictures)) in enumerate(zip(all_axes, rows)):
         for axes, head, picture in zip(line, heads, pictures):
