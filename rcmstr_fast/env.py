@@ -5,6 +5,8 @@ from pathlib import Path
 
 import platformdirs
 
+from rcmstr_fast.fields import ConfigError
+
 #: name -> meaning; the page docs/install.md and `rcmstr doctor` show this table.
 VARIABLES = {
     "RCMSTR_FAST_BACKEND": "force one backend for every operation: reference, chunked, cpp, triton or cuda",
@@ -29,7 +31,7 @@ def threads() -> int:
     if value is None:
         return len(os.sched_getaffinity(0))
     if not value.isdigit() or int(value) < 1:
-        raise ValueError(f"RCMSTR_FAST_THREADS must be a whole number of 1 or more, got {value!r}")
+        raise ConfigError(f"RCMSTR_FAST_THREADS must be a whole number of 1 or more, got {value!r}")
     return int(value)
 
 
@@ -48,7 +50,7 @@ def masked_stages() -> dict[int, float] | None:
     try:
         return {int(sites): float(share) for sites, share in (entry.split(":") for entry in value.split(","))}
     except ValueError:
-        raise ValueError(
+        raise ConfigError(
             f"RCMSTR_FAST_MASKED_STAGES must be dense, sparse or entries sites:share, got {value!r}"
         ) from None
 
@@ -57,7 +59,7 @@ def loss_launch() -> str | None:
     """What RCMSTR_FAST_LOSS_LAUNCH orders, or None."""
     value = os.environ.get("RCMSTR_FAST_LOSS_LAUNCH") or None
     if value not in (None, "scheduled", "separate"):
-        raise ValueError(f"RCMSTR_FAST_LOSS_LAUNCH must be scheduled or separate, got {value!r}")
+        raise ConfigError(f"RCMSTR_FAST_LOSS_LAUNCH must be scheduled or separate, got {value!r}")
     return value
 
 

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rcmstr_fast"
-EVERYONE = {"rcmstr_fast", "config", "env", "fields", "random", "recipe_files"}
+EVERYONE = {"rcmstr_fast", "config", "console", "env", "fields", "random", "recipe_files"}
 MAY_IMPORT = {
     "config": set(),
+    "console": set(),
     "env": set(),
     "fields": set(),
     "recipe_files": set(),

@@ -17,6 +17,9 @@ without labels, then a decoder over the frozen encoder, tested on words it has n
 numbers come from far longer training on other data and stand beside ours for their order."""
 NOTHING = """No study has left a record in `bench/results/studies` yet. One row of the GPU table, from rendering to
 test, is `python -m bench.gpu learning-rcmstr --seed 0 --test IIIT5K.zip`."""
+_MORE = "All results, and the printed ones beside them: [docs/results.md](docs/results.md)."
+_NONE = """No study with seeds has been recorded yet. Its table will stand here. The papers' numbers are in
+[docs/results.md](docs/results.md). One command runs a study: `rcmstr study FILE`."""
 _DECODERS = ("ctc", "attention", "transformer")
 #: row of the GPU's learning table -> key of the papers' rows
 KEYS = {
@@ -30,6 +33,19 @@ def page(records: Records, studies: list[Record]) -> str:
     ordered = sorted(studies, key=lambda study: ("seqclr" in study["name"], "fig" in study["name"], study["name"]))
     sections = [*map(study_section, ordered), *learning_sections(records)]
     return "\n\n".join([INTRO, *(sections or [NOTHING]), *map(printed, ("rcmstr_1", "rcmstr_2"))]) + "\n"
+
+
+def short(records: Records, studies: list[Record]) -> str:
+    """What README shows: the tables of the newest study, else those of the GPU's learning pieces, else where they
+    will stand.
+    """
+    if studies:
+        return study_section(studies[-1]).replace("## ", "**", 1).replace("\n", "**\n", 1) + f"\n\n{_MORE}"
+    found = list(learning_sections(records))
+    tables = [
+        section.replace("## ", "**", 1).replace("\n", "**\n", 1) for section in found if section.startswith("## ")
+    ]
+    return "\n\n".join([*tables, _MORE]) if tables else _NONE
 
 
 def study_section(study: Record) -> str:

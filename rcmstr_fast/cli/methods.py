@@ -1,11 +1,9 @@
 """`rcmstr methods`: every pretraining method, what it needs, and its recipes."""
 
-from pathlib import Path
-
 from jsonargparse import Namespace
 
-import rcmstr_fast
 from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.recipe_files import FOLDER
 
 NAME = "methods"
 HELP = "list the pretraining methods: paper, encoders, needs, recipes"
@@ -34,10 +32,9 @@ def run(arguments: Namespace) -> int:
 
 def recipes(name: str) -> list[str]:
     """Recipes of a method, without folder and ending, and those of its variants (`cnn_NAME_VARIANT`)."""
-    folder = Path(rcmstr_fast.__file__).resolve().parents[1] / "recipes"
     wanted = [f"{size}{kind}_{name}" for size in ("", "tiny_") for kind in ("cnn", "vit")]
     return [
-        path.stem for stem in wanted for ending in ("", "_*") for path in sorted(folder.glob(f"{stem}{ending}.yaml"))
+        path.stem for stem in wanted for ending in ("", "_*") for path in sorted(FOLDER.glob(f"{stem}{ending}.yaml"))
     ]
 
 

@@ -6,9 +6,11 @@ import pytest
 
 from bench.gpu.pieces import PIECES
 from bench.report import __main__ as report
-from bench.report import performance, plots, predictions, results
+from bench.report import blocks, performance, plots, predictions, recipes, results
 from bench.report.rows import load, studies
+from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation import published
+from rcmstr_fast.measure import costs
 
 STEP = {
     "group": "step", "status": "ok", "encoder": "resnet29", "width": 1.0, "method": "rcmstr", "batch": 512,
@@ -62,6 +64,36 @@ def records(tmp_path):
 
 def test_committed_pages_are_what_the_records_say():
     assert report.main(["--check"]) == 0
+
+
+def test_generated_blocks_leave_the_rest_of_a_page_alone():
+    page = "# A\n\n<!-- x: made -->\nold\n<!-- end of x -->\n\ntext \\1\n"
+    made = blocks.replace(page, "x", "new \\1")
+    assert made == "# A\n\n<!-- x: made -->\n\nnew \\1\n\n<!-- end of x -->\n\ntext \\1\n"
+    assert blocks.replace(made, "x", "new \\1") == made
+    with pytest.raises(ConfigError, match="one block"):
+        blocks.replace(page, "y", "")
+
+
+def test_the_first_page_shows_the_newest_tables_or_says_where_they_will_stand(records):
+    assert "will stand here" in results.short({}, []) and "|" not in results.short({}, [])
+    shown = results.short(load(records), [])
+    assert shown.startswith("**a-gpu: iiit5k (3000 words)**\n") and "30.00 (25.0 to 35.0)" in shown
+
+
+def test_needs_of_recipes_are_the_arithmetic_of_the_step():
+    config = recipes.load("tiny_cnn_seqmoco")
+    config.train.global_batch_size = 64
+    found, batch = recipes.need(config), 64
+    flop = sum(work.flop for work in costs.step_works(config, batch, "bf16"))
+    images = recipes.IMAGES * config.train.epochs
+    assert found.hours["A100"] >= images / batch * flop / 312e12 / 3600
+    config.train.epochs *= 2
+    twice = recipes.need(config)
+    assert twice.hours["A100"] == pytest.approx(2 * found.hours["A100"]) and twice.gib == found.gib
+    config.train.global_batch_size = 128
+    assert found.gib < recipes.need(config).gib < 2 * found.gib
+    assert recipes.need(recipes.load("tiny_cnn_simclr")) is None
 
 
 def test_every_plot_that_a_page_shows_is_there():

@@ -92,7 +92,7 @@ def test_help_shows_meaning_and_default_of_every_field(capsys):
     for part in ("data", "model", "method", "optim", "train"):
         for field in dataclasses.fields(getattr(config, part)):
             assert f"--{part}.{field.name} " in flat, field.name
-    assert "weight of loss_rcl beside loss_mim. (type: float, default: 0.1)" in flat
+    assert "weight of loss_rcl beside loss_mim; at least 0. (type: float, default: 0.1)" in flat
     assert command.HELP in flat
 
 
