@@ -30,22 +30,26 @@ KEYS = {
 
 def page(records: Records, studies: list[Record]) -> str:
     """The whole page."""
-    ordered = sorted(studies, key=lambda study: ("seqclr" in study["name"], "fig" in study["name"], study["name"]))
-    sections = [*map(study_section, ordered), *learning_sections(records)]
+    sections = [*map(study_section, in_order(studies)), *learning_sections(records)]
     return "\n\n".join([INTRO, *(sections or [NOTHING]), *map(printed, ("rcmstr_1", "rcmstr_2"))]) + "\n"
 
 
 def short(records: Records, studies: list[Record]) -> str:
-    """What README shows: the tables of the newest study, else those of the GPU's learning pieces, else where they
+    """What README shows: the tables of the first study, else those of the GPU's learning pieces, else where they
     will stand.
     """
     if studies:
-        return study_section(studies[-1]).replace("## ", "**", 1).replace("\n", "**\n", 1) + f"\n\n{_MORE}"
+        study = in_order(studies)[0]
+        made = [f"{table.title}\n\n{markdown(table.head, table.rows)}" for table in tables(study)]
+        return "\n\n".join([f"**{study['title']}**", *made, facts(study), _MORE])
     found = list(learning_sections(records))
-    tables = [
-        section.replace("## ", "**", 1).replace("\n", "**\n", 1) for section in found if section.startswith("## ")
-    ]
-    return "\n\n".join([*tables, _MORE]) if tables else _NONE
+    shown = [section.replace("## ", "**", 1).replace("\n", "**\n", 1) for section in found if section.startswith("## ")]
+    return "\n\n".join([*shown, _MORE]) if shown else _NONE
+
+
+def in_order(studies: list[Record]) -> list[Record]:
+    """Tables first, then figures, then those of SeqCLR."""
+    return sorted(studies, key=lambda study: ("seqclr" in study["name"], "fig" in study["name"], study["name"]))
 
 
 def study_section(study: Record) -> str:

@@ -30,10 +30,13 @@ def test_the_whole_way_and_again(small, tmp_path, capsys):
     pictures = [line.strip() for line in first.splitlines() if line.strip().endswith(".png")]
     assert len(pictures) == 3 and all((tmp_path / p).is_file() for p in pictures)
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert str(run / "report.html") in first and "steps of 8 words" in page and "<svg" in page and "data:image/png" in page
+    assert (
+        str(run / "report.html") in first and "steps of 8 words" in page and "<svg" in page and "data:image/png" in page
+    )
     assert (run / "learning.svg").read_text(encoding="utf-8").startswith("<svg")
     sets = [
-        set(open_sources([str(run / "words" / name)]).labels(range(n))) for name, n in (("held_out", 16), ("labelled", 60))
+        set(open_sources([str(run / "words" / name)]).labels(range(n)))
+        for name, n in (("held_out", 16), ("labelled", 60))
     ]
     assert sets[0] and sets[1] and not sets[0] & sets[1]
     before, took = (run / "pretrain" / "metrics.jsonl").read_text(), (run / "times.json").read_text()

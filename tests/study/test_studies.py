@@ -64,7 +64,9 @@ def test_published_rows_and_data_exist(name):
         if row.published and study.table:
             keys = [found.key for found in published.table(study.table).rows]
             assert row.published in keys, f"{row.name}: {row.published} is none of {keys}"
-    used = str([cell.values for cell in cells(study, Path("out"), {k: f"<{k}>" for k in study.data}, recipe_files.find)])
+    used = str(
+        [cell.values for cell in cells(study, Path("out"), {k: f"<{k}>" for k in study.data}, recipe_files.find)]
+    )
     assert [data for data in study.data if f"<{data}>" not in used] == []
 
 
