@@ -221,6 +221,12 @@ class TrainConfig:
         save_every: steps between checkpoints; 0: at the end of each epoch.
         save_minutes: wall-clock minutes after which a checkpoint is written in between; 0: never.
         picture_every: steps between contact sheets (views.png); 0: at the start and at the end only.
+        probe_every: steps between measurements of the encoder by a small probe on labelled words, which changes nothing
+            of the training; 0: none.
+        probe_data: LMDB or image folders with the labelled words of that probe.
+        probe_words: how many of them it takes, a seeded choice; it learns from two thirds and is tested on the others.
+        probe_charset: characters of the probe (36, 62, 94 or a file); where less than half of the labels can be written
+            in it, words are compared as wholes, by their nearest neighbour.
         max_nonfinite: consecutive steps with a non-finite loss or gradient before the run stops.
         timeout_minutes: wall-clock minutes that one process waits for the others before it names the silent one and ends.
         deterministic: ask torch for deterministic algorithms.
@@ -241,6 +247,10 @@ class TrainConfig:
     save_every: int = number(0, low=0)
     save_minutes: float = number(10.0, low=0)
     picture_every: int = number(0, low=0)
+    probe_every: int = number(0, low=0)
+    probe_data: list[str] | str = field(default_factory=list)
+    probe_words: int = number(400, low=3)
+    probe_charset: str = "36"
     max_nonfinite: int = number(3, low=1)
     timeout_minutes: float = number(10.0, above=0, high=1e5)
     deterministic: bool = False
@@ -350,6 +360,8 @@ def _check(config: PretrainConfig) -> None:
          model.image_width),
         (is_vit(model) or not model.class_token, "model.class_token must be false for a CNN", model.class_token),
         (is_vit(model) or model.final_norm, "model.final_norm must be true for a CNN", model.final_norm),
+        (not config.train.probe_every or config.train.probe_data,
+         "train.probe_data must name labelled words for train.probe_every", config.train.probe_data),
         (model.tps != "frozen" or model.tps_checkpoint, "model.tps_checkpoint must name a file for model.tps=frozen",
          model.tps_checkpoint),
         (not config.data.weights or len(config.data.weights) == len(config.data.roots),

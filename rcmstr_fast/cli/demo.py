@@ -274,7 +274,7 @@ def _table(results: "list[RunResult]", clock: Clock) -> str:
 
 def _page(folder: Path, encoder: Path, runs: dict[str, Path], note: str) -> Path:
     """One HTML page of everything, and the learning curve as a picture of its own."""
-    from rcmstr_fast.study import plots
+    from rcmstr_fast import drawing
     from rcmstr_fast.study.page import Runs, write_page
     from rcmstr_fast.study.records import curve, runs_record
 
@@ -286,7 +286,7 @@ def _page(folder: Path, encoder: Path, runs: dict[str, Path], note: str) -> Path
     page = folder / "report.html"
     write_page(record, Runs({"pretraining": encoder}, runs), page)
     lines = {name: curve(run, "val_accuracy") for name, run in runs.items()}
-    svg = plots.curves("Accuracy on validation words", "step of the decoder", "accuracy", lines)
+    svg = drawing.curves("Accuracy on validation words", "step of the decoder", "accuracy", lines)
     if svg:
         (folder / "learning.svg").write_text(svg + "\n", encoding="utf-8")
     return page

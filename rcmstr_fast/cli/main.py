@@ -34,6 +34,7 @@ COMMANDS = (
     "import",
     "study",
     "report",
+    "plot",
     "recipes",
     "bench",
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rcmstr_fast.study import plots
+from rcmstr_fast import drawing
 from rcmstr_fast.study.plan import Cell
 from rcmstr_fast.study.records import curve
 from rcmstr_fast.study.tables import Table, cost_table, paper_table, tables
@@ -90,6 +90,7 @@ def _html(record: Json, shown: Sequence[Table], runs: Runs) -> str:
     sheets = [_image(f"{name}: what the method sees", run / "views.png") for name, run in runs.pretraining.items()]
     parts += [_section("Views, masks and reconstructions", sheets)]
     read = [_image(f"{name}: words read", run / "predictions.png") for name, run in runs.evaluation.items()]
+    read += [_image(f"{name}: pictures segmented", run / "segments.png") for name, run in runs.evaluation.items()]
     parts += [_section("Predictions", read)]
     title = html.escape(record["title"])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
@@ -141,7 +142,7 @@ def result_bars(record: Json) -> dict[str, str]:
                 values = [s["score"][metric] for s in sets if metric in s["score"]]
                 if values:
                     rows.setdefault(row["name"], []).append(100 * sum(values) / len(values))
-        svg = plots.bars(f"{evaluation['name']}: mean over sets, a dot a seed", f"{metric} in %", rows)
+        svg = drawing.bars(f"{evaluation['name']}: mean over sets, a dot a seed", f"{metric} in %", rows)
         if svg:
             drawn[evaluation["name"]] = svg
     return drawn
@@ -153,11 +154,12 @@ def _curves(runs: Runs) -> list[str]:
         ("Frames: how often the own key is the nearest", "step", "share", "accuracy_frame", runs.pretraining),
         ("Online probe while pretraining", "step", "accuracy", "probe_accuracy", runs.pretraining),
         ("Accuracy on validation words", "step", "accuracy", "val_accuracy", runs.evaluation),
+        ("Segmentation of validation pictures", "step", "foreground IoU", "val_iou", runs.evaluation),
     ]
     drawn = []
     for title, x, y, name, folders in wanted:
         lines = {row: [p for p in curve(run, name) if math.isfinite(p[1])] for row, run in folders.items()}
-        svg = plots.curves(title, x, y, lines)
+        svg = drawing.curves(title, x, y, lines)
         drawn.append(f"<figure>{svg}</figure>" if svg else "")
     return drawn
 

@@ -21,6 +21,7 @@ from rcmstr_fast.train.distributed import World, joined
 from rcmstr_fast.train.guard import Guard
 from rcmstr_fast.train.identity import same_everywhere
 from rcmstr_fast.train.log import Meter, RunLog
+from rcmstr_fast.train.online_probe import OnlineProbe, open_probe_words
 from rcmstr_fast.train.optim import build_optimizer, learning_rate
 from rcmstr_fast.train.pictures import write_sheet
 from rcmstr_fast.train.plan import Plan, make_plan
@@ -65,12 +66,14 @@ def pretrain(
         world = stack.enter_context(joined(config.train.device, config.train.timeout_minutes))
         decide(config.train, world)  # a switch that cannot be is refused before anything is written
         config = world.on_rank0(lambda: folder.adopt(config))
-        stream = open_stream(config)
+        stream, probe_words = open_stream(config), open_probe_words(config)
         plan = make_plan(config, stream.epoch_size, world.world_size)
         world.on_rank0(lambda: stack.enter_context(folder.locked()))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         stack.enter_context(numerics(config))
         trainer = Trainer(config, plan, world, folder, start_from(build(config, world), config), stream)
+        if probe_words is not None and world.rank == 0:
+            trainer.probe = OnlineProbe(probe_words, trainer.method, config.seed, world.device)
         trainer.step = trainer.state.restore(same_everywhere(stream.fingerprint, world))
         # What can be refused has been: only now is anything written.
         world.on_rank0(lambda: folder.write_description(config, world.world_size))
@@ -146,6 +149,7 @@ class Trainer:
         if self.switches.compile:
             self.method.compile_networks()
         self.captured = CapturedStep(self.take, GraphRecorder(world.device)) if self.switches.cuda_graph else None
+        self.probe: OnlineProbe | None = None
         self.step = 0
         self.observing: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
@@ -177,6 +181,8 @@ class Trainer:
                 self.state.check()
             if logged:
                 self._log(log, monitors)
+            if self.probe is not None and (step % train.probe_every == 0 or step == total):
+                log.write({"step": step, **self.probe()})
             stopping, due = self._requests(signals) if looked else (False, False)
             if stopping or due or planned:
                 self.state.save(step)

@@ -21,11 +21,30 @@ _log = logging.getLogger(__name__)
 #: Fields that may change when a run is continued: its length, what it writes when, how data are read ahead, how a
 #: batch and the queues are divided, what changes a step's speed only, and where the data are (`identity` recognises them).
 MAY_CHANGE = frozenset(
-    ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.save_minutes",
-     "train.picture_every", "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
-     "train.checkpoint_activations", "train.timeout_minutes", "method.queue", "data.workers", "data.prefetch",
-     "data.roots")
-)  # fmt: skip
+    (
+        "run",
+        "data.roots",
+        "data.workers",
+        "data.prefetch",
+        "method.queue",
+        "train.epochs",
+        "train.steps",
+        "train.accumulate",
+        "train.log_every",
+        "train.save_every",
+        "train.save_minutes",
+        "train.picture_every",
+        "train.max_nonfinite",
+        "train.timeout_minutes",
+        "train.probe_every",
+        "train.probe_data",
+        "train.probe_words",
+        "train.probe_charset",
+        "train.cuda_graph",
+        "train.compile",
+        "train.checkpoint_activations",
+    )
+)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
