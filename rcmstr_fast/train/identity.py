@@ -11,7 +11,8 @@ import torch
 
 from rcmstr_fast import env
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.ops import dispatch, storage
+from rcmstr_fast.ops import dispatch
+from rcmstr_fast.ops.masked import storage
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.environment import processor
 from rcmstr_fast.train.runfolder import differences, of_this_version
