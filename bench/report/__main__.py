@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, text in pages.items():
         (DOCS.parent / name).write_text(text, encoding="utf-8")
     plots.write(records, DOCS / "plots")
+    results.write_study_plots(studies(RESULTS), DOCS / "plots")
     return 0
 
 

@@ -83,8 +83,9 @@ def _html(record: Json, shown: Sequence[Table], runs: Runs) -> str:
     parts = [f"<h1>{html.escape(record['title'])}</h1>"]
     if record.get("note"):
         parts.append(f"<p>{html.escape(record['note'])}</p>")
-    parts.append(f"<p class=note>{html.escape(_facts(record))}</p>")
-    parts += [_section("Results", [_picture_of_results(record), *map(_table, shown)])]
+    parts.append(f"<p class=note>{html.escape(facts(record))}</p>")
+    drawn = [f"<figure>{svg}</figure>" for svg in result_bars(record).values()]
+    parts += [_section("Results", [*drawn, *map(_table, shown)])]
     parts += [_section("Learning curves", _curves(runs))]
     sheets = [_image(f"{name}: what the method sees", run / "views.png") for name, run in runs.pretraining.items()]
     parts += [_section("Views, masks and reconstructions", sheets)]
@@ -99,7 +100,8 @@ def _html(record: Json, shown: Sequence[Table], runs: Runs) -> str:
     )
 
 
-def _facts(record: Json) -> str:
+def facts(record: Json) -> str:
+    """How far a study is, what it cost, on what machine, from which commits; empty for single runs."""
     if "commands" not in record:
         return ""
     state = "finished" if record["done"] == record["commands"] else "not finished"
@@ -127,9 +129,9 @@ def _table(table: Table) -> str:
     return f"{title}<div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>{note}"
 
 
-def _picture_of_results(record: Json) -> str:
-    """A bar for each row and evaluation: the mean over sets of the first metric."""
-    drawn = []
+def result_bars(record: Json) -> dict[str, str]:
+    """Evaluation -> an `<svg>` element with a bar for each row: the mean over sets of the first metric, in percent."""
+    drawn = {}
     for evaluation in record["evaluations"]:
         rows: dict[str, list[float]] = {}
         metric = "accuracy"
@@ -141,8 +143,9 @@ def _picture_of_results(record: Json) -> str:
                 if values:
                     rows.setdefault(row["name"], []).append(100 * sum(values) / len(values))
         svg = drawing.bars(f"{evaluation['name']}: mean over sets, a dot a seed", f"{metric} in %", rows)
-        drawn.append(f"<figure>{svg}</figure>" if svg else "")
-    return "\n".join(drawn)
+        if svg:
+            drawn[evaluation["name"]] = svg
+    return drawn
 
 
 def _curves(runs: Runs) -> list[str]:

@@ -134,15 +134,30 @@ def test_results_stand_beside_the_papers(records):
 
 
 def test_a_study_becomes_a_section(tmp_path):
-    rows = [
-        {"key": "rclstr", "name": "RCLSTR", "encoder": "vit", "decoder": "transformer", "set": "numbers", "seed": seed,
-         "accuracy": accuracy} for seed, accuracy in enumerate((0.5, 0.7))
-    ]  # fmt: skip
-    write(tmp_path, "studies/vit.json", rows, title="Small ViTs", note="Three minutes each.")
+    def result(accuracy):
+        score = {"count": 9, "accuracy": accuracy}
+        return {"sets": [{"set": "numbers", "protocol": "exact", "total": 10, "score": score}], "cpu_seconds": 60.0}
+
+    run = {"finished": True, "cpu_seconds": 120.0, "images": 640, "steps": 20, "loss": 1.0}
+    row = {
+        "name": "RCLSTR", "published": "rclstr", "seeds": [0, 1], "pretraining": {"0": run, "1": run},
+        "results": {"CTC": {"0": result(0.5), "1": result(0.7)}},
+    }  # fmt: skip
+    study = {
+        "name": "tiny", "title": "Small CNNs", "note": "Three minutes each.", "table": "rcmstr_1", "encoder": "cnn",
+        "metrics": [], "evaluations": [{"name": "CTC", "decoder": "ctc", "command": "probe"}], "rows": [row],
+        "commands": 4, "done": 4, "processors": ["a laptop"], "commits": ["0123456789abcdef"], "cpu_minutes": 6.0,
+    }  # fmt: skip
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "tiny.json").write_text(json.dumps(study), encoding="utf-8")
     page = results.page({}, studies(tmp_path))
-    assert "## Small ViTs\n\nThree minutes each.\n\n### numbers" in page and "No study has left" not in page
+    assert "## Small CNNs\n\nThree minutes each.\n\n![" in page and "No study has left" not in page
     line = next(line for line in page.splitlines() if line.startswith("| RCLSTR"))
-    assert [cell.strip() for cell in line.split("|")[3:5]] == ["60.00 (50.0 to 70.0)", "73.17"]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["RCLSTR", "2", "60.00 ± 14.14"]
+    assert "4 of 4 commands done (finished); 6.0 minutes of processor time on a laptop; commit 0123456789" in page
+    results.write_study_plots([study], tmp_path / "plots")
+    (plot,) = (tmp_path / "plots").iterdir()
+    assert f"(plots/{plot.name})" in page and plot.read_text(encoding="utf-8").startswith("<svg")
     assert load(tmp_path) == {}
 
 
