@@ -233,7 +233,9 @@ class TrainConfig:
         timeout_minutes: wall-clock minutes that one process waits for the others before it names the silent one and ends.
         deterministic: ask torch for deterministic algorithms.
         cuda_graph: record the whole step once and replay it as one CUDA graph; auto: on a GPU with a single process.
-        compile: torch.compile the networks' dense forward passes; auto: where it was measured faster.
+        compile: torch.compile the networks' dense forward passes; auto: where a tuned run has measured it faster.
+        tune: measure on this machine what a run may choose (storage of masked stages, launches, threads, ..) before its
+            first step, once, and keep it; auto: for runs of 200 steps or more; off: what is predicted.
         checkpoint_activations: keep only the inputs of each residual stage or transformer block and compute the rest
             again in backward: less memory, more time, the same gradients.
     """
@@ -258,6 +260,7 @@ class TrainConfig:
     deterministic: bool = False
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    tune: Literal["auto", "on", "off"] = "auto"
     checkpoint_activations: bool = False
 
 

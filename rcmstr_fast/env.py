@@ -15,7 +15,8 @@ VARIABLES = {
     "RCMSTR_FAST_THREADS": "threads of the compiled host functions and the loader (default: the CPU count)",
     "RCMSTR_FAST_MASKED_STAGES": "masked pass: dense, sparse, or the largest sparse share by sites as in 1:0.8,150:0.7",
     "RCMSTR_FAST_LOSS_LAUNCH": "loss terms of a step on a GPU: scheduled (one launch a pass) or separate",
-    "RCMSTR_FAST_CACHE": "folder for hashes of pictures (default: the user's cache folder)",
+    "RCMSTR_FAST_CACHE": "folder for hashes of pictures and what was measured here (default: the user's cache folder)",
+    "RCMSTR_FAST_TUNE": "on or off in the place of train.tune=auto",
     "RCMSTR_FAST_DEBUG": "1: check values as well as shapes (unit length of rows, orders, finite queues); synchronises",
 }
 
@@ -35,13 +36,32 @@ def threads() -> int:
     return int(value)
 
 
+def threads_ordered() -> bool:
+    """Whether RCMSTR_FAST_THREADS is set."""
+    return "RCMSTR_FAST_THREADS" in os.environ
+
+
+def tune() -> str | None:
+    """What RCMSTR_FAST_TUNE orders in the place of `train.tune=auto`, or None."""
+    value = os.environ.get("RCMSTR_FAST_TUNE") or None
+    if value not in (None, "on", "off"):
+        raise ConfigError(f"RCMSTR_FAST_TUNE must be on or off, got {value!r}")
+    return value
+
+
+def ordered() -> dict[str, str]:
+    """The variables that are set, but for those that say where things are kept."""
+    places = ("RCMSTR_FAST_CACHE", "RCMSTR_FAST_TUNE")
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ and name not in places}
+
+
 def cache_folder() -> Path:
     """RCMSTR_FAST_CACHE, or the folder that the system has for caches of this user."""
     return Path(os.environ.get("RCMSTR_FAST_CACHE") or platformdirs.user_cache_dir("rcmstr_fast"))
 
 
 def masked_stages() -> dict[int, float] | None:
-    """What RCMSTR_FAST_MASKED_STAGES orders: sites -> largest share of active sites, or None for the measured table."""
+    """What RCMSTR_FAST_MASKED_STAGES orders: sites -> largest share of active sites, or None."""
     value = os.environ.get("RCMSTR_FAST_MASKED_STAGES")
     if not value:
         return None

@@ -19,17 +19,19 @@ MAY_IMPORT = {
     "recipe_files": set(),
     "random": set(),
     "kernels": {"kernels"},
+    "timer": set(),
+    "tuning": {"tuning", "timer"},
     "reference": {"random", "reference"},
-    "ops": {"ops", "kernels", "_C"},
+    "ops": {"ops", "kernels", "tuning", "_C"},
     "models": {"models", "ops"},
     "methods": {"methods", "models", "ops"},
-    "data": {"data", "ops", "_C"},
-    "train": {"train", "methods", "models", "data", "ops", "_C"},
+    "data": {"data", "ops", "tuning", "_C"},
+    "train": {"train", "methods", "models", "data", "ops", "tuning", "timer", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
     "drawing": set(),
     "study": {"study", "evaluation", "data", "train", "drawing"},
     "plots": {"plots", "study", "evaluation", "models", "data", "ops", "drawing"},
-    "measure": {"measure", "train", "methods", "models", "data", "ops"},
+    "measure": {"measure", "timer", "train", "methods", "models", "data", "ops", "tuning"},
     "exchange": {"exchange", "evaluation", "train", "models", "data", "ops"},
     "api": {"exchange", "train", "cli"},
     "cli": {
@@ -45,6 +47,7 @@ MAY_IMPORT = {
         "models",
         "data",
         "ops",
+        "tuning",
         "_C",
     },
 }
@@ -57,6 +60,8 @@ def layer_of(parts: Sequence[str]) -> str:
     they are written with, are a layer of their own.
     """
     plain = {"reference", "parameters", "presets"}
+    if tuple(parts) == ("measure", "timer"):
+        return "timer"  # of torch alone; whoever times something may use it
     return "reference" if parts[0] == "ops" and not plain.isdisjoint(parts) else parts[0]
 
 

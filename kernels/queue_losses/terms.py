@@ -159,7 +159,7 @@ def relational_losses(
         tau_info: at least `tiles.MIN_TAU`.
         tau_kl: at least `tiles.MIN_TAU`.
         with_gradient: False skips the second pass.
-        launch: "scheduled" (one launch a pass), "separate", or "auto": as `tiles.SCHEDULED` says.
+        launch: "scheduled" (one launch a pass), "separate", or "auto": one launch where it can be.
     Returns:
         [terms, 3] float32 `loss, info, kl`, and the gradients [R, D] float32 of all queries, one after the other.
 
@@ -170,8 +170,7 @@ def relational_losses(
     sizes = [n for t in terms for n in [t.query.shape[0]] * (1 if t.query_permuted is None else 2)]
     with runtime.on_device(query.device):
         problems = problems_of(terms, tau_info, tau_kl)
-        wanted = launch == "scheduled" or (launch == "auto" and tiles.SCHEDULED[runtime.architecture(query.device)])
-        together = wanted and can_schedule(problems)
+        together = launch != "separate" and can_schedule(problems)
         groups, run = ([problems], launch_all) if together else ([[p] for p in problems], _launch_alone)
         shape = (sum(sizes) if with_gradient else 0, query.shape[1])
         gradients = torch.empty(shape, dtype=torch.float32, device=query.device)

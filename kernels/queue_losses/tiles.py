@@ -157,6 +157,3 @@ def tile(kind: str, architecture: int, width: int, queries: int) -> Tile:
 #: D at which one launch can hold levels and pairs: above, the two bodies in one kernel spill (sm_90, ahead-of-time
 #: builds).
 SCHEDULED_WIDTHS = (64, 128)
-#: Architecture -> whether all terms of a step go through one launch a pass; False: one launch a term. Decided by
-#: `python -m bench.ops --only five_terms` ("ours" is the table's choice); False where it has not been measured.
-SCHEDULED = {80: False, 90: False}

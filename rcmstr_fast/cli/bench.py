@@ -89,7 +89,7 @@ def _pipeline(arguments: Namespace) -> int:
 
     with ExitStack() as stack:
         if not config.data.roots:
-            config.data.roots = [str(_rendered(stack))]
+            config.data.roots = [str(rendered(stack))]
         report = pipeline.measure(resolve(config), seconds=arguments.seconds, repetitions=arguments.repetitions)
         print(pipeline.text(report))
         rows = bench.peers(pipeline.sample(config), arguments.repetitions) if bench else []
@@ -166,7 +166,8 @@ def _checkout(name: str) -> ModuleType:
         raise ConfigError(f"bench/{name} cannot be used: {error}; pip install 'rcmstr-fast[test]'") from error
 
 
-def _rendered(stack: ExitStack) -> Path:
+def rendered(stack: ExitStack) -> Path:
+    """A folder of rendered words that is gone when `stack` is left."""
     from rcmstr_fast.data.synth import SynthConfig, render_lmdb
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "words"

@@ -12,17 +12,38 @@ HELP = "show versions, hardware and the backend of each operation"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """`--json`."""
+    """`--json` and `--check`."""
+    parser.add_argument("--check", action="store_true", help="run every compiled backend against the reference")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(arguments: Namespace) -> int:
-    """Print the report."""
+    """Print the report, or (`--check`) the agreement of every backend; 1 where one disagrees."""
+    if arguments.check:
+        from rcmstr_fast.ops import selfcheck
+
+        rows = selfcheck.rows()
+        print(json.dumps(rows, indent=1) if arguments.json else check_table(rows))
+        return int(any(row["reasons"] and not row["missing"] for row in rows))
     from rcmstr_fast.train.environment import environment
 
     report = environment()
     print(json.dumps(report, indent=1) if arguments.json else text(report))
     return 0
+
+
+def check_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of `selfcheck.rows` for reading."""
+    head = f"{'operation':<20} {'backend':<8} {'error':>9} {'eager':>9} {'ms':>8}  (shares of the largest value, against float64)"
+    lines = [head]
+    for row in rows:
+        name = f"{row['operation']:<20} {row['backend']:<8}"
+        if row["missing"] or not (row["cases"] or row["reasons"]):
+            lines.append(f"{name} not here: {'; '.join(row['reasons']) or 'it can run none of the inputs'}")
+            continue
+        verdict = f"refused: {'; '.join(row['reasons'])}" if row["reasons"] else "agrees"
+        lines.append(f"{name} {row['error']:9.1e} {row['eager']:9.1e} {row['ms']:8.0f}  {verdict}")
+    return "\n".join(lines)
 
 
 def text(report: dict[str, Any]) -> str:

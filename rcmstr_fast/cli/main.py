@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # both are slow to import
 COMMANDS = (
     "demo",
     "doctor",
+    "tune",
     "data",
     "pretrain",
     "methods",

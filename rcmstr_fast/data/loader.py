@@ -19,6 +19,8 @@ from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import PillowDecoder
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import ImageSource
+from rcmstr_fast.tuning import choices
+from rcmstr_fast.tuning.choices import Choice, Setting, Value
 
 Transform = Callable[[Tensor, Tensor, int], Any]
 
@@ -41,8 +43,9 @@ class Decoder(Protocol):
 def chosen_decoder(wanted: str) -> tuple[str, str]:
     """What a value of `data.decoder` means on this machine, and why.
 
-    `auto` is DALI where there is a GPU to feed and Pillow elsewhere: without a GPU decoding is a hundredth of the work,
-    and Pillow's pixels do not depend on what is installed. Where DALI is not installed, Pillow takes its place.
+    `auto` is DALI where there is a GPU to feed, or what a run has measured to be the fastest there, and Pillow elsewhere:
+    without a GPU decoding is a hundredth of the work, and Pillow's pixels do not depend on what is installed. Where DALI
+    is not installed, Pillow takes its place.
 
     Args:
         wanted: auto, dali, dali_mixed or pillow.
@@ -53,11 +56,48 @@ def chosen_decoder(wanted: str) -> tuple[str, str]:
         return "pillow", "as ordered"
     if wanted == "auto" and not torch.cuda.is_available():
         return "pillow", "there is no GPU to feed"
+    measured = choices.value(DECODER.name) if wanted == "auto" else None
+    if measured is not None:
+        return measured, "the fastest of this run"
     try:
         import rcmstr_fast.data.dali  # noqa: F401
     except ImportError as error:
         return "pillow", f"DALI cannot be imported ({error})"
     return ("dali", "there is a GPU to feed") if wanted == "auto" else (wanted, "as ordered")
+
+
+def _decoders(setting: Setting) -> list[Value]:
+    """Decoders to try: on a GPU all that there are; without one only Pillow."""
+    if setting.device != "cuda":
+        return []
+    return list(dict.fromkeys(chosen_decoder(name)[0] for name in ("auto", "dali_mixed", "dali", "pillow")))
+
+
+def _workers(setting: Setting) -> list[Value]:
+    return list(dict.fromkeys([env.threads(), max(1, env.threads() // 2), 2 * env.threads(), 1]))
+
+
+def _ordered_workers(setting: Setting) -> str:
+    if setting.config.data.workers:
+        return f"data.workers={setting.config.data.workers}"
+    return "RCMSTR_FAST_THREADS" if env.threads_ordered() else ""
+
+
+#: Both are timed by whole steps that wait for their data: what feeds a step fastest alone may take its processors away.
+DECODER = choices.declare(
+    Choice(
+        "data.decoder",
+        "decoder of the pictures",
+        "fed_step",
+        1.08,
+        _decoders,
+        lambda setting: chosen_decoder("auto")[0],
+        lambda setting: "" if setting.config.data.decoder == "auto" else f"data.decoder={setting.config.data.decoder}",
+    )
+)
+WORKERS = choices.declare(
+    Choice("data.workers", "threads that decode", "fed_step", 1.12, _workers, lambda s: env.threads(), _ordered_workers)
+)
 
 
 def build_decoder(data: DataConfig, *, height: int, width: int, batch: int, workers: int) -> Decoder:
@@ -154,7 +194,7 @@ class Loader:
                 f"data.workers must be 0 or more and data.prefetch 1 or more, got {data.workers} and {data.prefetch}"
             )
         self.source, self.order, self.transform = source, order, transform
-        self._workers = data.workers or env.threads()
+        self._workers = data.workers or choices.value(WORKERS.name) or env.threads()
         self._decoder = build_decoder(data, height=height, width=width, batch=local_batch, workers=self._workers)
         self._prefetch = data.prefetch
         self._local_batch, self._rank, self._world_size, self._accumulate = local_batch, rank, world_size, accumulate

@@ -12,10 +12,9 @@ from torch import Tensor
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.methods import Batch, build_method, find
 from rcmstr_fast.train.distributed import World, use_bf16
-from rcmstr_fast.train.loop import Trainer, numerics
+from rcmstr_fast.train.loop import OneStep, Trainer, numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.runfolder import RunFolder
-from rcmstr_fast.train.signals import StopSignals
 from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.views import ViewMaker
 
@@ -75,7 +74,7 @@ class OurStep:
         self.plan = plan or made_up_plan(config, world)
         method = build_method(config, world)
         self.trainer = Trainer(config, self.plan, world, RunFolder(folder), method, stream)  # type: ignore[arg-type]
-        self._signals = StopSignals()
+        self._one = OneStep(self.trainer)
 
     def weights(self) -> Tensor:
         """All trained weights in one vector."""
@@ -83,8 +82,7 @@ class OurStep:
 
     def step(self, batches: list[Batch]) -> None:
         """One optimiser step at the first learning rate."""
-        self.trainer._train_step(batches, self._signals, False, False)
-        self.trainer.step = 0
+        self._one(batches)
 
 
 def first_loss(config: PretrainConfig, world: World, batch: Batch) -> float:

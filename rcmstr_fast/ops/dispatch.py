@@ -4,9 +4,11 @@ An operation is declared once with its reference; faster backends register besid
 argument `backend` or by RCMSTR_FAST_BACKEND: then that backend runs, or the call fails and lists every reason. Without
 an order the automatic choice walks through `ORDER` and takes the first backend that has no reason against the call.
 
-There are three kinds of reasons, each a list of sentences: the machine or the build lacks something (`available`, asked
+There are four kinds of reasons, each a list of sentences: the machine or the build lacks something (`available`, asked
 once a process), the backend cannot compute this call (`unsupported_reasons`), or it can, but would be slower than the
-next one (`avoid`; only the automatic choice asks for these).
+next one (`avoid`), or what it computed of known inputs was wrong (`refused`: `selfcheck` runs them when the automatic
+choice first takes a compiled backend). Only the automatic choice asks for the last two. What was measured to be the fastest
+backend of an operation (`tuning`) is tried before the others.
 """
 
 import logging
@@ -17,8 +19,11 @@ from typing import Any
 import torch
 
 from rcmstr_fast import env
+from rcmstr_fast.tuning import choices
 
 ORDER = ("cuda", "cpp", "triton", "chunked", "reference")
+#: Backends that are believed only after `selfcheck`: compiled themselves, or (chunked) with compiled parts.
+CHECKED = ("cuda", "cpp", "triton", "chunked")
 
 _log = logging.getLogger(__name__)
 _OPERATIONS: dict[str, "Operation"] = {}
@@ -48,11 +53,19 @@ class Backend:
 
 @dataclass
 class Operation:
-    """A public operation and its backends, in the order in which they are tried."""
+    """A public operation and its backends, in the order in which they are tried.
+
+    Attributes:
+        name: of the operation.
+        backends: by name.
+        told: backends whose choice was logged.
+        refused: backend -> what `selfcheck` found against it; a backend that was not checked yet is missing.
+    """
 
     name: str
     backends: dict[str, Backend] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    refused: dict[str, list[str]] = field(default_factory=dict)
 
     def __call__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
         """Run on the ordered backend, else on the first of `ORDER` that can."""
@@ -62,17 +75,40 @@ class Operation:
         if backend is not None or ordered not in (None, *ORDER):
             return self._ordered(backend or str(ordered), args, kwargs)
         refused: dict[str, list[str]] = {}
-        for name in ORDER:
+        measured = choices.value(choices.BACKEND + self.name)
+        for name in ORDER if measured is None else (measured, *ORDER):
             candidate = self.backends.get(name)
             if candidate is None:
                 continue
             reasons = candidate.available() or candidate.unsupported_reasons(*args, **kwargs)
-            reasons = reasons or candidate.avoid(*args, **kwargs)
+            reasons = reasons or candidate.avoid(*args, **kwargs) or self.refusal(name)
             if not reasons:
                 self._tell(name, refused)
                 return candidate.run(*args, **kwargs)
             refused[name] = reasons
         raise BackendError(f"{self.name}: no backend can run this call: {_list(refused)}")
+
+    def refusal(self, backend: str) -> list[str]:
+        """What `selfcheck` has against a backend; checked at the first call, but never while a graph is made."""
+        if backend not in CHECKED or backend in self.refused or self.name not in _OPERATIONS:
+            return self.refused.get(backend, [])
+        if torch.compiler.is_compiling() or (backend != "cpp" and _capturing()):
+            return []
+        from rcmstr_fast.ops import selfcheck  # its cases call the public operations, which are made of this module
+
+        self.refused[backend] = []  # the check itself runs the backend
+        self.refused[backend] = selfcheck.reasons(self.name, backend)
+        return self.refused[backend]
+
+    def usable(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Backends among which the automatic choice of this call could choose, the preferred one first."""
+        return tuple(
+            name
+            for name in ORDER
+            if (made := self.backends.get(name)) is not None
+            and not (made.available() or made.unsupported_reasons(*args, **kwargs) or made.avoid(*args, **kwargs))
+            and not self.refusal(name)
+        )
 
     def _ordered(self, order: str, args: tuple, kwargs: dict) -> Any:
         if order not in ORDER:
@@ -94,6 +130,16 @@ class Operation:
 
 def _list(refused: dict[str, list[str]]) -> str:
     return "; ".join(f"backend {name} cannot: {', '.join(reasons)}" for name, reasons in refused.items())
+
+
+def _capturing() -> bool:
+    """Whether a CUDA graph is being recorded."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def operations() -> dict[str, Operation]:
+    """Every declared operation by name."""
+    return dict(_OPERATIONS)
 
 
 def operation(name: str, reference: Callable[..., Any]) -> Operation:

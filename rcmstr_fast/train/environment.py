@@ -1,6 +1,5 @@
 """What a run and `rcmstr doctor` report about the machine, the libraries and the backends."""
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -16,19 +15,12 @@ from rcmstr_fast import env
 from rcmstr_fast.data.loader import chosen_decoder
 from rcmstr_fast.ops import dispatch
 from rcmstr_fast.ops.masked import storage
+from rcmstr_fast.tuning.record import processor, version_of
 
 _LIBRARIES = (
     "torch", "triton", "numpy", "Pillow", "lmdb", "safetensors", "jsonargparse", "tensorboard",
     "nvidia-dali-cuda120", "nvidia-dali-cuda130",
 )  # fmt: skip
-
-
-def version_of(distribution: str) -> str | None:
-    """Installed version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def commit() -> str | None:
@@ -46,16 +38,6 @@ def commit() -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def gpus() -> list[dict[str, Any]]:

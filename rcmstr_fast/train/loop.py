@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from signal import Signals
 
@@ -33,6 +34,8 @@ from rcmstr_fast.train.step import Step
 from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.switches import decide
 from rcmstr_fast.train.trackers import check_trackers
+from rcmstr_fast.train.trial import Feed, Trial
+from rcmstr_fast.train.tuned import adopted
 
 #: Elements of a buffer that is too large to be looked at in every step of a CPU: the rows of a queue.
 _LARGE = 2**18
@@ -73,12 +76,15 @@ def pretrain(
         world.on_rank0(lambda: stack.enter_context(folder.locked()))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         stack.enter_context(numerics(config))
+        held = world.on_rank0(folder.computed_with)
+        trial = partial(trial_of, config, plan, world, folder, build, stream)
+        found = stack.enter_context(adopted(config, plan, world, held, trial))
         trainer = Trainer(config, plan, world, folder, start_from(build(config, world), config), stream)
         if probe_words is not None and world.rank == 0:
             trainer.probe = OnlineProbe(probe_words, trainer.method, config.seed, world.device)
         trainer.step = trainer.state.restore(same_everywhere(stream.fingerprint, world))
         # What can be refused has been: only now is anything written.
-        world.on_rank0(lambda: folder.write_description(config, world.world_size))
+        world.on_rank0(lambda: folder.write_description(config, world.world_size, found.kept()))
         log.open()
         for line in warnings(Setting(config, plan, stream.images, world.world_size)):
             _log.warning("%s", line)
@@ -115,6 +121,44 @@ def changed_by_updates(method: PretrainMethod) -> dict[str, Tensor]:
     """What updates change and the guard watches, by name: weights and buffers, but for the rows of queues."""
     weights = {name: x for name, x in method.named_parameters() if x.requires_grad}
     return weights | {name: x for name, x in method.named_buffers() if x.numel() < _LARGE}
+
+
+def trial_of(
+    config: PretrainConfig,
+    plan: Plan,
+    world: World,
+    folder: RunFolder,
+    build: Callable[[PretrainConfig, World], PretrainMethod],
+    stream: Stream,
+) -> Trial:
+    """What the candidates of choices are timed on: trainers that are forgotten, in this process alone."""
+    alone = World(world.device)
+
+    def stepper() -> OneStep:
+        return OneStep(Trainer(config, plan, alone, folder, build(config, alone), stream))
+
+    return Trial(
+        Feed(
+            config, world.device, stepper, lambda step: step.trainer.method, lambda: stream.batches(0, plan, alone),
+            world.world_size,
+        )
+    )  # fmt: skip
+
+
+class OneStep:
+    """A trainer's next step as a call; the trainer stays at step 0.
+
+    Args:
+        trainer: takes the steps.
+    """
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer, self._signals = trainer, StopSignals()
+
+    def __call__(self, batches: list[Batch]) -> None:
+        """Take it; does not wait for the device."""
+        self.trainer._train_step(batches, self._signals, False, False)
+        self.trainer.step = 0
 
 
 class Trainer:

@@ -44,6 +44,7 @@ MAY_CHANGE = frozenset(
         "train.cuda_graph",
         "train.compile",
         "train.checkpoint_activations",
+        "train.tune",
     )
 )
 
@@ -157,17 +158,25 @@ class RunFolder:
             )
         return config
 
-    def write_description(self, config: PretrainConfig, world_size: int) -> None:
-        """Write `config.yaml` and add this session to `environment.json`."""
+    def computed_with(self) -> dict[str, Any] | None:
+        """What the last session of the run computed with, {} if it does not say; None where there is no session."""
+        sessions = self._sessions()
+        held = sessions[-1].get("tuned") if sessions and isinstance(sessions[-1], dict) else None
+        return (held if isinstance(held, dict) else {}) if sessions or self.config.is_file() else None
+
+    def _sessions(self) -> list[Any]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return list(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["sessions"])
+        return []
+
+    def write_description(self, config: PretrainConfig, world_size: int, tuned: dict[str, Any] | None = None) -> None:
+        """Write `config.yaml` and add this session, and what it computes with, to `environment.json`."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
         checkpoint.write_whole(self.config, lambda file: file.write(as_utf8(text)))
         path = self.path / "environment.json"
-        sessions = []
-        if path.exists():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                sessions = list(json.loads(path.read_text(encoding="utf-8"))["sessions"])
-        sessions.append({**environment(), "processes": world_size})
+        found = {} if tuned is None else {"tuned": tuned}
+        sessions = [*self._sessions(), {**environment(), "processes": world_size, **found}]
         text_json = json.dumps({"sessions": sessions}, indent=1, ensure_ascii=False) + "\n"
         checkpoint.write_whole(path, lambda file: file.write(as_utf8(text_json)))
 

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-#: Similarities held at once, a chunk of rows x K: a few float32 tensors of 2 MiB, which stay in the cache.
-CHUNK_ELEMENTS = 1 << 19
+from rcmstr_fast.ops import chunks
+
+#: Similarities of a chunk of rows with all candidates.
+CHUNK = chunks.declare("info_nce")
 
 
 def info_nce(
@@ -32,7 +34,7 @@ def info_nce(
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, candidates = query.to(dtype), candidates.to(dtype)
-    count, step = len(query), max(32, CHUNK_ELEMENTS // len(candidates))
+    count, step = len(query), chunks.rows(CHUNK, len(candidates))
     losses = query.new_empty(count)
     grad_query = torch.empty_like(query) if with_gradient else query.new_empty(0, query.shape[1])
     grad_candidates = torch.zeros_like(candidates) if with_gradient else candidates.new_empty(0, query.shape[1])

@@ -18,9 +18,21 @@ from rcmstr_fast.ops.batch_norm.cpu import DTYPES, norm_rows, row_reasons
 from rcmstr_fast.ops.masked.layers import Layer, operands
 from rcmstr_fast.ops.masked.reference import CastWeight
 from rcmstr_fast.ops.masked.rows import RowSites, WindowTable
+from rcmstr_fast.tuning import choices
+from rcmstr_fast.tuning.choices import Choice
 
 #: Below this many input channels one product over all taps beats one a tap: the rows are too short to gather in pairs.
 _COLUMNS_BELOW = 32
+_COLUMNS = choices.declare(
+    Choice(
+        "masked.columns",
+        "input channels below which packed convolutions multiply all taps at once",
+        "masked_pass",
+        1.05,
+        lambda setting: [_COLUMNS_BELOW, 16, 64] if setting.device == "cpu" and setting.stages else [],
+        lambda setting: _COLUMNS_BELOW,
+    )
+)
 
 
 def gather(rows: Tensor, index: Tensor) -> Tensor:
@@ -62,7 +74,8 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, full: Tensor, table: WindowTable) -> Tensor:
-        ctx.table, ctx.columns = table, x.shape[1] < _COLUMNS_BELOW and not table.identity
+        below = choices.value(_COLUMNS.name) or _COLUMNS_BELOW
+        ctx.table, ctx.columns = table, x.shape[1] < below and not table.identity
         ctx.kernel = weight.shape[2:]
         if ctx.columns:
             matrix = weight.permute(0, 2, 3, 1).flatten(1)

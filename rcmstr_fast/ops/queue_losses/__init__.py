@@ -11,9 +11,10 @@ from torch import Tensor
 from rcmstr_fast import env
 from rcmstr_fast.ops import checks, triton_backend
 from rcmstr_fast.ops.dispatch import operation, register
-from rcmstr_fast.ops.queue_losses import operator, reference, triton
+from rcmstr_fast.ops.queue_losses import operator, reference, tile_choice, triton
 from rcmstr_fast.ops.queue_losses.reference import LossTerm, RelationalLoss
 
+TILES = (tile_choice.STATS, tile_choice.GRADIENT)
 LAUNCHES = ("auto", "scheduled", "separate")
 _NAME = "relational_losses"
 _relational_losses = operation(_NAME, reference.relational_losses)
@@ -38,8 +39,8 @@ def relational_losses(
         terms: at least one `LossTerm`, on one device.
         tau_info: above 0; temperature of InfoNCE.
         tau_kl: above 0; temperature of the KL.
-        launch: "auto" (RCMSTR_FAST_LOSS_LAUNCH, else as measured: `kernels.queue_losses.tiles.SCHEDULED`), "scheduled"
-            (one launch a pass where D is 64 or 128, levels come first and have as many queries each; only "triton"
+        launch: "auto" (RCMSTR_FAST_LOSS_LAUNCH, else as measured in this run, else "scheduled"), "scheduled" (one launch
+            a pass where D is 64 or 128, levels come first and have as many queries each; only "triton"
             knows it) or "separate".
         backend: None (automatic), "reference", "chunked" or "triton".
     Returns:

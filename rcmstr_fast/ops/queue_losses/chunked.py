@@ -14,17 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rcmstr_fast.ops import native
+from rcmstr_fast.ops import chunks, native
 from rcmstr_fast.ops.queue_losses.reference import LossTerm
 
-#: Similarities of a chunk of rows with all K keys: a few float32 tensors of 2 MiB each. Larger chunks would leave the
-#: cache between the two products; smaller ones would wake sleeping threads more often.
-CHUNK_ELEMENTS = 1 << 19
+#: Similarities of a chunk of rows with all K keys.
+CHUNK = chunks.declare("relational_losses")
 
 
 def rows_per_chunk(keys: int) -> int:
-    """Rows a chunk for a queue of `keys` rows: at least 32, so that the products stay matrix products."""
-    return max(32, CHUNK_ELEMENTS // keys)
+    """Rows a chunk for a queue of `keys` rows."""
+    return chunks.rows(CHUNK, keys)
 
 
 class _Info(NamedTuple):

@@ -15,8 +15,27 @@ from torch import Tensor
 
 from rcmstr_fast import env
 from rcmstr_fast.ops.queue_losses.reference import LossTerm, RelationalLoss
+from rcmstr_fast.tuning import choices
+from rcmstr_fast.tuning.choices import Choice
 
 _MODULES = {"chunked": "rcmstr_fast.ops.queue_losses.chunked", "triton": "rcmstr_fast.kernels.queue_losses.terms"}
+
+#: How the terms of a step are launched on a GPU. One launch a pass is the prior: by the model of `tiles.schedule` it keeps
+#: the device busy above 93 % of the time, where separate launches of small terms leave half of it idle.
+LAUNCH = choices.declare(
+    Choice(
+        "relational_losses.launch",
+        "launches of the loss terms",
+        "relational_losses",
+        1.3,
+        lambda setting: (
+            ["scheduled", "separate"] if setting.calls.get("relational_losses", ())[:1] == ("triton",) else []
+        ),
+        lambda setting: "scheduled",
+        lambda setting: "RCMSTR_FAST_LOSS_LAUNCH" if env.loss_launch() else "",
+        verify=("relational_losses", "triton"),
+    )
+)
 
 #: Flags of a term in the flat form that the custom operator takes.
 _PERMUTED, _KL_ONLY, _QUERY_ROWS, _KEY_ROWS = 1, 2, 4, 8
@@ -112,7 +131,8 @@ def losses_on(backend: str) -> Callable[..., list[RelationalLoss]]:
     def run(terms: Sequence[LossTerm], *, tau_info: float, tau_kl: float, launch: str) -> list[RelationalLoss]:
         queries, constants, flags, alphas = _flatten(terms)
         wanted = torch.is_grad_enabled() and any(q.requires_grad for q in queries)
-        launch = (env.loss_launch() or launch) if launch == "auto" else launch
+        if launch == "auto":
+            launch = env.loss_launch() or choices.value(LAUNCH.name) or "scheduled"
         values, _ = _losses(queries, constants, flags, alphas, tau_info, tau_kl, wanted, launch, backend)
         logged = values.detach()
         return [RelationalLoss(values[i, 0], logged[i, 1], logged[i, 2]) for i in range(len(flags))]

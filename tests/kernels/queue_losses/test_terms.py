@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from rcmstr_fast import ops
+from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.kernels.queue_losses import tiles
 from rcmstr_fast.ops.queue_losses import operator
+from rcmstr_fast.tuning import choices
 from tests.kernels.rows import BACKENDS, DEVICE, TRITON, relative, unit_rows, worst_row
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")
@@ -132,7 +134,7 @@ def test_one_launch_a_pass_and_bitwise_repeats(monkeypatch):
 
 
 @TRITON
-def test_the_table_chooses_and_pairs_alone_are_launched_separately(monkeypatch):
+def test_one_launch_is_the_prior_a_choice_replaces_it_and_pairs_alone_are_launched_separately(monkeypatch):
     from rcmstr_fast.kernels.queue_losses import terms as loss_terms
 
     called = []
@@ -140,14 +142,34 @@ def test_the_table_chooses_and_pairs_alone_are_launched_separately(monkeypatch):
     monkeypatch.setattr(loss_terms, "launch_all", lambda *a: called.append(1) or original(*a))
     terms = step_terms(1, 5, 2, 64, (20, 20, 20))
     with torch.no_grad():
-        ops.relational_losses(terms, backend="triton")
-        assert not called  # not measured: separate
-        monkeypatch.setitem(tiles.SCHEDULED, 80, True)
-        monkeypatch.setitem(tiles.SCHEDULED, 90, True)
+        with choices.using({operator.LAUNCH.name: "separate"}):
+            ops.relational_losses(terms, backend="triton")
+        assert not called
         ops.relational_losses(terms, backend="triton")
         assert len(called) == 1  # no gradient: the stats pass alone
         ops.relational_losses(terms[3:], backend="triton", launch="scheduled")
         assert len(called) == 1
+
+
+@TRITON
+def test_another_tile_holds_while_it_is_chosen_and_gives_the_same(monkeypatch):
+    from rcmstr_fast.ops.queue_losses import tile_choice
+    from rcmstr_fast.tuning.choices import Setting
+
+    config = PretrainConfig()
+    config.model.feature_dim = 64
+    setting = Setting(str(DEVICE), config=config, calls={"relational_losses": ("triton", "chunked")})
+    found = tile_choice.GRADIENT.candidates(setting)
+    assert len(found) > 2 and found[0] == tile_choice.GRADIENT.prior(setting)
+    assert all(tile_choice.write(*tile_choice.read(value)) == value for value in found)
+    terms, before = step_terms(1, 5, 2, 64, (20, 20, 20)), dict(tiles.GRADIENT)
+    _, expected = gradients(terms, [1.0] * 5, backend="triton")
+    with choices.using({tile_choice.GRADIENT.name: found[-1]}):
+        assert before != tiles.GRADIENT
+        _, other = gradients(terms, [1.0] * 5, backend="triton")
+    assert before == tiles.GRADIENT
+    for one, two in zip(expected, other):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend, launch", WAYS)

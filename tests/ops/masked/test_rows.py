@@ -211,7 +211,7 @@ def test_the_table_chooses_a_stage_at_a_time(monkeypatch):
     assert [stage.kept for stage in ops.masked_storage(sites)] == [False, True, False]
     assert all(stage.kept for stage in ops.masked_storage(sites, backend="cpp"))
     assert not any(isinstance(s, StoredSites) for s in ops.masked_storage(sites, backend="reference"))
-    assert "60% from 20 sites" in storage.describe()[0] and "dense x mask (unmeasured)" in storage.describe()[1]
+    assert "60% from 20 sites" in storage.describe()[0] and "cuda: dense x mask (before" in storage.describe()[1]
 
 
 def test_the_committed_table_packs_the_default_masks_and_nothing_visible(monkeypatch):

@@ -54,7 +54,10 @@ def test_the_kernels_run_by_themselves_only_on_chosen_stages():
 
 
 def test_the_order_is_shown_and_a_bad_one_named(monkeypatch):
-    assert storage.describe()[1] == "masked pass on cuda: dense x mask (unmeasured)"
+    assert storage.describe()[1] == (
+        "masked pass on cuda: lists of active sites up to an active share of 70% from 1 sites, 0% from 400 sites; "
+        "dense x mask above (before a run is tuned)"
+    )
     monkeypatch.setenv("RCMSTR_FAST_MASKED_STAGES", "1:0.4")
     assert (
         "40% from 1 sites" in storage.describe()[0] and "ordered by RCMSTR_FAST_MASKED_STAGES" in storage.describe()[1]

@@ -1,0 +1,104 @@
+"""The contest of candidates: what wins, what is left out, what a failure does; on a clock of the test's own."""
+
+import pytest
+import torch
+
+import rcmstr_fast.ops  # noqa: F401  declares choices
+from rcmstr_fast.config import ConfigError
+from rcmstr_fast.measure.timer import Times
+from rcmstr_fast.tuning import choices, engine
+from rcmstr_fast.tuning.choices import Choice, Setting
+
+CPU = torch.device("cpu")
+
+
+class Bench:
+    """Candidates that take as long as a table says; `noise` alternates above and below."""
+
+    def __init__(self, monkeypatch, ms, noise=0.0):
+        self.ms, self.noise, self.now, self.calls = ms, noise, 0.0, []
+        monkeypatch.setattr(engine, "measure", self.measure)
+
+    def measure(self, run, device, *, rounds, warm_up):
+        value = run()
+        self.calls.append(value)
+        wobble = 1 + self.noise * (-1) ** (len(self.calls) // 2)
+        self.now += (1 + warm_up) * self.ms[value] / 1e3
+        return Times((self.ms[value] * wobble,))
+
+    def contest(self, prior, seconds=1e9, **makers):
+        runs = {value: (lambda value=value: lambda: value) for value in self.ms}
+        return engine.contest("demo", prior, {**runs, **makers}, CPU, seconds, clock=lambda: self.now)
+
+
+def test_the_fastest_wins_and_the_contest_stops_once_that_is_sure(monkeypatch):
+    bench = Bench(monkeypatch, {"a": 10.0, "b": 7.0, "c": 9.0})
+    out = bench.contest("a")
+    assert out.chosen == "b" and out.gain == pytest.approx(10 / 7) and out.why == "faster than the prior"
+    assert len(bench.calls) == 3 * engine.LEAST
+    assert out.row()["times"]["b"]["ms"] == 7.0
+
+
+def test_the_prior_stays_where_the_difference_is_noise(monkeypatch):
+    out = Bench(monkeypatch, {"a": 10.0, "b": 9.6}, noise=0.1).contest("a")
+    assert out.chosen == "a" and out.gain == 1 and "noise" in out.why
+    assert Bench(monkeypatch, {"a": 10.0, "b": 9.9}).contest("a").chosen == "a"
+
+
+def test_hopeless_candidates_are_called_once(monkeypatch):
+    bench = Bench(monkeypatch, {"a": 10.0, "b": 9.0, "slow": 1000.0})
+    assert bench.contest("a").chosen == "b" and bench.calls.count("slow") == 1
+    assert Bench(monkeypatch, {"slow": 1000.0, "b": 9.0}).contest("slow").chosen == "b"
+
+
+def test_what_is_not_decided_in_time_keeps_the_prior(monkeypatch):
+    bench = Bench(monkeypatch, {"a": 100.0, "b": 90.0, "c": 1.0})
+    out = bench.contest("a", seconds=0.3)
+    assert out.chosen == "a" and out.failed == {"c": "no time was left"} and "not decided" in out.why
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (RuntimeError("ptxas\nfailed"), "ptxas failed"),
+    ],
+)
+@pytest.mark.parametrize("prior", ["a", "bad"])
+def test_a_candidate_that_fails_leaves_with_its_reason(monkeypatch, error, says, prior):
+    def make():
+        raise error
+
+    out = Bench(monkeypatch, {"a": 10.0, "b": 8.0}).contest(prior, bad=make)
+    assert out.chosen == "b" and says in out.failed["bad"]
+
+
+def test_where_all_fail_the_prior_is_taken(monkeypatch):
+    def make():
+        raise RuntimeError("no")
+
+    out = Bench(monkeypatch, {}).contest("x", x=make)
+    assert out.chosen == "x" and out.why == "no candidate could be timed"
+
+
+def test_values_hold_while_entered_and_are_applied_and_undone(monkeypatch):
+    log = []
+    monkeypatch.setitem(choices._DECLARED, "demo.apply", Choice(
+        "demo.apply", "", "step", 1.0, lambda s: [1, 2], lambda s: 1,
+        apply=lambda value: log.append(value) or (lambda: log.append("undone")),
+    ))  # fmt: skip
+    with choices.using({"demo.apply": 2, "unknown": "x"}):
+        assert choices.value("demo.apply") == 2 and choices.current()["unknown"] == "x" and log == [2]
+        with choices.using({"unknown": "y"}):
+            assert choices.value("unknown") == "y"
+        assert choices.value("unknown") == "x"
+    assert choices.value("demo.apply") is None and log == [2, "undone"]
+
+
+def test_the_largest_expected_gain_comes_first_and_names_are_checked():
+    known = choices.of_run(Setting("cpu", calls={"info_nce": ("chunked", "reference")}))
+    assert [c.gain for c in known] == sorted((c.gain for c in known), reverse=True)
+    names = [c.name for c in known]
+    assert "backend.info_nce" in names and choices.named("masked.stages", names) == "masked.stages"
+    with pytest.raises(ConfigError, match=r"got masked.stage; did you mean masked.stages\?"):
+        choices.named("masked.stage", names)
