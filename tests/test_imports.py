@@ -60,8 +60,6 @@ def layer_of(parts: Sequence[str]) -> str:
     they are written with, are a layer of their own.
     """
     plain = {"reference", "parameters", "presets"}
-    if tuple(parts) == ("measure", "timer"):
-        return "timer"  # of torch alone; whoever times something may use it
     return "reference" if parts[0] == "ops" and not plain.isdisjoint(parts) else parts[0]
 
 

@@ -188,7 +188,7 @@ def to_pretraining(arguments: Namespace) -> PretrainConfig:
 def named_method(given: Sequence[str]) -> str | None:
     """`method.name` of the arguments: of the flag, else of the last file of `--config`."""
     flags: dict[str, list[str]] = {"--method.name": [], "--config": []}
-    for place, word in enumerate(given := _with_recipes(list(given))):
+    for place, word in enumerate(given := with_files(list(given))):
         name, equals, value = word.partition("=")
         if name in flags and (equals or place + 1 < len(given)):
             flags[name].append(value if equals else given[place + 1])

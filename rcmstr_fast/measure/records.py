@@ -14,7 +14,7 @@ from typing import Any
 import rcmstr_fast
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.measure import machine
-from rcmstr_fast.measure.timer import quartiles
+from rcmstr_fast.timer import quartiles
 
 #: One thing measured: `status` (ok, FAIL, ..), the names of what was measured, and `ms` (median), `ms_25`, `ms_75`,
 #: `best_ms`, `rounds` where it was timed.
