@@ -16,7 +16,8 @@ import torch
 from bench.ops import failure
 from bench.ops.entry import Entry
 from bench.ops.subjects import SIZES, Subject, subjects
-from rcmstr_fast.measure import machine, timer
+from rcmstr_fast import timer
+from rcmstr_fast.measure import machine
 from rcmstr_fast.measure.records import Row
 
 _ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()

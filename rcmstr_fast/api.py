@@ -1,6 +1,5 @@
 """The package in three lines of Python: `load`, `load_encoder`, `pretrain` (documented in docs/weights.md)."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def pretrain(config: PretrainConfig | Mapping[str, Any] | str | Path) -> Path:
     """Pretrain as `rcmstr pretrain` does: `pretrain({"run": "runs/first", "data": {"roots": "words"}})`.
 
     Args:
-        config: a PretrainConfig, a YAML file, or a mapping with (some of) its fields.
+        config: a PretrainConfig, a YAML file, the name of a recipe, or a mapping with (some of) its fields.
     Returns:
         The run folder.
     Raises:
@@ -98,13 +97,17 @@ def pretrain(config: PretrainConfig | Mapping[str, Any] | str | Path) -> Path:
 
 
 def _configuration(given: Mapping[str, Any] | str | Path) -> PretrainConfig:
-    """Fields or a file through the parser of the command line, which names an unknown field's nearest."""
-    from rcmstr_fast.cli.arguments import Parser, add_dataclass
+    """Fields, a file or a recipe through the parser of the command line, which names an unknown field's nearest."""
+    from rcmstr_fast.cli.arguments import Parser, add_pretraining, to_pretraining
 
     parser = Parser(prog="rcmstr_fast.pretrain")
-    add_dataclass(parser, PretrainConfig)
-    file = None if isinstance(given, Mapping) else str(given)
-    fields = dict(given) if isinstance(given, Mapping) else {}
-    parsed = parser.parse_object(fields) if file is None else parser.parse_args(["--config", file])
-    made = parser.instantiate(parsed)
-    return PretrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(PretrainConfig)})
+    if isinstance(given, Mapping):
+        method = given.get("method")
+        name = method.get("name") if isinstance(method, Mapping) else None
+        add_pretraining(parser, ["--method.name", str(name)] if name else [])
+        parsed = parser.parse_object(dict(given))
+    else:
+        words = ["--config", str(given)]
+        add_pretraining(parser, words)
+        parsed = parser.parse_args(words)
+    return to_pretraining(parser.instantiate(parsed))

@@ -51,14 +51,14 @@ class DataConfig:
     """
 
     roots: list[str] | str = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    epoch_size: int = 0
+    weights: list[float] = number([], above=0)
+    epoch_size: int = number(0, low=0)
     decoder: Literal["auto", "dali", "dali_mixed", "pillow"] = "auto"
     augment: Literal["fused", "dali"] = "fused"
-    workers: int = 0
-    prefetch: int = 2
-    max_pixels: int = 16_000_000
-    min_side: int = 2
+    workers: int = number(0, low=0, high=1024)
+    prefetch: int = number(2, low=1, high=1024)
+    max_pixels: int = number(16_000_000, low=1)
+    min_side: int = number(2, low=1)
     rotate: Literal["never", "tall"] = "never"
 
     def __post_init__(self) -> None:
@@ -83,27 +83,27 @@ class ModelConfig:
         sequence: what follows the columns inside the encoder: nothing, or two bidirectional LSTM layers
             (SeqCLR's R = H), which are exported and frozen with it.
         sequence_units: LSTM units a direction of sequence=bilstm, and channels of its frames.
-        class_token: the ViT gets a learned token of its own beside those of the patches.
-        final_norm: the ViT ends with a LayerNorm (DiG's contrastive variants have none).
+        class_token: the ViT gets a learned token of its own beside those of the patches; null: where the method needs one.
+        final_norm: the ViT ends with a LayerNorm; null: yes, but for methods that have none (dig).
         projector_hidden: units a direction of the BiLSTM projector (CNN) or hidden width of the MLP (ViT);
             0: 256 (CNN), 4096 (ViT).
         feature_dim: size D of query, key and queue rows; 0: 128 (CNN), 256 (ViT).
     """
 
     encoder: Literal["resnet29", "vit_tiny", "vit_small", "vit_base"] = "resnet29"
-    width: float = 1.0
-    depth: int = 12
-    height: int = 32
-    image_width: int = 0
+    width: float = number(1.0, low=0.125, high=1)
+    depth: int = number(12, low=1, high=1000)
+    height: int = number(32, low=32, high=32)
+    image_width: int = number(0, low=0, high=4096)
     tps: Literal["none", "frozen", "trainable"] = "none"
     tps_checkpoint: str = ""
     tps_align_corners: bool | None = None
     sequence: Literal["none", "bilstm"] = "none"
-    sequence_units: int = number(256, low=1)
-    class_token: bool = False
-    final_norm: bool = True
-    projector_hidden: int = 0
-    feature_dim: int = 0
+    sequence_units: int = number(256, low=1, high=65536)
+    class_token: bool | None = None
+    final_norm: bool | None = None
+    projector_hidden: int = number(0, low=0, high=65536)
+    feature_dim: int = number(0, low=0, high=65536)
 
 
 @dataclass(frozen=True)
@@ -217,11 +217,20 @@ class TrainConfig:
         precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it); fp64 is for comparing runs:
             slow, but what rounding does to a run is not amplified into view.
         device: auto, cpu or cuda.
-        log_every: steps between log lines.
+        log_every: steps between lines of metrics.jsonl, and of the trackers.
+        trackers: where these lines go beside it, any of tensorboard, wandb and mlflow (the last two are the extra
+            `tracking`); a tracker that fails is left out, and the run goes on.
         save_every: steps between checkpoints; 0: at the end of each epoch.
         save_minutes: wall-clock minutes after which a checkpoint is written in between; 0: never.
         picture_every: steps between contact sheets (views.png); 0: at the start and at the end only.
+        probe_every: steps between measurements of the encoder by a small probe on labelled words, which changes nothing
+            of the training; 0: none.
+        probe_data: LMDB or image folders with the labelled words of that probe.
+        probe_words: how many of them it takes, a seeded choice; it learns from two thirds and is tested on the others.
+        probe_charset: characters of the probe (36, 62, 94 or a file); where less than half of the labels can be written
+            in it, words are compared as wholes, by their nearest neighbour.
         max_nonfinite: consecutive steps with a non-finite loss or gradient before the run stops.
+        timeout_minutes: wall-clock minutes that one process waits for the others before it names the silent one and ends.
         deterministic: ask torch for deterministic algorithms.
         cuda_graph: record the whole step once and replay it as one CUDA graph; auto: on a GPU with a single process.
         compile: torch.compile the networks' dense forward passes; auto: where a tuned run has measured it faster.
@@ -231,18 +240,23 @@ class TrainConfig:
             again in backward: less memory, more time, the same gradients.
     """
 
-    global_batch_size: int | None = None
-    accumulate: int = 1
-    epochs: int | None = None
-    steps: int = 0
+    global_batch_size: int | None = number(None, low=2)
+    accumulate: int = number(1, low=1)
+    epochs: int | None = number(None, low=0)
+    steps: int = number(0, low=0)
     init: str = ""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    log_every: int = 10
-    save_every: int = 0
-    save_minutes: float = 10.0
-    picture_every: int = 0
-    max_nonfinite: int = 3
+    log_every: int = number(10, low=1)
+    save_every: int = number(0, low=0)
+    save_minutes: float = number(10.0, low=0)
+    picture_every: int = number(0, low=0)
+    probe_every: int = number(0, low=0)
+    probe_data: list[str] | str = field(default_factory=list)
+    probe_words: int = number(400, low=3)
+    probe_charset: str = "36"
+    max_nonfinite: int = number(3, low=1)
+    timeout_minutes: float = number(10.0, above=0, high=1e5)
     deterministic: bool = False
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -307,6 +321,8 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
     model.feature_dim = model.feature_dim or (256 if vit else 128)
     model.projector_hidden = model.projector_hidden or (4096 if vit else 256)
     model.tps_align_corners = bool(model.tps_align_corners)
+    model.class_token = bool(model.class_token)
+    model.final_norm = model.final_norm is None or model.final_norm
     return model
 
 
@@ -321,6 +337,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     Raises:
         ConfigError: naming the field, what was expected and what came.
     """
+    check_fields(config)
     method = config.method
     if method.encoders and config.model.encoder not in method.encoders:
         served = ", ".join(method.encoders)
@@ -341,22 +358,21 @@ def num_frames(model: ModelConfig) -> int:
 
 
 def _check(config: PretrainConfig) -> None:
-    model, train = config.model, config.train
+    model = config.model
     rules = [
         (model.width in (0.125, 0.25, 0.5, 1.0), "model.width must be 0.125, 0.25, 0.5 or 1", model.width),
-        (model.height == 32, "model.height must be 32", model.height),
         (model.image_width % 4 == 0 and model.image_width >= 16, "model.image_width must be a multiple of 4 from 16",
          model.image_width),
-        (train.accumulate >= 1, "train.accumulate must be 1 or more", train.accumulate),
-        (train.save_every >= 0, "train.save_every must be 0 or more", train.save_every),
-        (train.save_minutes >= 0, "train.save_minutes must be 0 or more", train.save_minutes),
-        ((train.global_batch_size or 0) >= 2, "train.global_batch_size must be 2 or more (batch norm needs two images)",
-         train.global_batch_size),
+        (is_vit(model) or not model.class_token, "model.class_token must be false for a CNN", model.class_token),
+        (is_vit(model) or model.final_norm, "model.final_norm must be true for a CNN", model.final_norm),
+        (not config.train.probe_every or config.train.probe_data,
+         "train.probe_data must name labelled words for train.probe_every", config.train.probe_data),
         (model.tps != "frozen" or model.tps_checkpoint, "model.tps_checkpoint must name a file for model.tps=frozen",
          model.tps_checkpoint),
         (not config.data.weights or len(config.data.weights) == len(config.data.roots),
          "data.weights must have one weight a root", config.data.weights),
-        (all(w > 0 for w in config.data.weights), "data.weights must be positive", config.data.weights),
+        (float(config.optim.min_lr or 0) <= float(config.optim.lr or 0), "optim.min_lr must be at most optim.lr",
+         config.optim.min_lr),
     ]  # fmt: skip
     for holds, expected, got in rules:
         require(holds, expected, got)

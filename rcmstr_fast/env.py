@@ -32,7 +32,7 @@ def threads() -> int:
     if value is None:
         return len(os.sched_getaffinity(0))
     if not value.isdigit() or int(value) < 1:
-        raise ValueError(f"RCMSTR_FAST_THREADS must be a whole number of 1 or more, got {value!r}")
+        raise ConfigError(f"RCMSTR_FAST_THREADS must be a whole number of 1 or more, got {value!r}")
     return int(value)
 
 
@@ -70,7 +70,7 @@ def masked_stages() -> dict[int, float] | None:
     try:
         return {int(sites): float(share) for sites, share in (entry.split(":") for entry in value.split(","))}
     except ValueError:
-        raise ValueError(
+        raise ConfigError(
             f"RCMSTR_FAST_MASKED_STAGES must be dense, sparse or entries sites:share, got {value!r}"
         ) from None
 
@@ -79,7 +79,7 @@ def loss_launch() -> str | None:
     """What RCMSTR_FAST_LOSS_LAUNCH orders, or None."""
     value = os.environ.get("RCMSTR_FAST_LOSS_LAUNCH") or None
     if value not in (None, "scheduled", "separate"):
-        raise ValueError(f"RCMSTR_FAST_LOSS_LAUNCH must be scheduled or separate, got {value!r}")
+        raise ConfigError(f"RCMSTR_FAST_LOSS_LAUNCH must be scheduled or separate, got {value!r}")
     return value
 
 

@@ -84,7 +84,8 @@ def check_fields(config: Any, prefix: str = "") -> None:
     """
     for name, bounds, value in _numbers(config, prefix):
         if not bounds.holds(value):
-            raise ConfigError(f"{name} must be {bounds}, got {value}")
+            long = " and fit 64 bits" if math.isfinite(value) and abs(value) > LARGEST else ""
+            raise ConfigError(f"{name} must be {bounds}{long}, got {value}")
 
 
 def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, Bounds, float]]:

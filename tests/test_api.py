@@ -10,6 +10,7 @@ from PIL import Image
 
 import rcmstr_fast
 from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.methods import settings
 from tests.evaluation.rendered import picture
 from tests.exchange.tiny import CNN, TPS, write_encoder, write_recogniser
 
@@ -68,9 +69,12 @@ def test_pretrain_takes_fields_a_file_or_a_configuration(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text("model:\n  width: 0.25\ntrain:\n  steps: 3\n")
     assert rcmstr_fast.pretrain(tmp_path / "recipe.yaml") == tmp_path
     rcmstr_fast.pretrain({"model": {"width": 0.25}, "train": {"steps": 3}})
-    made = PretrainConfig()
+    made = PretrainConfig(method=settings("rcmstr"))  # the method where none is named
     made.model.width, made.train.steps = 0.25, 3
     rcmstr_fast.pretrain(made)
     assert seen[0] == seen[1] == seen[2]
+    rcmstr_fast.pretrain({"method": {"name": "seqmoco", "kl": False}})
+    rcmstr_fast.pretrain("cnn_seqmoco_nokl")
+    assert seen[3].method == seen[4].method == settings("seqmoco", kl=False)
     with pytest.raises(ConfigError, match="widht"):
         rcmstr_fast.pretrain({"model": {"widht": 0.25}})

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rcmstr_fast"
-EVERYONE = {"rcmstr_fast", "config", "env", "fields", "random", "recipe_files"}
+EVERYONE = {"rcmstr_fast", "config", "console", "env", "fields", "random", "recipe_files"}
 MAY_IMPORT = {
     "config": set(),
+    "console": set(),
     "env": set(),
     "fields": set(),
     "recipe_files": set(),
@@ -27,7 +28,9 @@ MAY_IMPORT = {
     "data": {"data", "ops", "tuning", "_C"},
     "train": {"train", "methods", "models", "data", "ops", "tuning", "timer", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
-    "study": {"study", "evaluation", "data", "train"},
+    "drawing": set(),
+    "study": {"study", "evaluation", "data", "train", "drawing"},
+    "plots": {"plots", "study", "evaluation", "models", "data", "ops", "drawing"},
     "measure": {"measure", "timer", "train", "methods", "models", "data", "ops", "tuning"},
     "exchange": {"exchange", "evaluation", "train", "models", "data", "ops"},
     "api": {"exchange", "train", "cli"},
@@ -35,6 +38,8 @@ MAY_IMPORT = {
         "cli",
         "exchange",
         "study",
+        "plots",
+        "drawing",
         "measure",
         "evaluation",
         "train",
@@ -55,8 +60,6 @@ def layer_of(parts: Sequence[str]) -> str:
     they are written with, are a layer of their own.
     """
     plain = {"reference", "parameters", "presets"}
-    if tuple(parts[:2]) == ("measure", "timer"):
-        return "timer"  # of torch alone; whoever times something may use it
     return "reference" if parts[0] == "ops" and not plain.isdisjoint(parts) else parts[0]
 
 

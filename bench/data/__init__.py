@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from bench.data import chain
-from rcmstr_fast import env, ops
+from rcmstr_fast import env, ops, timer
 from rcmstr_fast.data.source import LmdbSet
-from rcmstr_fast.measure import timer
 from rcmstr_fast.measure.pipeline import Rate, Sample, decode_run, interleaved, read_run, wait
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import smooth_pictures

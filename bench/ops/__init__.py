@@ -11,7 +11,7 @@ import torch
 
 from bench.ops.entry import BOTH, Disagreement, Entry
 from bench.ops.subjects import Subject, subjects
-from rcmstr_fast.measure import timer
+from rcmstr_fast import timer
 from rcmstr_fast.measure.ceilings import peak
 from rcmstr_fast.measure.records import Row
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.ops.entry import Entry, Provider
-from rcmstr_fast import ops
-from rcmstr_fast.measure import timer
+from rcmstr_fast import ops, timer
 from rcmstr_fast.models.resnet import BasicBlock, ResNet29
 from rcmstr_fast.models.working_weights import WorkingWeights
 

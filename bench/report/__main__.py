@@ -1,4 +1,4 @@
-"""docs/performance.md and docs/results.md from the records in `bench/results`.
+"""docs/performance.md and docs/results.md from the records in `bench/results`, and the tables of README and recipes.
 
     python -m bench.report [--check]
 
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.report import performance, results
+from bench.report import blocks, performance, recipes, results
 from bench.report.rows import load, studies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,21 +22,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args(arguments)
     records = load(RESULTS)
+    short = results.short(records, studies(RESULTS))
     pages = {
-        "performance.md": performance.page(records, RESULTS),
-        "results.md": results.page(records, studies(RESULTS)),
+        "docs/performance.md": performance.page(records, RESULTS),
+        "docs/results.md": results.page(records, studies(RESULTS)),
+        "docs/recipes.md": _with_block(DOCS / "recipes.md", "recipes", recipes.block()),
+        "README.md": _with_block(DOCS.parent / "README.md", "results", short),
     }
     if options.check:
-        stale = [name for name, text in pages.items() if _text(DOCS / name) != text]
+        stale = [name for name, text in pages.items() if _text(DOCS.parent / name) != text]
         for name in stale:
-            print(f"docs/{name} is not what the records say; run python -m bench.report")
+            print(f"{name} is not what the records say; run python -m bench.report")
         return int(bool(stale))
     from bench.report import plots
 
     for name, text in pages.items():
-        (DOCS / name).write_text(text, encoding="utf-8")
+        (DOCS.parent / name).write_text(text, encoding="utf-8")
     plots.write(records, DOCS / "plots")
+    results.write_study_plots(studies(RESULTS), DOCS / "plots")
     return 0
+
+
+def _with_block(path: Path, name: str, body: str) -> str:
+    """A hand-written page with its generated block; the block alone where there is no such page."""
+    return blocks.replace(_text(path), name, body) if path.is_file() else body
 
 
 def _text(path: Path) -> str:

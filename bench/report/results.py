@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 
-from bench.report.rows import Record, Records, Row, gpus, number, origin, piece
+from bench.report.rows import Record, Records, Row, gpus, number, piece
 from rcmstr_fast.evaluation import published
 from rcmstr_fast.evaluation.report import markdown
-from rcmstr_fast.measure import records as measured
+from rcmstr_fast.study.page import facts, result_bars
+from rcmstr_fast.study.tables import cost_table, tables
 
 INTRO = """# Results
 
@@ -15,6 +17,9 @@ without labels, then a decoder over the frozen encoder, tested on words it has n
 numbers come from far longer training on other data and stand beside ours for their order."""
 NOTHING = """No study has left a record in `bench/results/studies` yet. One row of the GPU table, from rendering to
 test, is `python -m bench.gpu learning-rcmstr --seed 0 --test IIIT5K.zip`."""
+_MORE = "All results, and the printed ones beside them: [docs/results.md](docs/results.md)."
+_NONE = """No study with seeds has been recorded yet. Its table will stand here. The papers' numbers are in
+[docs/results.md](docs/results.md). One command runs a study: `rcmstr study FILE`."""
 _DECODERS = ("ctc", "attention", "transformer")
 #: row of the GPU's learning table -> key of the papers' rows
 KEYS = {
@@ -25,24 +30,53 @@ KEYS = {
 
 def page(records: Records, studies: list[Record]) -> str:
     """The whole page."""
-    sections = [*(study_section(study) for study in studies), *learning_sections(records)]
+    sections = [*map(study_section, in_order(studies)), *learning_sections(records)]
     return "\n\n".join([INTRO, *(sections or [NOTHING]), *map(printed, ("rcmstr_1", "rcmstr_2"))]) + "\n"
+
+
+def short(records: Records, studies: list[Record]) -> str:
+    """What README shows: the tables of the first study, else those of the GPU's learning pieces, else where they
+    will stand.
+    """
+    if studies:
+        study = in_order(studies)[0]
+        made = [f"{table.title}\n\n{markdown(table.head, table.rows)}" for table in tables(study)]
+        return "\n\n".join([f"**{study['title']}**", *made, facts(study), _MORE])
+    found = list(learning_sections(records))
+    shown = [section.replace("## ", "**", 1).replace("\n", "**\n", 1) for section in found if section.startswith("## ")]
+    return "\n\n".join([*shown, _MORE]) if shown else _NONE
+
+
+def in_order(studies: list[Record]) -> list[Record]:
+    """Tables first, then figures, then those of SeqCLR."""
+    return sorted(studies, key=lambda study: ("seqclr" in study["name"], "fig" in study["name"], study["name"]))
 
 
 def study_section(study: Record) -> str:
     """The section of a study.
 
     Args:
-        study: a record of `rcmstr_fast.measure.records` with `title`, optionally `note` (what a reader must know),
-            `published` (name of the paper's table, `rcmstr_1` by default) and `column` of it (`IIIT5K`), and rows of
-            `key` (of the paper's row), `name`, `encoder`, `decoder`, `set`, `seed` and `accuracy` (a fraction).
+        study: a record of `rcmstr_fast.study.records.study_record`.
     """
-    table, column = study.get("published", "rcmstr_1"), study.get("column", "IIIT5K")
-    rows = measured.rows_of(study)
-    blocks = [f"## {study['title']}", *([study["note"]] if study.get("note") else [])]
-    for name in dict.fromkeys(row["set"] for row in rows):
-        blocks += [f"### {name}", seeds_table([row for row in rows if row["set"] == name], table, column)]
-    return "\n\n".join([*blocks, f"From {origin(study)}."])
+    name = study["name"]
+    bars = [f"![{study['title']}, {e}](plots/{plot_name(study, e)})" for e in result_bars(study)]
+    made = [*tables(study), *(table for table in (cost_table(study),) if table is not None)]
+    about = f"{facts(study)} Command: `rcmstr study {name}`."
+    notes = [study["note"]] if study.get("note") else []
+    return "\n\n".join([f"## {study['title']}", *notes, *bars, *(table.to_markdown() for table in made), about])
+
+
+def plot_name(study: Record, evaluation: str) -> str:
+    """File of a study's plot."""
+    return f"study-{study['name']}-{''.join(c if c.isalnum() else '-' for c in evaluation)}.svg"
+
+
+def write_study_plots(studies: Iterable[Record], folder: Path) -> None:
+    """Draw the bars of studies into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for study in studies:
+        for evaluation, svg in result_bars(study).items():
+            (folder / plot_name(study, evaluation)).write_text(svg + "\n", encoding="utf-8")
 
 
 def seeds_table(rows: list[Row], table: str, column: str) -> str:

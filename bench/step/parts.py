@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.step.baseline import Baseline
-from rcmstr_fast import ops
+from rcmstr_fast import ops, timer
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.measure import timer
 from rcmstr_fast.measure.ceilings import Ceilings
 from rcmstr_fast.measure.costs import step_works
 from rcmstr_fast.measure.records import Row

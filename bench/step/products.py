@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rcmstr_fast import timer
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.measure import timer
 from rcmstr_fast.measure.costs import encoder_products
 from rcmstr_fast.measure.records import Row
 

@@ -4,8 +4,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -13,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from rcmstr_fast import recipe_files
 from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.fields import Bounds, check_fields
 
 T = TypeVar("T")
 
@@ -47,8 +47,8 @@ class Parser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Any:
         """Parse; see `spread`."""
-        given = _with_recipes(list(sys.argv[1:] if args is None else args))
-        return super().parse_args(_joined(given, self.spread), namespace, **kwargs)
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(_joined(with_files(given), self.spread), namespace, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a ConfigError."""
@@ -87,21 +87,19 @@ class Parser(ArgumentParser):
         return f"; did you mean {near[0]}?" if near else "; --help lists the fields"
 
 
-def _with_recipes(words: list[str]) -> list[str]:
-    """Files in the place of the names of recipes after `--config`."""
-    made = list(words)
-    for place, word in enumerate(words):
-        if word == "--config" and place + 1 < len(words):
-            made[place + 1] = _config_file(words[place + 1])
-        elif word.startswith("--config="):
-            made[place] = f"--config={_config_file(word.removeprefix('--config='))}"
-    return made
+def with_files(words: Sequence[str]) -> list[str]:
+    """The arguments, with the names of recipes after `--config` replaced by their files.
 
-
-def _config_file(name: str) -> str:
-    """The file of a recipe that comes with the package, by its name; any other word as it stands."""
-    known = not Path(name).exists() and name.removesuffix(".yaml") in recipe_files.names()
-    return str(recipe_files.find(name)) if known else name
+    Raises:
+        ConfigError: neither a file nor a recipe.
+    """
+    found = list(words)
+    for place, word in enumerate(found):
+        if word.startswith("--config="):
+            found[place] = f"--config={recipe_files.find(word.partition('=')[2])}"
+        elif word == "--config" and place + 1 < len(found):
+            found[place + 1] = str(recipe_files.find(found[place + 1]))
+    return found
 
 
 def _joined(words: list[str], options: tuple[str, ...]) -> list[str]:
@@ -134,13 +132,33 @@ def _wrong_value(message: str) -> str | None:
 
 def add_dataclass(parser: ArgumentParser, cls: type, skip: set[str] | None = None) -> None:
     """Add `--config FILE.yaml` and one dotted argument for each field of a configuration dataclass but `skip`."""
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below; flags win over it")
+    what = "YAML file with any of the fields below, or the name of a recipe; flags win over it"
+    parser.add_argument("--config", action="config", help=what)
     parser.add_class_arguments(cls, skip=set(skip or ()))
+    ranges = dict(_ranges(cls))
+    for action in parser._actions:
+        if action.dest in ranges:
+            action.help = f"{(action.help or '').rstrip('.')}; {ranges[action.dest]}."
+
+
+def _ranges(cls: type, prefix: str = "") -> Iterator[tuple[str, Bounds]]:
+    """(dotted name, range) of every field that declares one, nested ones included."""
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from _ranges(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        elif "bounds" in field.metadata:
+            yield prefix + field.name, field.metadata["bounds"]
 
 
 def to_dataclass(cls: type[T], arguments: Namespace) -> T:
-    """The configuration that parsed (and instantiated) arguments describe."""
-    return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    """The configuration that parsed (and instantiated) arguments describe.
+
+    Raises:
+        ConfigError: a number is outside of its range.
+    """
+    made = cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    check_fields(made)
+    return made
 
 
 def add_pretraining(parser: Parser, given: Sequence[str] | None = None) -> None:
@@ -170,7 +188,7 @@ def to_pretraining(arguments: Namespace) -> PretrainConfig:
 def named_method(given: Sequence[str]) -> str | None:
     """`method.name` of the arguments: of the flag, else of the last file of `--config`."""
     flags: dict[str, list[str]] = {"--method.name": [], "--config": []}
-    for place, word in enumerate(given := _with_recipes(list(given))):
+    for place, word in enumerate(given := with_files(list(given))):
         name, equals, value = word.partition("=")
         if name in flags and (equals or place + 1 < len(given)):
             flags[name].append(value if equals else given[place + 1])
@@ -181,8 +199,8 @@ def named_method(given: Sequence[str]) -> str | None:
 def _method_of_file(path: str) -> str | None:
     """`method.name` of a YAML file; None where it has none or cannot be read, which parsing it will say."""
     try:
-        held = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        held = yaml.safe_load(recipe_files.find(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # a ConfigError is a ValueError
         return None
     method = held.get("method") if isinstance(held, dict) else None
     name = method.get("name") if isinstance(method, dict) else None

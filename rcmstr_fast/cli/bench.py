@@ -33,7 +33,9 @@ def add_arguments(parser: Parser) -> None:
     pipeline.add_argument("--seconds", type=float, default=10.0, help="length of each of the three measurements")
     pipeline.add_argument("--repetitions", type=int, default=5, help="timed calls of each stage; the best counts")
     pipeline.add_argument("--peers", type=bool, default=False, help="also time other libraries (needs a checkout)")
-    pipeline.add_argument("--out", type=str, default="bench/results", help="folder of the JSON; empty: none")
+    pipeline.add_argument(
+        "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
+    )
     add_pretraining(pipeline, parser.given)
     commands.add_subcommand("pipeline", pipeline, help="data path, training step, and which of them is the slower")
 
@@ -53,14 +55,16 @@ def add_arguments(parser: Parser) -> None:
         "--compare", type=str, default="", help="JSON of an earlier run; exit status 1 where it was faster"
     )
     step.add_argument("--margin", type=float, default=0.05, help="how much slower is still the same, as a share")
-    step.add_argument("--out", type=str, default="bench/results", help="folder of the JSON; empty: none")
+    step.add_argument(
+        "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
+    )
     add_pretraining(step, parser.given)
     commands.add_subcommand("step", step, help="whole training steps against plain PyTorch, images/s, memory")
 
     single = make(description="Time the operations against their peers (needs a checkout).")
     single.add_argument("--only", type=str, default="", help="only entries whose operation and shape contain this text")
     single.add_argument("--repetitions", type=int, default=10, help="timed calls of each")
-    single.add_argument("--out", type=str, default="bench/results", help="folder of the JSON")
+    single.add_argument("--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON")
     commands.add_subcommand("ops", single, help="the single operations against their peers")
 
 
@@ -171,11 +175,11 @@ def rendered(stack: ExitStack) -> Path:
     return Path(render_lmdb(SynthConfig(out=str(folder), count=_RENDERED)))
 
 
-def _write(folder: str, name: str, config: PretrainConfig, rows: "list[Row]", **facts: Any) -> None:
-    """Leave a record, unless the folder is empty."""
-    if not folder:
+def _write(where: str, name: str, config: PretrainConfig, rows: "list[Row]", **facts: Any) -> None:
+    """Leave a record in a folder or a file, unless `where` is empty."""
+    if not where:
         return
     from rcmstr_fast.measure import records
 
     made = records.record(rows, config=asdict(config), **facts)
-    print(records.write(Path(folder), records.name_with_version(name), made))
+    print(records.write(Path(where), records.name_with_version(name), made))

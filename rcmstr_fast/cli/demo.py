@@ -1,12 +1,20 @@
 """`rcmstr demo`: render words, pretrain, train a decoder three ways, and show what pretraining was worth."""
 
-import hashlib
-from dataclasses import dataclass
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from rcmstr_fast.config import ModelConfig, PretrainConfig
+
+if TYPE_CHECKING:
+    from rcmstr_fast.evaluation.config import ProbeConfig
+    from rcmstr_fast.evaluation.report import RunResult
 
 NAME = "demo"
 HELP = "the whole way in one command: render words, pretrain, probe, compare; run it again to continue"
@@ -20,48 +28,55 @@ class Size:
         crops: rendered words to pretrain on.
         labelled: rendered words with labels for the decoders.
         held_out: rendered words of the test; their texts are in no other set.
-        width: width of ResNet-29.
+        words: what is rendered, fields of `rcmstr_fast.study.words.render_set`.
+        model: the network.
         queue_size: rows of each queue.
         pretrain_steps: steps of the pretraining.
         pretrain_batch: images a step of it.
         momentum: of the key encoder; short runs need a faster one.
         lr: of the pretraining.
         probe_steps: steps of the decoders of frozen encoders.
-        scratch_steps: steps of the network that is trained from scratch; each costs several times as much.
-        probe_batch: words a step of it.
+        probe_batch: words a step of them.
         probe_lr: of each decoder.
         probe_hidden: LSTM units a direction of each decoder.
-        longest: most characters of a rendered word.
-        digits: dark words of digits alone, in few fonts and with few effects: what a small decoder learns in minutes.
+        scratch_batch: words a step of the network that is trained from scratch; its steps are as many as fit into the
+            time that pretraining and decoder took together.
+        scratch_lr: its learning rate.
+        small: plain float32, and decoders on one thread: fastest for so small a network on a processor.
     """
 
     crops: int
     labelled: int
     held_out: int
-    width: float
+    words: dict[str, Any]
+    model: dict[str, Any]
     queue_size: int
     pretrain_steps: int
     pretrain_batch: int
     momentum: float
     lr: float
     probe_steps: int
-    scratch_steps: int
     probe_batch: int
     probe_lr: float
     probe_hidden: int
-    longest: int
-    digits: bool
+    scratch_batch: int
+    scratch_lr: float
+    small: bool = field(default=False)
 
 
-LAPTOP = Size(10_000, 10_000, 1_000, 0.25, 4096, 110, 64, 0.98, 2e-3, 4_000, 160, 32, 3e-3, 64, 4, True)
-GPU = Size(200_000, 50_000, 3_000, 1.0, 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 4_000, 256, 1e-3, 256, 25, False)
-#: Few and mild effects and few fonts, for Size.digits.
-MILD = {
-    "colour": 0.0, "rotation": 0.1, "perspective": 0.1, "curve": 0.0, "outline": 0.0, "shadow": 0.0, "shading": 0.0, "texture": 0.0,
-    "clutter": 0.0, "lighting": 0.1, "fade": 0.0, "blur": 0.1, "motion": 0.0, "low_resolution": 0.1, "noise": 0.2,
-    "spacing": 0.0, "stretch": 0.2,
-}  # fmt: skip
-FAMILIES = ["DejaVu Sans"]
+#: Numbers in one font: what a small network learns to read in minutes.
+LAPTOP = Size(
+    8_000, 4_000, 1_000,
+    {"texts": "numbers", "shortest": 2, "longest": 3, "mild": True, "families": ["DejaVu Sans"]},
+    {"width": 0.125, "image_width": 44, "projector_hidden": 64},
+    1024, 450, 32, 0.99, 2e-3, 800, 64, 5e-3, 64, 32, 2e-3, True,
+)  # fmt: skip
+GPU = Size(
+    200_000, 50_000, 3_000, {"texts": "words", "mixed": True}, {}, 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 256, 1e-3, 256,
+    256, 1e-3,
+)  # fmt: skip
+#: Steps whose speed says how many the network from scratch gets.
+_TIMED = 20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -77,45 +92,73 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Render, pretrain, probe three times, print one table and where the pictures are."""
-    from rcmstr_fast.evaluation.report import comparison_table
+    """Render, pretrain, probe three times, print one table and where page and pictures are."""
+    from rcmstr_fast.evaluation.probe import probe
     from rcmstr_fast.train.distributed import choose_device
 
     cuda = choose_device("auto", 0).type == "cuda"
     size = {"auto": GPU if cuda else LAPTOP, "laptop": LAPTOP, "gpu": GPU}[arguments.size]
     folder = Path(arguments.run)
-    words = folder / "words"
+    words, clock = folder / "words", Clock(folder / "times.json")
     own = bool(arguments.data) and _take_labelled(arguments.data, words, size)
     if not own:
         _render(words, size, with_crops=not arguments.data)
-    encoder = _pretrain(folder / "pretrain", arguments.data or str(words / "unlabelled"), size)
-    results = [
-        _probe(folder / name, title, mode, source, encoder, words, size)
-        for name, title, mode, source in (
-            ("probe_pretrained", "pretrained encoder, frozen", "frozen", str(encoder)),
-            ("probe_untrained", "untrained encoder, frozen", "frozen", "random"),
-            ("scratch", "same network, all trained from scratch", "scratch", "random"),
-        )
-    ]
-    table = comparison_table(results) + "\n\n" + comparison_table(results, "ned")
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    print(
-        f"\n{table}\n\nDecoders: {size.probe_steps} steps of {size.probe_batch} words over the frozen encoders, "
-        f"{size.scratch_steps} from scratch. Pretraining: {size.pretrain_steps} steps of {size.pretrain_batch} images."
-    )
+    with clock.running("pretraining"):
+        encoder = _pretrain(folder / "pretrain", arguments.data or str(words / "unlabelled"), size)
+    runs = {name: folder / name for name in ("pretrained", "untrained", "scratch")}
+    with clock.running("pretrained"):
+        results = [probe(_frozen(runs["pretrained"], "pretrained encoder, frozen", str(encoder), encoder, words, size))]
+    with clock.running("untrained"):
+        results.append(probe(_frozen(runs["untrained"], "untrained encoder, frozen", "random", encoder, words, size)))
+    steps = _scratch_steps(folder / "timing", clock, encoder, words, size)
+    with clock.running("scratch"):
+        results.append(probe(_scratch(runs["scratch"], steps, encoder, words, size)))
+    notes = [_budgets(size, steps)]
     if own:
-        print("Pretraining has seen the held-out images too, but no labels.")
+        notes.append("Pretraining has seen the held-out images too, but no labels.")
     elif arguments.data:
-        print(f"{arguments.data} has too few labelled words for decoders: rendered words served instead.")
+        notes.append(f"{arguments.data} has too few labelled words for decoders: rendered words served instead.")
+    table = _table(results, clock)
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    page = _page(folder, encoder, runs, " ".join(notes))
+    print(f"\n{table}\n\n" + "\n".join(notes))
     print(f"run folder: {folder}")
-    pictures = [words / "held_out" / "samples.png", encoder / "views.png", folder / "probe_pretrained/predictions.png"]
-    print("\n".join(f"  {picture}" for picture in pictures if picture.is_file()))
+    pictures = [words / "held_out" / "samples.png", encoder / "views.png", runs["pretrained"] / "predictions.png"]
+    print("\n".join(f"  {picture}" for picture in [*pictures, folder / "learning.svg", page] if picture.is_file()))
     return 0
 
 
-def _is_held_out(text: str) -> bool:
-    """A tenth of all texts, always the same ones."""
-    return hashlib.sha256(text.encode()).digest()[0] < 26
+class Clock:
+    """Seconds of wall clock that each part has taken, also over interruptions.
+
+    Args:
+        path: JSON file that keeps them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @contextlib.contextmanager
+    def running(self, part: str) -> Iterator[None]:
+        """Count the time inside, unless the part has ended before."""
+        began, ended = time.monotonic(), False
+        try:
+            yield
+            ended = True
+        finally:
+            if not self.seconds.get(f"{part} ended"):
+                self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+                self.seconds[f"{part} ended"] = float(ended)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
+
+    def keep(self, name: str, value: float) -> float:
+        """The value that was kept under the name, else this one from now on."""
+        if name not in self.seconds:
+            self.seconds[name] = value
+            self.path.write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
+        return self.seconds[name]
 
 
 def _take_labelled(data: str, folder: Path, size: Size) -> bool:
@@ -123,6 +166,7 @@ def _take_labelled(data: str, folder: Path, size: Size) -> bool:
     from rcmstr_fast.data.lmdb_writer import write_lmdb
     from rcmstr_fast.data.source import open_sources
     from rcmstr_fast.data.staging import staged_folder
+    from rcmstr_fast.study.words import is_held_out
 
     source = open_sources([data])
     parts: dict[bool, list[tuple[int, str]]] = {True: [], False: []}
@@ -130,8 +174,8 @@ def _take_labelled(data: str, folder: Path, size: Size) -> bool:
         chunk = range(start, min(start + 1024, len(source)))
         for i, label in zip(chunk, source.labels(chunk)):
             if label:
-                parts[_is_held_out(label)].append((i, label))
-    if len(parts[True]) < 8 or len(parts[False]) < 8 * size.probe_batch:
+                parts[is_held_out(label)].append((i, label))
+    if len(parts[True]) < 8 or len(parts[False]) < 8 * size.scratch_batch:
         return False
     for held_out, name, count in ((True, "held_out", size.held_out), (False, "labelled", size.labelled)):
         if not (folder / name).exists():
@@ -144,59 +188,105 @@ def _take_labelled(data: str, folder: Path, size: Size) -> bool:
 
 def _render(folder: Path, size: Size, *, with_crops: bool) -> None:
     """The rendered sets, each in an LMDB; the texts of `held_out` are in no other set."""
-    from rcmstr_fast.data.synth import Effects, SynthConfig, render_lmdb
-    from rcmstr_fast.data.synth.words import read_words
+    from rcmstr_fast.study.words import render_set
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if size.digits:
-        vocabulary = [f"{number:0{length}}" for length in range(2, size.longest + 1) for number in range(10**length)]
-    else:
-        vocabulary = read_words(SynthConfig(num_words=30_000))
-    lists: dict[bool, list[str]] = {True: [], False: []}
-    for word in vocabulary:
-        lists[_is_held_out(word)].append(word)
-    for held_out, name in ((True, "held_out.txt"), (False, "training.txt")):
-        (folder / name).write_text("\n".join(lists[held_out]), encoding="utf-8")
     sets = {"unlabelled": size.crops if with_crops else 0, "labelled": size.labelled, "held_out": size.held_out}
     for seed, (name, count) in enumerate(sets.items()):
-        if count:
-            texts = folder / ("held_out.txt" if name == "held_out" else "training.txt")
-            config = SynthConfig(out=str(folder / name), count=count, seed=seed, words=str(texts))
-            if size.digits or name == "held_out":  # only listed words, as they are
-                config.numbers = config.random_text = config.punctuation = 0.0
-            if size.digits:
-                config.effects, config.families = Effects(**MILD), FAMILIES
-            render_lmdb(config)
+        if count and not (folder / name).exists():
+            render_set({**size.words, "count": count, "seed": seed, "held_out": name == "held_out"}, folder / name)
 
 
 def _pretrain(folder: Path, data: str, size: Size) -> Path:
     from rcmstr_fast.methods import settings
     from rcmstr_fast.train.loop import pretrain
 
-    config = PretrainConfig(run=str(folder), model=ModelConfig(width=size.width))
+    config = PretrainConfig(run=str(folder), model=ModelConfig(**size.model))
     config.data.roots = [data]
-    config.preset = "fast"  # the weight of the terms between levels that the demonstration was measured with
     config.method = settings("rcmstr", queue_size=size.queue_size, momentum=size.momentum)
     config.optim.lr = size.lr
     config.train.steps, config.train.global_batch_size = size.pretrain_steps, size.pretrain_batch
-    config.train.save_every = 50
-    if size is LAPTOP:  # bfloat16 gradients of a small batch point 45 degrees off at first, and the run is short
+    config.train.save_every = 100
+    if size.small:  # bfloat16 gradients of a small batch point 45 degrees off at first, and the run is short
         config.train.precision = "fp32"
     return pretrain(config)
 
 
-def _probe(folder: Path, title: str, mode: str, source: str, like: Path, words: Path, size: Size) -> object:
+def _decoder(folder: Path, title: str, words: Path, size: Size, **fields: Any) -> "ProbeConfig":
+    """What the three decoders have in common."""
     from rcmstr_fast.evaluation.config import ProbeConfig
-    from rcmstr_fast.evaluation.probe import probe
 
-    steps = size.scratch_steps if mode == "scratch" else size.probe_steps
-    small = mode == "frozen" and size is LAPTOP  # so small a decoder is fastest in plain float32 on one thread
-
-    config = ProbeConfig(
-        run=str(folder), title=title, mode=mode, encoder=source, like=str(like) if source == "random" else "",
-        train=[str(words / "labelled")], test=[f"held_out={words / 'held_out'}"], augment="none",
-        steps=steps, eval_every=max(1, steps // 5), batch_size=size.probe_batch,
-        lr=size.probe_lr, decoder_hidden=size.probe_hidden, normalise=mode == "frozen",
-        precision="fp32" if small else "auto", decoder_threads=int(small),
+    return ProbeConfig(
+        run=str(folder), title=title, train=[str(words / "labelled")], test=[f"held_out={words / 'held_out'}"],
+        decoder="ctc", augment="none", decoder_hidden=size.probe_hidden, **fields,
     )  # fmt: skip
-    return probe(config)
+
+
+def _frozen(folder: Path, title: str, source: str, like: Path, words: Path, size: Size) -> "ProbeConfig":
+    return _decoder(
+        folder, title, words, size, encoder=source, like=str(like) if source == "random" else "", normalise=True,
+        steps=size.probe_steps, eval_every=max(1, size.probe_steps // 5), batch_size=size.probe_batch, lr=size.probe_lr,
+        precision="fp32" if size.small else "auto", decoder_threads=int(size.small),
+    )  # fmt: skip
+
+
+def _scratch(folder: Path, steps: int, like: Path, words: Path, size: Size) -> "ProbeConfig":
+    return _decoder(
+        folder, "same network, all trained from scratch", words, size, mode="scratch", encoder="random", like=str(like),
+        steps=steps, eval_every=max(1, steps // 5), batch_size=size.scratch_batch, lr=size.scratch_lr,
+        precision="fp32" if size.small else "auto", log_every=5,
+    )  # fmt: skip
+
+
+def _scratch_steps(folder: Path, clock: Clock, like: Path, words: Path, size: Size) -> int:
+    """Steps from scratch that take as long as pretraining and decoder took together, by the speed of a few."""
+    from rcmstr_fast.evaluation.probe import probe
+    from rcmstr_fast.study.records import metrics
+
+    if "scratch steps" not in clock.seconds:
+        probe(_scratch(folder, min(_TIMED, size.pretrain_steps), like, words, size))
+    speeds = [line["images_per_s"] for line in metrics(folder) if "images_per_s" in line] or [1.0]
+    seconds = clock.seconds["pretraining"] + clock.seconds["pretrained"]
+    return int(clock.keep("scratch steps", max(2, int(seconds * speeds[-1] / size.scratch_batch))))
+
+
+def _budgets(size: Size, steps: int) -> str:
+    return (
+        f"Pretraining: {size.pretrain_steps} steps of {size.pretrain_batch} images without labels. Decoders: "
+        f"{size.probe_steps} steps of {size.probe_batch} words over the frozen encoders. From scratch: {steps} steps of "
+        f"{size.scratch_batch} words, as many as were expected to fit into the time of pretraining and decoder together."
+    )
+
+
+def _table(results: "list[RunResult]", clock: Clock) -> str:
+    """Models, the seconds that each had, and what they read of the held-out words."""
+    from rcmstr_fast.evaluation.report import markdown
+
+    took = clock.seconds
+    seconds = [took["pretraining"] + took["pretrained"], took["untrained"], took["scratch"]]
+    found = [result.sets[0] for result in results]
+    heads = [f"held_out (N {found[0].score.count}/{found[0].total}) accuracy %", "1-NED %"]
+    rows = [
+        [result.model, f"{s:.0f}", f"{100 * one.score.accuracy:.2f}", f"{100 * one.score.ned:.2f}"]
+        for result, s, one in zip(results, seconds, found)
+    ]
+    return markdown(["model", "seconds of training", *heads], rows)
+
+
+def _page(folder: Path, encoder: Path, runs: dict[str, Path], note: str) -> Path:
+    """One HTML page of everything, and the learning curve as a picture of its own."""
+    from rcmstr_fast import drawing
+    from rcmstr_fast.study.page import Runs, write_page
+    from rcmstr_fast.study.records import curve, runs_record
+
+    record = runs_record([encoder, *runs.values()])
+    record |= {"title": "Demo: what pretraining is worth", "note": note, "metrics": ["accuracy", "ned"]}
+    record["evaluations"] = [{"name": "CTC", "decoder": "ctc", "command": "probe"}]
+    for row in record["rows"]:
+        row["results"] = {"CTC": next(iter(row["results"].values()), {})}
+    page = folder / "report.html"
+    write_page(record, Runs({"pretraining": encoder}, runs), page)
+    lines = {name: curve(run, "val_accuracy") for name, run in runs.items()}
+    svg = drawing.curves("Accuracy on validation words", "step of the decoder", "accuracy", lines)
+    if svg:
+        (folder / "learning.svg").write_text(svg + "\n", encoding="utf-8")
+    return page

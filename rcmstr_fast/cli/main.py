@@ -5,9 +5,17 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from signal import SIGPIPE
+from typing import TYPE_CHECKING
 
 import rcmstr_fast
+from rcmstr_fast import console
 from rcmstr_fast.config import ConfigError, RunError
+
+if TYPE_CHECKING:  # both are slow to import
+    from jsonargparse import Namespace
+
+    from rcmstr_fast.cli.arguments import Parser
 
 #: Commands in the order of the help page; each is a module of this package with
 #: NAME, HELP, add_arguments(parser) and run(arguments) -> exit status, imported when it is used.
@@ -27,13 +35,17 @@ COMMANDS = (
     "import",
     "study",
     "report",
+    "plot",
     "recipes",
     "bench",
 )
 
+#: Commands whose output is all that they are for: they end quietly where its reader has gone (`| head`), as others do not.
+_SHOWING = {"doctor", "read", "report"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; a console that goes away does not end it.
 
     Args:
         argv: arguments after `rcmstr`; None: those of the process.
@@ -45,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
+    with console.kept(strict_output=name in _SHOWING):
+        return _guarded(name, argv)
+
+
+def _guarded(name: str, argv: list[str]) -> int:
+    """The command, its known errors as one line."""
     if name in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
@@ -57,12 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(name, argv[1:])
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, RunError, OSError) as error:
+    except (ConfigError, RunError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and name in _SHOWING:
+            return 128 + SIGPIPE
         return _fail(f"rcmstr {name}", _text(error), getattr(error, "status", 2))
     except RuntimeError as error:
-        if type(error).__name__ != "BackendError":  # its module imports torch
+        # By name and words: the modules of these errors import torch, which has no class of its own for host memory.
+        if type(error).__name__ not in ("BackendError", "OutOfMemoryError") and "allocate memory" not in str(error):
             raise
-        return _fail(f"rcmstr {name}", str(error))
+        return _fail(f"rcmstr {name}", _text(error))
 
 
 def available() -> list[str]:
@@ -77,7 +98,17 @@ def _run(name: str, argv: list[str]) -> int:
     parser = Parser(prog=f"rcmstr {name}", description=command.HELP)
     parser.given = argv
     command.add_arguments(parser)
-    return command.run(parser.instantiate(parser.parse_args(argv)))
+    return command.run(_parsed(parser, argv))
+
+
+def _parsed(parser: "Parser", argv: list[str]) -> "Namespace":
+    """The arguments with their dataclasses made."""
+    try:
+        return parser.instantiate(parser.parse_args(argv))
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # jsonargparse over a YAML file of arbitrary bytes and types fails in any way
+        raise ConfigError(f"the arguments cannot be understood: {_text(error)[:300]}") from error
 
 
 def _help() -> str:
@@ -97,6 +128,8 @@ def _nearest(name: str) -> str:
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) and not str(error):
+        return "out of memory"
     return " ".join(str(error).split())
 
 

@@ -1,11 +1,9 @@
 """`rcmstr methods`: every pretraining method, what it needs, and its recipes."""
 
-from pathlib import Path
-
 from jsonargparse import Namespace
 
-import rcmstr_fast
 from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.recipe_files import FOLDER
 
 NAME = "methods"
 HELP = "list the pretraining methods: paper, encoders, needs, recipes"
@@ -22,7 +20,8 @@ def run(arguments: Namespace) -> int:
 
     rows = [_COLUMNS]
     for spec in every_method():
-        needs = [*spec.needs, *(["labels"] if spec.labels and "labels" not in spec.needs else [])]
+        named = any(need.startswith("labels") for need in spec.needs)
+        needs = [*spec.needs, *(["labels"] if spec.labels and not named else [])]
         rows.append((
             spec.name, _short(spec.encoders), ", ".join(needs) or "-", ", ".join(recipes(spec.name)) or "-", spec.paper,
         ))  # fmt: skip
@@ -33,10 +32,11 @@ def run(arguments: Namespace) -> int:
 
 
 def recipes(name: str) -> list[str]:
-    """Recipes of a method in the checkout, without folder and ending; those of other rows of a table left out."""
-    folder = Path(rcmstr_fast.__file__).resolve().parents[1] / "recipes"
+    """Recipes of a method, without folder and ending, and those of its variants (`cnn_NAME_VARIANT`)."""
     wanted = [f"{size}{kind}_{name}" for size in ("", "tiny_") for kind in ("cnn", "vit")]
-    return [stem for stem in wanted if (folder / f"{stem}.yaml").is_file()]
+    return [
+        path.stem for stem in wanted for ending in ("", "_*") for path in sorted(FOLDER.glob(f"{stem}{ending}.yaml"))
+    ]
 
 
 def _short(encoders: tuple[str, ...]) -> str:

@@ -17,6 +17,23 @@ from rcmstr_fast.data.source import ImageSource
 _CHUNK = 65_536
 
 
+def seeded_share(records: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Places of a random share of records, ascending; for one seed smaller shares are contained in greater ones.
+
+    Args:
+        records: [n] int64 record numbers, on which alone the choice depends.
+        share: in (0, 1]; the number of places is rounded, at least one.
+        seed: of the stream SUBSET.
+    Raises:
+        ValueError: share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"seeded_share: share must be in (0, 1], got {share}")
+    words = random.words(torch.from_numpy(records), 2, seed=seed, stream=random.SUBSET, epoch=0)
+    order = torch.argsort(words[:, 0] * 2**31 + (words[:, 1] >> 1), stable=True).numpy()
+    return np.sort(order[: max(1, round(share * len(records)))])
+
+
 class LabelledSet:
     """The records of a source that a decoder can be trained on.
 
@@ -99,12 +116,7 @@ class LabelledSet:
         Raises:
             ValueError: share outside (0, 1].
         """
-        if not 0 < share <= 1:
-            raise ValueError(f"LabelledSet.subset: share must be in (0, 1], got {share}")
-        words = random.words(torch.from_numpy(self.records), 2, seed=seed, stream=random.SUBSET, epoch=0)
-        order = torch.argsort(words[:, 0] * 2**31 + (words[:, 1] >> 1), stable=True).numpy()
-        count = max(1, round(share * len(self)))
-        return self._choose(np.sort(order[:count]))
+        return self._choose(seeded_share(self.records, share, seed))
 
     def _choose(self, places: np.ndarray) -> "LabelledSet":
         chosen = object.__new__(LabelledSet)

@@ -9,7 +9,7 @@ import numpy as np
 from rcmstr_fast.config import ConfigError, as_list
 from rcmstr_fast.data.overlap import NOTHING, content_hashes, find_overlap
 from rcmstr_fast.data.source import open_sources
-from rcmstr_fast.evaluation.config import ProbeConfig
+from rcmstr_fast.evaluation.config import TrainedConfig
 from rcmstr_fast.evaluation.decoder_data import Words
 from rcmstr_fast.train.export import load_encoder
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_contents(
-    config: ProbeConfig, sets: dict[str, Words], tests: dict[str, Words], inside: dict[str, Words]
+    config: TrainedConfig, sets: dict[str, Words], tests: dict[str, Words], inside: dict[str, Words]
 ) -> None:
     """Refuse words that are both trained on and validated or tested on, or both validated and tested on.
 
@@ -49,7 +49,7 @@ def check_contents(
         _log.warning("%s", line)
 
 
-def _seen_unlabelled(config: ProbeConfig, tests: dict[str, Words]) -> str:
+def _seen_unlabelled(config: TrainedConfig, tests: dict[str, Words]) -> str:
     """What to say of test pictures among those of the pretraining, which saw them without labels; empty: nothing."""
     if config.encoder in ("", "random"):
         return ""

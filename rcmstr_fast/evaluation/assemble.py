@@ -13,10 +13,11 @@ from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
 from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.decode import Rotate
 from rcmstr_fast.evaluation.apart import check_contents, without_copies
-from rcmstr_fast.evaluation.config import ProbeConfig
+from rcmstr_fast.evaluation.config import ProbeConfig, TrainedConfig
 from rcmstr_fast.evaluation.decoder_data import Words, open_words, split_words, training_words
+from rcmstr_fast.evaluation.over_encoder import Precision
 from rcmstr_fast.evaluation.protocols import Protocol
-from rcmstr_fast.evaluation.recogniser import Precision, Recogniser
+from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train.export import load_encoder
 
@@ -43,7 +44,7 @@ class ProbeData:
     total: int = 0
     val_dropped: dict[str, int] = field(default_factory=dict)
 
-    def listing(self, config: ProbeConfig) -> str:
+    def listing(self, config: TrainedConfig) -> str:
         """The record numbers used for training and validation, as JSON."""
         facts = {
             "seed": config.seed,
@@ -74,25 +75,43 @@ def open_data(
     """
     usable = training_words(config.train, protocol, charset, max_length=config.max_length, ctc_frames=ctc_frames)
     train, val = split_words(usable, 0.0 if config.val else config.val_fraction, config.subset, config.seed)
-    dropped = dict(usable.dropped)
-    if len(val):
-        dropped["for validation"] = len(val)
-    unused = len(usable) - len(train) - len(val)
+    own_val = open_words(config.val, "val") if config.val else None
+    val_dropped: dict[str, int] = {}
+    if own_val is not None:
+        val, val_dropped = _validation_targets(own_val, protocol)
+    opened = {name: open_words([path], f"test {name}") for name, path in tests.items()}
+    found = ProbeData(train, val, opened, dict(usable.dropped), usable.total, val_dropped)
+    return arranged(config, found, len(usable), own_val)
+
+
+def arranged(config: TrainedConfig, data: ProbeData, usable: int, own_val: Words | None) -> ProbeData:
+    """The sets of a run once they are known to be apart, with every record that is left out accounted for.
+
+    Args:
+        config: checked.
+        data: as opened and split; `dropped` are the records that cannot be used.
+        usable: records of the training roots that can be used.
+        own_val: validation records of roots of their own, before any were left out; None: split off.
+    Raises:
+        ConfigError: sets overlap, or nothing is left to train on.
+    """
+    train, val, dropped = data.train, data.val, dict(data.dropped)
+    split_off = 0 if own_val is not None else len(val)
+    if split_off:
+        dropped["for validation"] = split_off
+    unused = usable - len(train) - split_off
     if unused:
         dropped["not in the subset"] = unused
-    if not config.val and len(val):
+    if split_off:
         train, copies = without_copies(train, val)
         if copies:
             dropped["copy of a validation word"] = copies
             _log.warning("train: %d words are left out, whose pictures are also those of validation words", copies)
-    val_dropped: dict[str, int] = {}
-    sets, inside = {"train": train}, {"val": val} if len(val) else {}
-    if config.val:
-        sets["val"], inside = open_words(config.val, "val"), {}
-        val, val_dropped = _validation_targets(sets["val"], protocol)
-    opened = {name: open_words([path], f"test {name}") for name, path in tests.items()}
-    check_contents(config, sets, {f"test {name}": words for name, words in opened.items()}, inside)
-    return ProbeData(train, val, opened, dropped, usable.total, val_dropped)
+    sets, inside = {"train": train}, {"val": val} if split_off else {}
+    if own_val is not None:
+        sets["val"] = own_val
+    check_contents(config, sets, {f"test {name}": words for name, words in data.tests.items()}, inside)
+    return dataclasses.replace(data, train=train, dropped=dropped)
 
 
 def _validation_targets(words: Words, protocol: Protocol) -> tuple[Words, dict[str, int]]:
@@ -119,7 +138,7 @@ def build_recogniser(config: ProbeConfig, charset: Charset, precision: Precision
         ConfigError: the encoder cannot be read or built.
     """
     with torch.random.fork_rng():
-        encoder, rectifier, model = _encoder(config)
+        encoder, rectifier, model = build_base(config)
         torch.manual_seed(config.seed)
         decoder = config.decoder
         if decoder == "auto":
@@ -131,7 +150,14 @@ def build_recogniser(config: ProbeConfig, charset: Charset, precision: Precision
         )  # fmt: skip
 
 
-def _encoder(config: ProbeConfig) -> tuple[nn.Module, nn.Module, ModelConfig]:
+def build_base(config: TrainedConfig) -> tuple[nn.Module, nn.Module, ModelConfig]:
+    """Encoder, rectifier and their resolved configuration, as `encoder`, `like` and `model` order them.
+
+    Torch's generator is seeded with `config.seed` where they are untrained.
+
+    Raises:
+        ConfigError: the encoder cannot be read or built.
+    """
     if config.encoder not in ("", "random"):
         encoder, rectifier, header = load_encoder(config.encoder)
         return encoder, rectifier, resolve_model(ModelConfig(**header["config"]["model"]))
@@ -145,7 +171,7 @@ def _encoder(config: ProbeConfig) -> tuple[nn.Module, nn.Module, ModelConfig]:
         raise ConfigError(f"model: {error}") from error
 
 
-def rotation(config: ProbeConfig) -> Rotate:
+def rotation(config: TrainedConfig) -> Rotate:
     """Whether tall pictures are turned: as ordered, or as in the pretraining of the encoder."""
     if config.rotate != "encoder":
         return config.rotate

@@ -1,4 +1,4 @@
-"""The configuration of `rcmstr probe` and `rcmstr finetune`."""
+"""The configuration of `rcmstr probe`, `rcmstr finetune` and `rcmstr segment`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,8 +15,8 @@ _RECIPES: dict[str, tuple[float, str, float]] = {
 
 
 @dataclass
-class ProbeConfig:
-    """A decoder trained on labelled words, over a frozen, a fine-tuned or an untrained encoder.
+class TrainedConfig:
+    """What is trained on top of an encoder, on what, and how: the fields that every evaluation has.
 
     Attributes:
         run: the run folder; an interrupted run with the same configuration is continued, a finished one is shown.
@@ -25,20 +25,8 @@ class ProbeConfig:
         encoder: run folder of a pretraining, an encoder.safetensors, or `random` for an untrained encoder.
         like: run folder or encoder.safetensors whose network (not weights) encoder=random takes; empty: `model`.
         model: the network of encoder=random without `like`; not used otherwise.
-        mode: what is trained: the decoder alone (frozen), all of it (finetune),
+        mode: what is trained: the decoder or head alone (frozen), all of it (finetune),
             or all of it from untrained weights (scratch).
-        bn: batch norm of a frozen encoder while the decoder trains: the running statistics, or the batch's,
-            with the running statistics re-estimated (what the released RCLSTR code does).
-        decoder: the decoder; auto: ctc for the CNN, transformer for the ViT (docs/protocols.md describes them).
-        memory: what the decoder reads of the encoder: tokens (every patch of the ViT; the visual frames V of the CNN),
-            frames (the encoder's sequence: a ViT's column means, a CNN's V or, with model.sequence=bilstm, H), or both
-            side by side (SeqCLR's (H, V)); auto: tokens for the transformer, frames for the others.
-        max_length: longest text in characters: longer labels are no training words, and a decoder that writes
-            character by character stops there.
-        decoder_hidden: LSTM units a direction of the CTC and attention decoders.
-        normalise: bring each channel of the frames to mean 0 and deviation 1 (batch norm without weights) before the
-            decoder, which then learns faster; no part of the published protocols.
-        charset: 36, 62, 94 or a UTF-8 file (one character a line, or one long line).
         train: LMDB or image folders with the training words.
         val: folders with the validation words that choose the checkpoint; empty: split off the training words.
         val_fraction: share of the training words split off where `val` is empty; they serve validation alone.
@@ -48,8 +36,6 @@ class ProbeConfig:
         allow_overlap: go on although pictures of test or validation words are among the training words, by content;
             what overlaps is in the log either way.
         subset: share of the remaining training words that is used, in (0, 1]; a seeded choice, its list is saved.
-        protocols: comparison protocols (docs/protocols.md); the first one also normalises the training labels
-            and defines the validation accuracy.
         augment: augmentation of the training words.
         epochs: passes over the training words; used where steps is 0.
         steps: optimiser steps; 0: by `epochs`.
@@ -84,13 +70,6 @@ class ProbeConfig:
     like: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     mode: Literal["frozen", "finetune", "scratch"] = "frozen"
-    bn: Literal["running", "batch"] = "running"
-    decoder: Literal["auto", "ctc", "ctc_linear", "attention", "attention_rclstr", "transformer"] = "auto"
-    memory: Literal["auto", "tokens", "frames", "both"] = "auto"
-    max_length: int = number(25, low=1)
-    decoder_hidden: int = number(256, low=1)
-    normalise: bool = False
-    charset: str = "36"
     train: list[str] | str = field(default_factory=list)
     val: list[str] | str = field(default_factory=list)
     val_fraction: float = number(0.1, low=0, below=1)
@@ -98,7 +77,6 @@ class ProbeConfig:
     rotate: Literal["encoder", "never", "tall"] = "encoder"
     allow_overlap: bool = False
     subset: float = number(1.0, above=0, high=1)
-    protocols: list[str] | str = field(default_factory=lambda: ["fewer_labels36"])
     augment: Literal["light", "none"] = "light"
     epochs: int = number(10, low=0)
     steps: int = number(0, low=0)
@@ -123,7 +101,7 @@ class ProbeConfig:
     cache_gib: float = number(4.0, low=0)
 
     def __post_init__(self) -> None:
-        for name in ("train", "val", "test", "protocols"):
+        for name in ("train", "val", "test"):
             setattr(self, name, as_list(getattr(self, name)))
 
     @property
@@ -143,9 +121,79 @@ class ProbeConfig:
 
 
 @dataclass
+class ProbeConfig(TrainedConfig):
+    """A decoder trained on labelled words, over a frozen, a fine-tuned or an untrained encoder.
+
+    Attributes:
+        bn: batch norm of a frozen encoder while the decoder trains: the running statistics, or the batch's,
+            with the running statistics re-estimated (what the released RCLSTR code does).
+        decoder: the decoder; auto: ctc for the CNN, transformer for the ViT (docs/protocols.md describes them).
+        memory: what the decoder reads of the encoder: tokens (every patch of the ViT; the visual frames V of the CNN),
+            frames (the encoder's sequence: a ViT's column means, a CNN's V or, with model.sequence=bilstm, H), or both
+            side by side (SeqCLR's (H, V)); auto: tokens for the transformer, frames for the others.
+        max_length: longest text in characters: longer labels are no training words, and a decoder that writes
+            character by character stops there.
+        decoder_hidden: LSTM units a direction of the CTC and attention decoders.
+        normalise: bring each channel of the frames to mean 0 and deviation 1 (batch norm without weights) before the
+            decoder, which then learns faster; no part of the published protocols.
+        charset: 36, 62, 94 or a UTF-8 file (one character a line, or one long line).
+        protocols: comparison protocols (docs/protocols.md); the first one also normalises the training labels
+            and defines the validation accuracy.
+    """
+
+    bn: Literal["running", "batch"] = "running"
+    decoder: Literal["auto", "ctc", "ctc_linear", "attention", "attention_rclstr", "transformer"] = "auto"
+    memory: Literal["auto", "tokens", "frames", "both"] = "auto"
+    max_length: int = number(25, low=1)
+    decoder_hidden: int = number(256, low=1)
+    normalise: bool = False
+    charset: str = "36"
+    protocols: list[str] | str = field(default_factory=lambda: ["fewer_labels36"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.protocols = as_list(self.protocols)
+
+
+@dataclass
 class FinetuneConfig(ProbeConfig):  # noqa: D101 (the fields and their meaning are the same, the default of mode is not)
     __doc__ = ProbeConfig.__doc__
     mode: Literal["frozen", "finetune", "scratch"] = "finetune"
+
+
+@dataclass
+class SegmentConfig(TrainedConfig):
+    """A segmentation head trained on pictures with masks, over a frozen, a fine-tuned or an untrained encoder.
+
+    Attributes:
+        run: the run folder; an interrupted run with the same configuration is continued, a finished one is shown.
+        train: folders with `pairs.tsv` (picture, tab, mask, tab, text; the text may be missing) beside `images/` and
+            `masks/` (white = text): what `rcmstr data convert` makes of TextSeg.
+        val: such folders for the validation that chooses the checkpoint; empty: split off the training pairs.
+        test: the test sets, each `name=folder` (or a folder, named by its last part).
+        augment: augmentation of the training pictures; what moves pixels moves those of the mask, too.
+        batch_size: pictures a step (fewer where the training set is smaller).
+        eval_every: steps between validations and checkpoints; 0: twenty times in the run.
+        blocks: attention blocks of the head.
+        heads: attention heads of each block.
+        dim: channels of the blocks.
+    """
+
+    run: str = "runs/segment"
+    batch_size: int = number(64, low=1)
+    blocks: int = number(3, low=1)
+    heads: int = number(2, low=1)
+    dim: int = number(384, low=1)
+
+
+def check_segment(config: SegmentConfig) -> None:
+    """Check what needs no data.
+
+    Raises:
+        ConfigError: naming the field, what was expected and what came.
+    """
+    check_trained(config)
+    refuse((config.dim % config.heads == 0, "dim must be a multiple of heads", (config.dim, config.heads)))
 
 
 #: Fields that may differ when a run is continued: they change where, how fast and in what division, not what, is
@@ -161,20 +209,27 @@ def check(config: ProbeConfig) -> None:
     Raises:
         ConfigError: naming the field, what was expected and what came.
     """
+    check_trained(config)
+    refuse(
+        (config.bn == "running" or config.mode == "frozen", "bn=batch goes with mode=frozen only", config.mode),
+        (bool(config.protocols), "protocols must name at least one protocol", config.protocols),
+    )
+
+
+def check_trained(config: TrainedConfig) -> None:
+    """`check` of the fields that every evaluation has."""
     check_fields(config)
     scratch = config.mode == "scratch"
     one_cycle = config.resolved_schedule == "one_cycle"
-    rules = [
+    refuse(
         (config.encoder or scratch, "encoder must name a run folder, an encoder.safetensors, or be `random`",
          config.encoder),
         (not scratch or config.encoder in ("", "random"),
          "mode=scratch trains an untrained encoder: encoder must be `random` (like=... takes the network of a run)",
          config.encoder),
         (not config.like or scratch or config.encoder == "random", "like goes with encoder=random only", config.like),
-        (config.bn == "running" or config.mode == "frozen", "bn=batch goes with mode=frozen only", config.mode),
         (bool(config.train), "train must name at least one folder", config.train),
         (bool(config.test), "test must name at least one set, name=folder", config.test),
-        (bool(config.protocols), "protocols must name at least one protocol", config.protocols),
         (config.val or config.val_fraction > 0, "val_fraction must be more than 0 where val is empty",
          config.val_fraction),
         (config.steps > 0 or config.epochs > 0, "epochs or steps must be positive", (config.epochs, config.steps)),
@@ -184,7 +239,11 @@ def check(config: ProbeConfig) -> None:
          config.layer_decay),
         (not one_cycle or config.warmup_steps is None, "warmup_steps goes with schedule=cosine or step",
          config.warmup_steps),
-    ]  # fmt: skip
+    )  # fmt: skip
+
+
+def refuse(*rules: tuple[object, str, object]) -> None:
+    """Raise ConfigError for the first rule (whether it holds, what was expected, what came) that does not hold."""
     for holds, expected, got in rules:
         if not holds:
             raise ConfigError(f"{expected}, got {got!r}")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from rcmstr_fast.data.decode import Rotate, decode_batch
 from rcmstr_fast.data.labelled import LabelledSet
 from rcmstr_fast.data.source import ImageSource, open_sources
 from rcmstr_fast.evaluation.advice import charset_warning
+from rcmstr_fast.evaluation.over_encoder import OverEncoder
 from rcmstr_fast.evaluation.protocols import Protocol
-from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.models.decoders import frames_needed
 from rcmstr_fast.train.distributed import World
 
@@ -161,6 +161,9 @@ class WordImages:
         broken: position -> reason, of pictures that could not be decoded (found so far).
     """
 
+    #: Bytes of a decoded pixel.
+    channels = 3
+
     def __init__(
         self, words: Words, size: tuple[int, int], pool: Executor, limit_gib: float, rotate: Rotate = "never"
     ) -> None:
@@ -176,8 +179,8 @@ class WordImages:
         self.words = words
         self.broken: dict[int, str] = {}
         self._size, self._pool, self._rotate = size, pool, rotate
-        keep = 3 * size[0] * size[1] * len(words) <= limit_gib * _GIB
-        self._kept = np.zeros((len(words) if keep else 0, *size, 3), np.uint8)
+        keep = self.channels * size[0] * size[1] * len(words) <= limit_gib * _GIB
+        self._kept = np.zeros((len(words) if keep else 0, *size, self.channels), np.uint8)
         self._known = np.zeros(len(self._kept), bool)
 
     def __len__(self) -> int:
@@ -220,7 +223,7 @@ class Feed:
         images: the pictures and their words.
     """
 
-    def __init__(self, recogniser: Recogniser, images: WordImages, world: World, *, preset: str, seed: int) -> None:
+    def __init__(self, recogniser: OverEncoder, images: WordImages, world: World, *, preset: str, seed: int) -> None:
         """Prepare.
 
         Args:
@@ -298,6 +301,16 @@ class Feed:
         assert loaded is not None
         return self._encode(loaded, epoch, slots)
 
+    def targets(
+        self, positions: np.ndarray, loaded: np.ndarray | None, epoch: int, slots: np.ndarray, chosen: Sequence[int]
+    ) -> Any:
+        """What the network learns for the `chosen` ones of the words whose `frames` have the same arguments."""
+        return [self.labels[positions[i]] for i in chosen]
+
+    def terms(self, positions: np.ndarray) -> int:
+        """How many terms the loss of these words is the mean of."""
+        return self._recogniser.loss_terms([self.labels[i] for i in positions])
+
     def _encode(self, images: np.ndarray, epoch: int, slots: np.ndarray) -> Tensor:
         index = torch.from_numpy(slots).to(self._world.device)
         pictures = torch.from_numpy(images).to(self._world.device)
@@ -322,7 +335,7 @@ def ahead(make: Callable[[K], T], keys: Iterable[K]) -> Iterator[tuple[K, T]]:
             yield waiting[0], waiting[1].result()
 
 
-def estimate_statistics(recogniser: Recogniser, feed: Feed, batch_size: int) -> int:
+def estimate_statistics(recogniser: OverEncoder, feed: Feed, batch_size: int) -> int:
     """Give an untrained encoder the running batch-norm statistics it has none of: averages over training words.
 
     Without them its evaluation mode divides by 1 in every layer, a far weaker baseline than an untrained network is.

@@ -1,7 +1,7 @@
-"""Training of a recogniser on labelled words, in one process or many, with checkpoints."""
+"""Training of what stands over an encoder, in one process or many, with checkpoints."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, RunError
-from rcmstr_fast.evaluation.config import ProbeConfig
+from rcmstr_fast.evaluation.config import TrainedConfig
 from rcmstr_fast.evaluation.decoder_data import Feed, ahead
-from rcmstr_fast.evaluation.metrics import score
-from rcmstr_fast.evaluation.protocols import Protocol
-from rcmstr_fast.evaluation.reading import read_words
-from rcmstr_fast.evaluation.recogniser import Recogniser
+from rcmstr_fast.evaluation.over_encoder import OverEncoder
 from rcmstr_fast.evaluation.schedule import Micro, Order, Schedule, build_optimizer, learning_rate
 from rcmstr_fast.models.batch_norm import HeldStatistics, norms_of
 from rcmstr_fast.train import checkpoint
@@ -24,6 +21,9 @@ from rcmstr_fast.train.log import Meter, RunLog
 from rcmstr_fast.train.optim import apply_gradients
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
+
+#: Validates the network as it is, in every process: name -> value; the first two decide which validation is the best.
+Validate = Callable[[], dict[str, float]]
 
 
 class Fit:
@@ -35,13 +35,13 @@ class Fit:
     Attributes:
         step: steps done.
         lr: learning rate of the last step.
-        best: step, accuracy and ned of the best validation so far, and its state is in `best.pt`; None before.
+        best: step and figures of the best validation so far, and its state is in `best.pt`; None before.
     """
 
     def __init__(
         self,
-        recogniser: Recogniser,
-        config: ProbeConfig,
+        recogniser: OverEncoder,
+        config: TrainedConfig,
         schedule: Schedule,
         order: Order,
         world: World,
@@ -127,7 +127,7 @@ class Fit:
         path = self.world.on_rank0(lambda: self.folder.best)
         self.recogniser.load_changes(checkpoint.load(path)["recogniser"])
 
-    def run(self, train: Feed, val: Feed, protocol: Protocol, log: RunLog) -> None:
+    def run(self, train: Feed, validate: Validate, log: RunLog) -> None:
         """Train to the last step; the best validation is in `best.pt` then.
 
         Raises:
@@ -155,7 +155,7 @@ class Fit:
                 if self.step % self.config.log_every == 0 or self.step == total:
                     self._log_line(log, waited)
                 if self.step % self.schedule.eval_every == 0 or self.step == total:
-                    self._validate(val, protocol, log)
+                    self._validate(validate, log)
                     self.save()
                 number = self._stop(signals.received)
                 if number:
@@ -184,10 +184,10 @@ class Fit:
             frames = train.frames(micro.positions, loaded, micro.epoch, micro.slots)
             good = [i for i, position in enumerate(micro.positions.tolist()) if position not in train.images.broken]
             chosen = good or list(range(len(frames)))
-            texts: Sequence[str] = [train.labels[micro.positions[i]] for i in chosen]
-            loss = self.recogniser.loss(frames if len(chosen) == len(frames) else frames[chosen], texts)
-        whole = self.recogniser.loss_terms([train.labels[i] for i in micro.batch])
-        share = self.recogniser.loss_terms(texts) / whole * self.world.world_size if good else 0.0
+            targets = train.targets(micro.positions, loaded, micro.epoch, micro.slots, chosen)
+            loss = self.recogniser.loss(frames if len(chosen) == len(frames) else frames[chosen], targets)
+        whole = train.terms(micro.batch)
+        share = self.recogniser.loss_terms(targets) / whole * self.world.world_size if good else 0.0
         (loss * share).backward()
         self._parts.append(torch.stack([loss.detach() * share, loss.new_tensor(share)]))
 
@@ -223,14 +223,14 @@ class Fit:
         speed = log.speed(self.step, self.schedule.batch_size, waited)
         log.write({"step": self.step, **means, "lr": self.lr, **speed})
 
-    def _validate(self, val: Feed, protocol: Protocol, log: RunLog) -> None:
+    def _validate(self, validate: Validate, log: RunLog) -> None:
         if self.world.world_size > 1 and self._running:
             self._set_running(self.world.mean(self._flat_running()))
-        read = read_words(self.recogniser, val, self.config.batch_size, "validation", self.world)
-        result = score(val.labels, [protocol.normalise(text) for text in read.texts], read.broken)
-        log.write({"step": self.step, "val_accuracy": result.accuracy, "val_ned": result.ned, "val_cer": result.cer})
-        if self.best is None or (result.accuracy, result.ned) > (self.best["accuracy"], self.best["ned"]):
-            self.best = {"step": self.step, "accuracy": result.accuracy, "ned": result.ned}
+        found = validate()
+        log.write({"step": self.step, **{f"val_{name}": value for name, value in found.items()}})
+        first, second = list(found)[:2]
+        if self.best is None or (found[first], found[second]) > (self.best[first], self.best[second]):
+            self.best = {"step": self.step, first: found[first], second: found[second]}
             if self.world.rank == 0:
                 checkpoint.save(self.folder.best, {"recogniser": self.recogniser.changes(), "step": self.step})
 

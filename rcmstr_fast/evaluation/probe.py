@@ -2,40 +2,42 @@
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import rcmstr_fast
 from rcmstr_fast import env
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.assemble import ProbeData, build_recogniser, open_data, rotation
-from rcmstr_fast.evaluation.config import FREE_FIELDS, ProbeConfig, check
+from rcmstr_fast.evaluation.config import ProbeConfig, check
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics
 from rcmstr_fast.evaluation.fit import Fit
+from rcmstr_fast.evaluation.metrics import score
+from rcmstr_fast.evaluation.over_encoder import Precision
 from rcmstr_fast.evaluation.pictures import Reading
 from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
-from rcmstr_fast.evaluation.reading import progress
-from rcmstr_fast.evaluation.recogniser import Precision, Recogniser
+from rcmstr_fast.evaluation.reading import read_words
+from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.evaluation.report import RunResult, full_table, load_result
+from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, threads, words_of
 from rcmstr_fast.evaluation.schedule import Order, Schedule
 from rcmstr_fast.evaluation.testing import parse_test_sets, test_set, write_results
 from rcmstr_fast.models.batch_norm import set_bn_groups
 from rcmstr_fast.train.checkpoint import write_whole
-from rcmstr_fast.train.distributed import World, joined, use_bf16
+from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.environment import commit
 from rcmstr_fast.train.log import RunLog
-from rcmstr_fast.train.runfolder import RunFolder, differences
+from rcmstr_fast.train.runfolder import RunFolder
 
 __all__ = ["ProbeConfig", "probe"]
+
+#: Fields that only a probe's configuration has.
+_FIELDS = {"decoder", "protocols"}
 
 _log = logging.getLogger(__name__)
 
@@ -57,19 +59,13 @@ def probe(config: ProbeConfig, world: World | None = None) -> RunResult:
     check(config)
     protocols = [get_protocol(name) for name in dict.fromkeys(config.protocols)]
     tests = parse_test_sets(config.test)
-    if world is None:
-        with joined(config.device) as entered:
-            return probe(config, entered)
-    here: World = world
-    folder = RunFolder(config.run)
-    with contextlib.ExitStack() as stack:
-        here.on_rank0(lambda: stack.enter_context(folder.locked()))
-        digest = _digest(config.encoder)
-        here.on_rank0(lambda: _adopt(folder, config))
-        done = folder.path / "results.json"
-        if here.on_rank0(done.is_file):
-            return _finished(done, config, digest)
-        return _run(config, folder, protocols, tests, digest, here)
+    return evaluate(
+        config,
+        _FIELDS,
+        lambda path, digest: _finished(path, config, digest),
+        lambda folder, digest, here: _run(config, folder, protocols, tests, digest, here),
+        world,
+    )
 
 
 def _run(
@@ -100,7 +96,7 @@ def _run(
         schedule = Schedule.make(config, len(train), world.world_size)
         order = Order(schedule, data.train.root_sizes(), config.train_weights, config.seed)
         torch.manual_seed(config.seed + world.rank)  # dropout differs between processes
-        fit = Fit(recogniser, config, schedule, order, world, folder, _identity(digest, data))
+        fit = Fit(recogniser, config, schedule, order, world, folder, identity_of(digest, data))
         fit.restore()
         _announce(config, recogniser, data, schedule, fit)
         listing = data.listing(config).encode()
@@ -108,9 +104,9 @@ def _run(
         if config.encoder == "random" and config.mode == "frozen" and config.bn == "running":
             used = estimate_statistics(recogniser, train, config.batch_size)
             _log.info("untrained encoder: batch-norm statistics estimated on %d training words", used)
-        _keep_frames(config, recogniser, train, val, schedule)
-        with _threads(config.decoder_threads):
-            fit.run(train, val, protocols[0], log)
+        keep_frames(config, recogniser, train, val, schedule)
+        with threads(config.decoder_threads):
+            fit.run(train, lambda: _validated(recogniser, val, protocols[0], config.batch_size, world), log)
         fit.load_best()
         info = _info(config, recogniser, data, schedule, fit, digest)
         sets, readings = [], []
@@ -124,81 +120,18 @@ def _run(
     return result
 
 
+def _validated(
+    recogniser: Recogniser, val: Feed, protocol: Protocol, batch_size: int, world: World
+) -> dict[str, float]:
+    """Accuracy, 1-NED and CER over the validation words."""
+    read = read_words(recogniser, val, batch_size, "validation", world)
+    found = score(val.labels, [protocol.normalise(text) for text in read.texts], read.broken)
+    return {"accuracy": found.accuracy, "ned": found.ned, "cer": found.cer}
+
+
 def _write(folder: RunFolder, recogniser: Recogniser, result: RunResult, readings: list[Reading]) -> None:
     recogniser.save(folder.path / "recogniser.safetensors", result.info)
     write_results(folder.path, result, readings)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Let torch compute with so many threads while entered; 0: as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _keep_frames(config: ProbeConfig, recogniser: Recogniser, train: Feed, val: Feed, schedule: Schedule) -> None:
-    """Compute frames that never change once, as far as the memory limit and the length of the run make sense."""
-    if not recogniser.frozen or recogniser.bn == "batch":
-        return
-    recogniser.eval()
-    left = config.cache_gib
-    revisited = schedule.total_steps * schedule.batch_size >= len(train)
-    for name, feed, wanted in (("training", train, config.augment == "none" and revisited), ("validation", val, True)):
-        if wanted:
-            show = functools.partial(progress, what=f"frames of {name} words")
-            taken = feed.keep_frames(left, config.batch_size, show)
-            left -= taken
-            limit = f"computed each time, more than cache_gib={config.cache_gib}"
-            _log.info("%s frames: %s", name, f"kept in memory, {taken:.2f} GiB" if taken else limit)
-
-
-def _digest(encoder: str) -> str:
-    """SHA-256 of the encoder's file; empty for an untrained encoder or where there is no such file."""
-    path = Path(encoder)
-    path = path / "encoder.safetensors" if path.is_dir() else path
-    if not encoder or not path.is_file():
-        return ""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _identity(digest: str, data: ProbeData) -> str:
-    """Digest of the encoder, the words and the form of the state: what a checkpoint depends on beyond its fields."""
-    words = repr([(w.records.tolist(), w.labels) for w in (data.train, data.val)])
-    return hashlib.sha256(f"2 {digest}{words}".encode()).hexdigest()
-
-
-def _adopt(folder: RunFolder, config: ProbeConfig) -> None:
-    """Check that `config` may be run in the folder.
-
-    That is: it is empty, or holds a probe with the same configuration, or one that never saved anything.
-
-    Raises:
-        ConfigError: naming every field that differs, or what else the folder holds.
-    """
-    if all(path.name.startswith(".") for path in folder.path.iterdir()):
-        return
-    try:
-        held = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"run: {folder.path} is not empty and has no readable config.yaml; name another folder"
-        ) from error
-    if not isinstance(held, dict) or not {"decoder", "protocols"} <= held.keys():
-        raise ConfigError(f"run: {folder.path} holds another kind of run; name another folder")
-    changed = [d for d in differences(held, dataclasses.asdict(config)) if d.split(":")[0] not in FREE_FIELDS]
-    if changed and folder.checkpoints.exists():
-        raise ConfigError(
-            f"run: {folder.path} holds a run with another configuration ({'; '.join(changed)}); "
-            "name another folder or restore these fields"
-        )
 
 
 def _finished(path: Path, config: ProbeConfig, digest: str) -> RunResult:
@@ -228,15 +161,6 @@ def _announce(config: ProbeConfig, recogniser: Recogniser, data: ProbeData, sche
         _log.info("%d characters of the charset do not occur in the training labels", unseen)
 
 
-def _words(data: ProbeData) -> dict[str, dict[str, Any]]:
-    """Training and validation words: those kept and those left out by reason add up to the total."""
-    kept = len(data.val) + sum(data.val_dropped.values())
-    return {
-        "training": {"total": data.total, "kept": len(data.train), "dropped": data.dropped},
-        "validation": {"total": kept, "kept": len(data.val), "dropped": data.val_dropped},
-    }
-
-
 def _info(
     config: ProbeConfig, recogniser: Recogniser, data: ProbeData, schedule: Schedule, fit: Fit, digest: str
 ) -> dict[str, Any]:
@@ -255,7 +179,7 @@ def _info(
         "subset": config.subset,
         "train_words": len(data.train),
         "train_dropped": data.dropped,
-        "words": _words(data),
+        "words": words_of(data),
         "val_words": len(data.val),
         "steps": schedule.total_steps,
         "batch_size": schedule.batch_size,

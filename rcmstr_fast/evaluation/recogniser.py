@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from rcmstr_fast.config import ConfigError, ModelConfig, num_frames, resolve_model
 from rcmstr_fast.data.charset import Charset
-from rcmstr_fast.data.decode import Rotate
+from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder, frames_needed
-from rcmstr_fast.ops import augment_views
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import refuse_nonfinite
 
@@ -26,30 +25,21 @@ FORMAT = "rcmstr_fast recogniser 2"
 #: Files of before memory, precision and longest text were recorded; of their decoders only `ctc` is still the same.
 FORMAT_1 = "rcmstr_fast recogniser 1"
 
-Precision = Literal["fp32", "bf16"]
 Memory = Literal["auto", "tokens", "frames", "both"]
 
 
-class Recogniser(nn.Module):
+class Recogniser(OverEncoder):
     """Images to text.
 
-    Attributes:
-        model: the network's configuration, resolved.
+    Attributes, beside those of `OverEncoder`:
         decoder_name: of `models.decoders.DECODERS`.
         hidden: LSTM units a direction of the CTC and attention decoders.
         memory: what the decoder reads: the encoder's `tokens`, its `frames`, or `both`, frames and columns of tokens
             side by side (SeqCLR's (H, V)).
         charset: the characters.
         max_length: longest text in characters.
-        precision: of everything it computes, in training and in reading: fp32, or bf16 (autocast).
-        frozen: rectifier and encoder keep their weights and give frames without gradient.
-        bn: while a frozen encoder's decoder trains: `running` statistics, or `batch` statistics that also
-            re-estimate the running ones.
         normalise: frames go to the decoder with each channel at mean 0 and deviation 1.
-        rotate: how pictures have to be decoded for it, see `data.decode.decode_image`.
     """
-
-    rotate: Rotate = "never"
 
     def __init__(
         self,
@@ -72,39 +62,23 @@ class Recogniser(nn.Module):
         Raises:
             ConfigError: the decoder cannot read this memory.
         """
-        super().__init__()
-        self.model = resolve_model(model)
-        self.rectifier = rectifier
-        self.encoder = encoder
+        super().__init__(model, rectifier, encoder, frozen=frozen, bn=bn, precision=precision)
         self.decoder_name = decoder_name
         self.hidden = hidden
         self.charset = charset
-        self.frozen = frozen
-        self.bn = bn
         self.normalise = normalise
         self.memory = DECODERS[decoder_name].default_memory if memory == "auto" else memory
-        self.max_length, self.precision = max_length, precision
+        self.max_length = max_length
         _check_memory(self.model, decoder_name, self.memory)
         taken = {"tokens": encoder.token_channels, "frames": encoder.out_channels}
         channels = taken.get(self.memory, sum(taken.values()))
         self.scale = GroupedBatchNorm(channels, 1, affine=False) if normalise else nn.Identity()
         self.decoder = build_decoder(decoder_name, channels, len(charset), hidden=hidden, max_length=max_length)
-        if frozen:
-            self.rectifier.requires_grad_(False)
-            self.encoder.requires_grad_(False)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the input in pixels."""
-        return self.model.height, self.model.image_width
-
-    def train(self, mode: bool = True) -> "Recogniser":
-        """Training or evaluation mode; a frozen encoder stays in evaluation mode unless `bn` is batch."""
-        super().train(mode)
-        if self.frozen:
-            self.rectifier.eval()
-            self.encoder.train(mode and self.bn == "batch")
-        return self
+    def kind(self) -> str:  # type: ignore[override]
+        """As in `OverEncoder`."""
+        return f"{self.decoder_name} recogniser"
 
     @property
     def num_frames(self) -> int:
@@ -119,28 +93,6 @@ class Recogniser(nn.Module):
     def beyond_ctc(self, text: str) -> bool:
         """Whether no path of this decoder spells the text, because CTC has too few frames."""
         return 0 < self.ctc_frames < frames_needed(text)
-
-    def autocast(self) -> torch.autocast:
-        """The precision of training and reading."""
-        device = next(self.parameters()).device
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def views(self, images: Tensor, *, seed: int = 0, epoch: int = 0, index: Tensor, preset: str = "none") -> Tensor:
-        """Pictures as the encoder takes them, see `ops.augment_views`.
-
-        Args:
-            images: `[B, H, W, 3]` uint8 at the input size, on the recogniser's device.
-            seed: of the augmentation.
-            epoch: of the augmentation.
-            index: `[B]` int64, numbers of the pictures in the epoch.
-            preset: augmentation; none: normalised only.
-        Returns:
-            `[B, 3, H, W]` in the precision of the recogniser.
-        """
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return augment_views(
-            images, seed=seed, epoch=epoch, index=index, num_views=1, size=self.size, preset=preset, dtype=dtype
-        )[0]
 
     def frames(self, views: Tensor) -> Tensor:
         """Normalised images `[B, 3, H, W]` to what the decoder reads, `[B, N, C]`, without gradient where frozen."""
@@ -193,23 +145,6 @@ class Recogniser(nn.Module):
         index = torch.arange(len(images), device=pictures.device)
         with torch.no_grad():
             return self.read(self.frames(self.views(pictures, index=index)))
-
-    def changes(self) -> dict[str, Tensor]:
-        """The part of the state that training changes: all but the encoder where that is left as it is."""
-        kept = self.frozen and self.bn == "running"
-        changing = ("decoder.", "scale.") if kept else ""
-        return {name: x for name, x in self.state_dict().items() if name.startswith(changing)}
-
-    def load_changes(self, state: dict[str, Tensor]) -> None:
-        """Put back what `changes` gave.
-
-        Raises:
-            ConfigError: the state of another network.
-        """
-        expected = {name: x.shape for name, x in self.changes().items()}
-        if {name: x.shape for name, x in state.items()} != expected:
-            raise ConfigError(f"expected a checkpoint of this {self.decoder_name} recogniser, it is of another network")
-        self.load_state_dict(state, strict=False)
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write weights, network, decoder and charset, with further facts (JSON values) for the reader."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.sampler import EpochOrder
-from rcmstr_fast.evaluation.config import ProbeConfig
+from rcmstr_fast.evaluation.config import TrainedConfig
 from rcmstr_fast.train.adadelta import Adadelta
 from rcmstr_fast.train.optim import RATE, is_vector
 
@@ -39,7 +39,7 @@ class Schedule:
     warmup_steps: int = 0
 
     @classmethod
-    def make(cls, config: ProbeConfig, words: int, processes: int = 1) -> "Schedule":
+    def make(cls, config: TrainedConfig, words: int, processes: int = 1) -> "Schedule":
         """Lengths for a number of training words.
 
         Raises:
@@ -129,7 +129,7 @@ class Order:
                 yield Micro(step, epoch, slots[chosen], positions[chosen], positions, number == accumulate - 1)
 
 
-def learning_rate(step: int, config: ProbeConfig, schedule: Schedule) -> float:
+def learning_rate(step: int, config: TrainedConfig, schedule: Schedule) -> float:
     """Learning rate of the 0-based step.
 
     one_cycle: up by half a cosine in 7.5 % of the steps from lr / 20, down by another to lr / 20,000, as torch's
@@ -155,7 +155,7 @@ def _between(start: float, end: float, part: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
 
 
-def build_optimizer(recogniser: nn.Module, config: ProbeConfig) -> torch.optim.Optimizer:
+def build_optimizer(recogniser: nn.Module, config: TrainedConfig) -> torch.optim.Optimizer:
     """Adam, AdamW or AdaDelta over the parameters that need a gradient.
 
     AdamW leaves out biases, norms and tokens from its weight decay; the others decay everything, as their papers do.

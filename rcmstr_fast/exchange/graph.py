@@ -55,7 +55,7 @@ class CTCGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, ids, confidences."""
         recogniser: Any = self.recogniser
-        logits = recogniser.decoder(recogniser._scaled(recogniser.frames(images)))
+        logits = recogniser.decoder(recogniser.scale(recogniser.frames(images)))
         best = logits.argmax(2)
         before = F.pad(best[:, :-1], (1, 0), value=BLANK)
         ids = torch.where(best == before, torch.zeros_like(best), best)
@@ -82,7 +82,7 @@ class WrittenGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, ids, confidences."""
         recogniser: Any = self.recogniser
-        frames = recogniser._scaled(recogniser.frames(images))
+        frames = recogniser.scale(recogniser.frames(images))
         state = recogniser.decoder.start(frames)
         ids = torch.full_like(frames[:, 0, 0], SOS, dtype=torch.int64)
         ended = torch.zeros_like(ids)

@@ -152,7 +152,7 @@ def scores_of(recogniser: Recogniser, views: Tensor) -> Scores:
     """Normalised images `[B, 3, H, W]` to the scores of what the recogniser reads in them."""
     decoder: Any = recogniser.decoder
     with recogniser.autocast():
-        frames = recogniser._scaled(recogniser.frames(views))
+        frames = recogniser.scale(recogniser.frames(views))
         if decoder.num_special == 1:
             logits = decoder(frames).float()
             return Scores(logits, logits.argmax(2))

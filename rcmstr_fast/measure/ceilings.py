@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rcmstr_fast.measure import timer
+from rcmstr_fast import timer
 
 
 @dataclass(frozen=True)

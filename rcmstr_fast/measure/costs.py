@@ -143,12 +143,12 @@ def step_works(config: PretrainConfig, images: int, precision: str) -> list[Work
             works += product.works("products", images, size, True)
         works += product.works("products", images, size, False)
     # Norm, activation, residual: forward reads and writes a map, backward reads it and its gradient and writes one.
-    works.append(Work("norms", 0.0, size * images * _normalised(config, products) * (5 * trained + 2)))
+    works.append(Work("norms", 0.0, size * images * between_products(config, products) * (5 * trained + 2)))
     if masked:
         visible = masked_products(config)
         for product in visible:
             works += product.works("masked pass", images, size, True)
-        works.append(Work("masked pass", 0.0, size * images * _normalised(config, visible) * 5))
+        works.append(Work("masked pass", 0.0, size * images * between_products(config, visible) * 5))
         works += _head(config, images, size)
     works += _rows(config, images, size, trained)
     works += _losses(config, images, size)
@@ -156,7 +156,7 @@ def step_works(config: PretrainConfig, images: int, precision: str) -> list[Work
     return works
 
 
-def _normalised(config: PretrainConfig, products: list[Product]) -> float:
+def between_products(config: PretrainConfig, products: list[Product]) -> float:
     """Elements of one image that a norm or an activation between products takes."""
     if not config.model.encoder.startswith("vit"):
         return sum(product.outputs * product.share for product in products)
@@ -225,13 +225,19 @@ def _losses(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
         yield Work("loss", 2.0 * images * rows * method.queue_size * dim, read)
 
 
-def _update(config: PretrainConfig) -> Work:
-    """Optimiser and momentum network: every number of their state read and written once."""
+def parameters(config: PretrainConfig) -> tuple[int, int]:
+    """Numbers of the weights: those that are trained, and those of them that the momentum network follows."""
     with torch.device("meta"):
         encoder = models.build_encoder(config.model)
         network: list[nn.Module] = [encoder, models.build_projector(config.model, encoder.out_channels)]
         network += [models.build_predictor(config.model) for _ in used_levels(config.method)]
         head = [models.build_mim_head(config.model, encoder)] if config.method.name == "rcmstr" else []
     shared, alone = (sum(p.numel() for m in part for p in m.parameters()) for part in (network, head))
+    return shared + alone, shared
+
+
+def _update(config: PretrainConfig) -> Work:
+    """Optimiser and momentum network: every number of their state read and written once."""
+    trained, followed = parameters(config)
     own = 28 if config.optim.name == "adamw" else 20  # AdamW: weight, gradient, two moments in; weight, moments out
-    return Work("update", 0.0, own * (shared + alone) + 8 * shared)
+    return Work("update", 0.0, own * trained + 8 * followed)

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rcmstr_fast import env
+from rcmstr_fast import env, timer
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.data.loader import build_decoder
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import ImageSource, open_sources
-from rcmstr_fast.measure import timer
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import OurStep
 from rcmstr_fast.methods import Batch

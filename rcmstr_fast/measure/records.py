@@ -14,7 +14,7 @@ from typing import Any
 import rcmstr_fast
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.measure import machine
-from rcmstr_fast.measure.timer import quartiles
+from rcmstr_fast.timer import quartiles
 
 #: One thing measured: `status` (ok, FAIL, ..), the names of what was measured, and `ms` (median), `ms_25`, `ms_75`,
 #: `best_ms`, `rounds` where it was timed.
@@ -42,12 +42,18 @@ def record(rows: list[Row], *, about: dict[str, Any] | None = None, **more: Any)
     }
 
 
-def write(folder: Path, name: str, made: Record) -> Path:
-    """Write a record to `folder/<machine>/<name>.json`, creating the folder; the path.
+def write(where: Path, name: str, made: Record) -> Path:
+    """Write a record, creating the folders above it; the path.
 
     The file is replaced as a whole, so that a reader never meets half of it.
+
+    Args:
+        where: a folder, in which the file is `<machine>/<name>.json`; or the file itself, which ends with .json.
+        name: of the record.
+        made: the record.
     """
-    path = folder / machine.name_of(made["machine_info"]) / f"{name}.json"
+    file = where.suffix.lower() == ".json" and not where.is_dir()
+    path = where if file else where / machine.name_of(made["machine_info"]) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".half")
     half.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rcmstr_fast import timer
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.measure import timer
 from rcmstr_fast.measure.ceilings import Ceilings, measure_ceilings, peak
 from rcmstr_fast.measure.costs import step_works
 from rcmstr_fast.measure.records import Row

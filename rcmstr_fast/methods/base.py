@@ -127,6 +127,10 @@ class PretrainMethod(nn.Module):
         """The parts that are kept: `encoder` and `rectifier` (`nn.Identity` for none), both submodules."""
         raise NotImplementedError
 
+    def remarks(self) -> list[str]:
+        """What a reader of the log should know before its first line; a sentence each."""
+        return []
+
     def rates(self) -> dict[str, float]:
         """Factors of the learning rate by the beginning of parameter names: {"discriminator.": 4.0}."""
         return {}

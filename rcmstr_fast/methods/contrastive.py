@@ -74,6 +74,19 @@ class ContrastiveMethod(PretrainMethod):
             return max(size - size % step, min(size, step))
         return size
 
+    def remarks(self) -> list[str]:
+        """Why the loss rises at first."""
+        batch = int(self.config.train.global_batch_size or 1)
+        frames = num_frames(self.config.model)
+        rows = {"frame": self.settings.enqueue_per_image or frames, "subword": self.settings.num_subwords, "word": 1}
+        full = max(-(-self._queue_size(level, frames) // (rows[level] * batch)) for level in self.levels)
+        return [
+            f"the queues hold random rows at first, which are easy to tell from keys; they are full of keys after {full} "
+            "steps. Until then it is normal that the contrastive loss rises and accuracy falls. Alignment (near 1: two "
+            "views of a crop agree) and spread (near 1: features of different crops differ; 0: collapse) show how the "
+            "run is"
+        ]
+
     def compile_networks(self) -> None:
         """Let torch.compile have the dense passes of both networks."""
         self.online.compile_parts()

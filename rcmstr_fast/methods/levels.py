@@ -39,7 +39,8 @@ class RelationalSettings(MethodConfig, QueueSettings, MomentumSettings, Permutat
         kl_reduction: sum over the queue (the paper's equation) or mean (divided by K too); null: by preset.
         round_frame_queue: round the frame queue down to a multiple of T*B; null: by preset.
         enqueue_per_image: frame keys enqueued an image; 0: all.
-        bn_shuffle: group the key side at random (prevents batch-norm leakage between query and key).
+        bn_shuffle: group the key side at random, so that query and key share no batch-norm statistics; it does so only
+            among several groups of `bn_group_size`. null: where there are groups.
     """
 
     #: Values of the method for fields that are null.
@@ -59,13 +60,15 @@ class RelationalSettings(MethodConfig, QueueSettings, MomentumSettings, Permutat
     kl_reduction: Literal["sum", "mean"] | None = None
     round_frame_queue: bool | None = None
     enqueue_per_image: int = number(0, low=0)
-    bn_shuffle: bool = True
+    bn_shuffle: bool | None = None
 
     def fill(self, run: PretrainConfig) -> None:
         """What the method says, then what the preset says."""
         for name, value in {**self.own, **PRESETS[run.preset]}.items():
             if getattr(self, name) is None:
                 setattr(self, name, list(value) if isinstance(value, list) else value)
+        if self.bn_shuffle is None:
+            self.bn_shuffle = self.bn_group_size > 0
 
     def training(self, run: PretrainConfig) -> Training:
         """Preset rclstr_code trains the CNN as the released code does."""

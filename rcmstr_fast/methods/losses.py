@@ -115,7 +115,7 @@ class RelationalLoss(nn.Module):
 
 @torch.no_grad()
 def monitors(level: str, query: Tensor, key: Tensor, queue: Tensor) -> dict[str, Tensor]:
-    """Early warning of a level: contrastive accuracy and feature spread.
+    """Early warning of a level: contrastive accuracy, alignment and feature spread.
 
     Args:
         level: name in the result.
@@ -124,10 +124,16 @@ def monitors(level: str, query: Tensor, key: Tensor, queue: Tensor) -> dict[str,
         queue: [K, D].
     Returns:
         `accuracy_<level>`: share of rows whose key is nearer than every queue row;
+        `alignment_<level>`: mean cosine of a row and its own key (Wang and Isola 2020), which does not depend on
+        how full the queue is; 1 where the two views of an image give the same features;
         `spread_<level>`: standard deviation of a feature over rows, times sqrt(D): 1 for evenly spread
         directions, 0 when all rows have collapsed to one.
     """
     some = some_rows(query)
     nearest = (query[some] @ queue.T.to(query.dtype)).amax(dim=1)
-    accuracy = ((query[some] * key[some]).sum(dim=1) > nearest).float().mean()
-    return {f"accuracy_{level}": accuracy, f"spread_{level}": spread(query)}
+    own = (query[some] * key[some]).sum(dim=1)
+    return {
+        f"accuracy_{level}": (own > nearest).float().mean(),
+        f"alignment_{level}": own.float().mean(),
+        f"spread_{level}": spread(query),
+    }

@@ -41,7 +41,7 @@ class RCMSTRConfig(RelationalSettings, MaskSettings):
 
 
 @register(
-    paper="Relational Contrastive Learning and Masked Image Modeling for STR (Zhang et al.)",
+    paper="Relational Contrastive Learning and Masked Image Modeling for STR (Lin et al.)",
     needs=("momentum", "queue", "masks"), tiny={"queue_size": 64, "bn_group_size": 2, "bn_shuffle": False},
 )  # fmt: skip
 class RCMSTR(ContrastiveMethod):

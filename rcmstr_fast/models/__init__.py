@@ -32,7 +32,7 @@ def build_encoder(model: ModelConfig) -> Encoder:
     dim, heads = SIZES[model.encoder]
     return VisionTransformer(
         dim, heads, depth=model.depth, height=model.height, width=model.image_width,
-        class_token=model.class_token, final_norm=model.final_norm, sequence_units=units,
+        class_token=bool(model.class_token), final_norm=bool(model.final_norm), sequence_units=units,
     )  # fmt: skip
 
 

@@ -66,6 +66,17 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def levels(self, images: Tensor, early: int) -> tuple[Tensor, Tensor]:
+        """Two levels of one pass.
+
+        Args:
+            images: as of `features`.
+            early: stages (CNN) or blocks (ViT) that the lower level has behind it, from 1.
+        Returns:
+            the map `[B, C', h, w]` behind them, and the tokens of the whole encoder.
+        """
+        raise NotImplementedError
+
     def columns(self, tokens: Tensor) -> Tensor:
         """Tokens `[B, N, C]` to one row a column of the image, `[B, T, C]`."""
         raise NotImplementedError

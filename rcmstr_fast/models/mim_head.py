@@ -7,19 +7,20 @@ from torch import Tensor, nn
 from rcmstr_fast.models.vit import PATCH, Mlp
 
 
-def unpatchify(values: Tensor, size: tuple[int, int]) -> Tensor:
+def unpatchify(values: Tensor, size: tuple[int, int], colours: int = 3) -> Tensor:
     """Patch values to images.
 
     Args:
-        values: `[B, n, 3 * ph * 4]`, the n patches of ph x 4 pixels row by row, each ordered colour, row, column.
+        values: `[B, n, colours * ph * 4]`, the n patches of ph x 4 pixels row by row, each ordered colour, row, column.
         size: (H, W) of the images; ph follows from it and n.
+        colours: channels of the images.
     Returns:
-        `[B, 3, H, W]`.
+        `[B, colours, H, W]`.
     """
     height, width = size
     columns = width // PATCH
     rows = values.shape[1] // columns
-    patches = values.unflatten(2, (3, height // rows, PATCH)).unflatten(1, (rows, columns))
+    patches = values.unflatten(2, (colours, height // rows, PATCH)).unflatten(1, (rows, columns))
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 

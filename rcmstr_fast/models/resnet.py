@@ -166,6 +166,15 @@ class ResNet29(Encoder):
         tokens = _frames(unpack_sites(self._run(images, sites), sites[-1]))
         return Features(tokens, active=sites[-1].active[:, 0, 0])
 
+    def levels(self, images: Tensor, early: int) -> tuple[Tensor, Tensor]:
+        """See `Encoder`."""
+        check_images(images, HEIGHT)
+        x = lower = images
+        for behind, stage in enumerate(self.stages, 1):
+            x = run_part(stage, x, None, recompute=self.checkpointing)
+            lower = x if behind == early else lower
+        return lower, _frames(x)
+
     def columns(self, tokens: Tensor) -> Tensor:
         """The tokens are one a column already."""
         return tokens

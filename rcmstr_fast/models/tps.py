@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rcmstr_fast.config import ConfigError
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 
 FIDUCIALS = 20
@@ -119,17 +120,19 @@ def load_rectifier(rectifier: TPSRectifier, path: str) -> None:
         ValueError: one line: the file is missing, no safetensors file, or holds something else.
     """
     if not Path(path).is_file():
-        raise ValueError(f"tps_checkpoint must be a safetensors file, found no file {path!r}")
+        raise ConfigError(f"model.tps_checkpoint must be a safetensors file, found no file {path!r}")
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"tps_checkpoint must be a safetensors file, cannot read {path!r}: {error}") from error
+        raise ConfigError(f"model.tps_checkpoint must be a safetensors file, cannot read {path!r}: {error}") from error
     expected = rectifier.state_dict()
     if state.keys() != expected.keys():
         odd = ", ".join(sorted(state.keys() ^ expected.keys())[:3])
-        raise ValueError(f"tps_checkpoint {path!r} must hold a TPS rectifier of this program; differing names: {odd}")
+        raise ConfigError(
+            f"model.tps_checkpoint {path!r} must hold a TPS rectifier of this program; differing names: {odd}"
+        )
     for name, value in expected.items():
         if state[name].shape != value.shape:
             got = list(state[name].shape)
-            raise ValueError(f"tps_checkpoint {path!r}: {name} must be {list(value.shape)}, got {got}")
+            raise ConfigError(f"model.tps_checkpoint {path!r}: {name} must be {list(value.shape)}, got {got}")
     rectifier.load_state_dict(state)

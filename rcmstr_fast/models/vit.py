@@ -131,10 +131,58 @@ class VisionTransformer(Encoder):
             # Cleared pixels keep NaN out of the weight gradient, where a replaced token would still let 0 * NaN in.
             tokens = self.patch_embed(torch.where(masks.pixels, 0.0, images))
             tokens = replace_tokens(tokens, self.mask_token, self.pos_embed[0], masks.grid.flatten(1))
+        return self._features(tokens)
+
+    def crop_features(self, images: Tensor) -> Features:
+        """Features of pictures smaller than the encoder's own, as multi-crop training has them.
+
+        Args:
+            images: `[B, 3, h, w]`, normalised; h and w are multiples of 4, at most the encoder's own. Each token takes
+                the position of the token of a whole picture that is at its place there.
+        """
+        check_images(images, *images.shape[2:])
+        grid = images.shape[2] // PATCH, images.shape[3] // PATCH
+        positions = self.pos_embed.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        positions = F.interpolate(positions, grid, mode="nearest").flatten(2).transpose(1, 2)
+        return self._features(self.patch_embed(images) + positions)
+
+    def levels(self, images: Tensor, early: int) -> tuple[Tensor, Tensor]:
+        """See `Encoder`."""
+        check_images(images, *self.size)
+        x = lower = self._entered(self.patch_embed(images) + self.pos_embed)
+        for behind, block in enumerate(self.blocks, 1):
+            x = run_part(block, x, recompute=self.checkpointing)
+            lower = x if behind == early else lower
+        first = 0 if self.cls_token is None else 1
+        return lower[:, first:].transpose(1, 2).unflatten(2, self.grid), self.norm(x)[:, first:]
+
+    def part(self, images: Tensor, places: Tensor) -> Tensor:
+        """Some tokens, encoded as if there were no others.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised; pixels of the other tokens may hold anything.
+            places: `[B, n]` int64 of the tokens, row by row.
+        Returns:
+            `[B, n, C]` in the order of `places`.
+        """
+        check_images(images, *self.size)
+        at = places[..., None].expand(-1, -1, self.token_channels)
+        patches = F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
+        patches = patches.gather(1, places[..., None].expand(-1, -1, patches.shape[2]))
+        project = self.patch_embed.proj
+        tokens = F.linear(patches, project.weight.flatten(1), project.bias)
+        tokens = self._entered(tokens + self.pos_embed.expand(len(images), -1, -1).gather(1, at))
+        return self._encode(tokens)[:, tokens.shape[1] - places.shape[1] :]
+
+    def _features(self, tokens: Tensor) -> Features:
+        tokens = self._encode(self._entered(tokens))
+        return Features(tokens) if self.cls_token is None else Features(tokens[:, 1:], tokens[:, 0])
+
+    def _entered(self, tokens: Tensor) -> Tensor:
+        """The tokens behind the class token, if there is one."""
         if self.cls_token is None:
-            return Features(self._encode(tokens))
-        tokens = self._encode(torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1))
-        return Features(tokens[:, 1:], tokens[:, 0])
+            return tokens
+        return torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
 
     def columns(self, tokens: Tensor) -> Tensor:
         """Tokens `[B, N, C]` to the mean of each column, `[B, W/4, C]`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rcmstr_fast.study import plots
+from rcmstr_fast import drawing
 from rcmstr_fast.study.plan import Cell
 from rcmstr_fast.study.records import curve
 from rcmstr_fast.study.tables import Table, cost_table, paper_table, tables
@@ -83,12 +83,14 @@ def _html(record: Json, shown: Sequence[Table], runs: Runs) -> str:
     parts = [f"<h1>{html.escape(record['title'])}</h1>"]
     if record.get("note"):
         parts.append(f"<p>{html.escape(record['note'])}</p>")
-    parts.append(f"<p class=note>{html.escape(_facts(record))}</p>")
-    parts += [_section("Results", [_picture_of_results(record), *map(_table, shown)])]
+    parts.append(f"<p class=note>{html.escape(facts(record))}</p>")
+    drawn = [f"<figure>{svg}</figure>" for svg in result_bars(record).values()]
+    parts += [_section("Results", [*drawn, *map(_table, shown)])]
     parts += [_section("Learning curves", _curves(runs))]
     sheets = [_image(f"{name}: what the method sees", run / "views.png") for name, run in runs.pretraining.items()]
     parts += [_section("Views, masks and reconstructions", sheets)]
     read = [_image(f"{name}: words read", run / "predictions.png") for name, run in runs.evaluation.items()]
+    read += [_image(f"{name}: pictures segmented", run / "segments.png") for name, run in runs.evaluation.items()]
     parts += [_section("Predictions", read)]
     title = html.escape(record["title"])
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
@@ -98,7 +100,8 @@ def _html(record: Json, shown: Sequence[Table], runs: Runs) -> str:
     )
 
 
-def _facts(record: Json) -> str:
+def facts(record: Json) -> str:
+    """How far a study is, what it cost, on what machine, from which commits; empty for single runs."""
     if "commands" not in record:
         return ""
     state = "finished" if record["done"] == record["commands"] else "not finished"
@@ -126,9 +129,9 @@ def _table(table: Table) -> str:
     return f"{title}<div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>{note}"
 
 
-def _picture_of_results(record: Json) -> str:
-    """A bar for each row and evaluation: the mean over sets of the first metric."""
-    drawn = []
+def result_bars(record: Json) -> dict[str, str]:
+    """Evaluation -> an `<svg>` element with a bar for each row: the mean over sets of the first metric, in percent."""
+    drawn = {}
     for evaluation in record["evaluations"]:
         rows: dict[str, list[float]] = {}
         metric = "accuracy"
@@ -139,9 +142,10 @@ def _picture_of_results(record: Json) -> str:
                 values = [s["score"][metric] for s in sets if metric in s["score"]]
                 if values:
                     rows.setdefault(row["name"], []).append(100 * sum(values) / len(values))
-        svg = plots.bars(f"{evaluation['name']}: mean over sets, a dot a seed", f"{metric} in %", rows)
-        drawn.append(f"<figure>{svg}</figure>" if svg else "")
-    return "\n".join(drawn)
+        svg = drawing.bars(f"{evaluation['name']}: mean over sets, a dot a seed", f"{metric} in %", rows)
+        if svg:
+            drawn[evaluation["name"]] = svg
+    return drawn
 
 
 def _curves(runs: Runs) -> list[str]:
@@ -150,11 +154,12 @@ def _curves(runs: Runs) -> list[str]:
         ("Frames: how often the own key is the nearest", "step", "share", "accuracy_frame", runs.pretraining),
         ("Online probe while pretraining", "step", "accuracy", "probe_accuracy", runs.pretraining),
         ("Accuracy on validation words", "step", "accuracy", "val_accuracy", runs.evaluation),
+        ("Segmentation of validation pictures", "step", "foreground IoU", "val_iou", runs.evaluation),
     ]
     drawn = []
     for title, x, y, name, folders in wanted:
         lines = {row: [p for p in curve(run, name) if math.isfinite(p[1])] for row, run in folders.items()}
-        svg = plots.curves(title, x, y, lines)
+        svg = drawing.curves(title, x, y, lines)
         drawn.append(f"<figure>{svg}</figure>" if svg else "")
     return drawn
 

@@ -32,6 +32,7 @@ class Row:
         like: row whose network an encoder=random takes; empty: the evaluation's own `model`.
         set: fields of the pretraining over those of the recipe and of the study.
         evaluate: fields of every evaluation of this row.
+        evaluations: names of those that this row has; empty: all.
         seeds: of this row; empty: those of the study.
         published: key of the row in the paper's table; empty: the paper has none.
     """
@@ -42,6 +43,7 @@ class Row:
     like: str = ""
     set: dict[str, Any] = field(default_factory=dict)
     evaluate: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     published: str = ""
 
@@ -74,6 +76,7 @@ class Study:
         evaluations: columns of the tables, in their order.
         seeds: of every row that names none.
         pretrain: fields of every pretraining, over those of the recipes.
+        evaluate: fields of every evaluation, below those of the evaluation and of the row.
         data: name -> path, or what to render (fields of `rcmstr data synth`); values of fields name them as `{name}`.
         table: name of the paper's table (`rcmstr_fast.evaluation.published`); empty: none.
         encoder: cnn or vit, of the paper's rows; empty: any.
@@ -87,6 +90,7 @@ class Study:
     evaluations: tuple[Evaluation, ...]
     seeds: tuple[int, ...] = (0,)
     pretrain: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     table: str = ""
     encoder: str = ""
@@ -136,7 +140,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """A mapping, unless a key comes twice."""
-        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, whose fields may come again
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != merge]
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
             raise ConfigError(f"line {node.start_mark.line + 1}: {twice} stands twice")
@@ -147,19 +152,30 @@ def read_study(path: Path) -> Study:
     """Read and check a study file.
 
     Args:
-        path: of the YAML file.
+        path: of the YAML file. With `base: NAME` it takes the fields that it does not give from NAME.yaml beside it.
     Raises:
         ConfigError: naming the file and what is wrong in it.
     """
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        if not isinstance(found, dict):
-            raise ConfigError(f"expected a mapping with rows and evaluations, got {type(found).__name__}")
-        return _study(found, path)
+        return _study(_fields(path), path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _fields(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The fields of a file over those of its base, without the base's name."""
+    found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    if not isinstance(found, dict):
+        raise ConfigError(f"expected a mapping with rows and evaluations, got {type(found).__name__}")
+    base = found.pop("base", None)
+    if base is None:
+        return found
+    beside = path.with_name(f"{base}.yaml")
+    if not beside.is_file() or beside in (path, *above):
+        raise ConfigError(f"base must name another study in the same folder, got {base!r}")
+    return {**{k: v for k, v in _fields(beside, (path, *above)).items() if k != "name"}, **found}
 
 
 def _study(found: dict[str, Any], path: Path) -> Study:
@@ -224,12 +240,15 @@ def _check(study: Study) -> None:
             raise ConfigError(f"row {row.name}: expected either recipe or encoder, got {row.recipe!r}, {row.encoder!r}")
         if row.like and row.like not in [other.name for other in study.rows if other.recipe]:
             raise ConfigError(f"row {row.name}: like must name a row with a recipe, got {row.like!r}")
+        other = next((name for name in row.evaluations if name not in [e.name for e in study.evaluations]), None)
+        if other is not None:
+            raise ConfigError(f"row {row.name}: evaluations must name evaluations of the study, got {other!r}")
     for evaluation in study.evaluations:
         if evaluation.command not in COMMANDS:
             raise ConfigError(
                 f"evaluation {evaluation.name}: command must be one of {', '.join(COMMANDS)}, got {evaluation.command}"
             )
-        taken = next((name for name in _TAKEN if name in evaluation.set), None)
+        taken = next((name for name in _TAKEN if name in {**study.evaluate, **evaluation.set}), None)
         if taken:
             raise ConfigError(f"evaluation {evaluation.name}: {taken} is set by the study, not in its file")
     for seed in [s for row in study.rows for s in study.row_seeds(row)]:
@@ -268,10 +287,10 @@ def cells(study: Study, folder: Path, data: dict[str, str], recipe: Any) -> list
                 like_row = next(r for r in study.rows if r.name == row.like)
                 like = {"like": str(folder / f"pretrain/{_slug(row.like)}-s{study.row_seeds(like_row)[0]}")}
             needs = own if config is not None else like.get("like", "").removeprefix(f"{folder}/")
-            for evaluation in study.evaluations:
+            for evaluation in [e for e in study.evaluations if e.name in (row.evaluations or [e.name])]:
                 name = f"{_slug(evaluation.name)}/{_slug(row.name)}-s{seed}"
                 values = {
-                    **evaluation.set, **row.evaluate, **like, "encoder": encoder, "run": str(folder / name),
+                    **study.evaluate, **evaluation.set, **row.evaluate, **like, "encoder": encoder, "run": str(folder / name),
                     "title": row.name, "seed": seed,
                 }  # fmt: skip
                 values = _filled(values, data)

@@ -131,8 +131,8 @@ def runs_record(runs: Sequence[Path]) -> Json:
             continue
         result = read_result(run)
         title = config.get("title") or run.absolute().name
-        command = f"{config.get('mode', 'segment')}"
-        evaluation = f"{config.get('decoder', '')} {command}".strip()
+        command = f"{config.get('mode', '')}"
+        evaluation = f"{config.get('decoder', 'segment')} {command}"
         evaluations.setdefault(
             evaluation, {"name": evaluation, "decoder": config.get("decoder", ""), "command": command}
         )

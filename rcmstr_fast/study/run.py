@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,10 @@ def read_record(folder: Path, cell: str) -> dict[str, Any] | None:
 
 
 def _digest(cell: Cell) -> str:
-    """What a finished command depends on: its words and the recipe's text."""
+    """What a finished command depends on: its words and the recipe's text, wherever the recipe lies."""
     text = cell.config.read_bytes() if cell.config else b""
-    return hashlib.sha256(text + "\0".join(cell.arguments()).encode()).hexdigest()
+    words = replace(cell, config=None).arguments()
+    return hashlib.sha256(text + "\0".join(words).encode()).hexdigest()
 
 
 class _Runner:
@@ -130,8 +131,8 @@ class _Runner:
         self.running: dict[int, tuple[Cell, subprocess.Popen, float]] = {}
 
     def run(self) -> Outcome:
-        """Run what is left, as many at a time as there may be."""
-        left = [cell for cell in self.planned if not self._was_done(cell)]
+        """Run what is left, as many at a time as there may be; every row with one seed before any with the next."""
+        left = sorted((cell for cell in self.planned if not self._was_done(cell)), key=lambda cell: cell.seed)
         _log.info("%d of %d commands are left", len(left), len(self.planned))
         try:
             while left or self.running:

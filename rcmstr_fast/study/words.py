@@ -14,7 +14,7 @@ _OFF = "colour curve outline shadow shading texture clutter fade motion spacing"
 _ON = {"rotation": 0.1, "perspective": 0.1, "lighting": 0.1, "blur": 0.1, "low_resolution": 0.1, "noise": 0.2}
 MILD: dict[str, float] = dict.fromkeys(_OFF.split(), 0.0) | _ON | {"stretch": 0.2}
 
-_FIELDS = ("count", "seed", "texts", "longest", "shortest", "held_out", "mild", "families", "num_words")
+_FIELDS = ("count", "seed", "texts", "longest", "shortest", "held_out", "mild", "mixed", "families", "num_words")
 
 
 def is_held_out(text: str) -> bool:
@@ -42,8 +42,9 @@ def render_set(fields: dict[str, Any], out: Path) -> None:
 
     Args:
         fields: `count` pictures, `seed`, `texts` (numbers, words), `shortest` and `longest` counts of characters,
-            `held_out` (its texts are in no set without it), `mild` (few effects and fonts), `families` of fonts,
-            `num_words` to choose from.
+            `held_out` (its texts are in no set without it), `mild` (few effects), `mixed` (capitals, and in sets that
+            are not held out numbers, punctuation and random characters, as `rcmstr data synth` has them), `families`
+            of fonts, `num_words` to choose from.
         out: folder of the LMDB.
     Raises:
         ConfigError: an unknown field, or no text that fits.
@@ -64,7 +65,10 @@ def render_set(fields: dict[str, Any], out: Path) -> None:
         config = SynthConfig(
             out=str(out), count=fields.get("count", 1000), seed=fields.get("seed", 0), words=str(listed)
         )
-        config.numbers = config.random_text = config.punctuation = config.upper = config.capitalised = 0.0
+        if not fields.get("mixed", False):
+            config.upper = config.capitalised = 0.0
+        if not fields.get("mixed", False) or fields.get("held_out", False):
+            config.numbers = config.random_text = config.punctuation = 0.0
         if fields.get("mild", False):
             config.effects = Effects(**MILD)
         if fields.get("families"):

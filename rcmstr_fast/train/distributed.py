@@ -1,9 +1,11 @@
 """The processes of a run: torchrun's environment and the collectives. Gradients: `rcmstr_fast.train.gradients`."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, RunError
+from rcmstr_fast.train.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
 # Its name in torch 2.13; the former one warns there and is the only one before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+#: Signs of life of the joined processes and the minutes they wait for each other; empty alone.
+_alive: list[tuple[Heartbeat, float]] = []
 
 
 @dataclass
@@ -95,31 +101,67 @@ class _Gathered(torch.autograd.Function):
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
+def joined(device: str, timeout_minutes: float = 10.0) -> Iterator[World]:
     """Join the processes that torchrun started (or run alone) and leave them at the end.
 
     Args:
         device: auto, cpu or cuda.
+        timeout_minutes: how long one process waits for the others.
     Raises:
-        ConfigError: cuda without a GPU, or an incomplete torchrun environment.
+        ConfigError: cuda without a GPU, or an incomplete or wrong torchrun environment.
+        RunError: the other processes cannot be met.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    given = [name for name in names if name in os.environ]
-    size = int(os.environ["WORLD_SIZE"]) if len(given) == len(names) else 1
-    if "RANK" in given and len(given) < len(names):
-        raise ConfigError(f"torchrun sets {', '.join(names)}; the environment has only {', '.join(given)}")
-    place = choose_device(device, int(os.environ["LOCAL_RANK"]) if size > 1 else 0)
+    rank, size, local_rank = _numbers_of_process()
+    place = choose_device(device, local_rank)
     if size == 1:
         yield World(place)
         return
     backend = "nccl" if place.type == "cuda" else "gloo"
-    with peers():
-        dist.init_process_group(backend)
-        gradients = dist.new_group(backend=backend)
-    yield World(place, int(os.environ["RANK"]), size, gradients)
-    with peers():  # not after an error: the others may be gone
-        dist.barrier()
-        dist.destroy_process_group()
+    patience = timedelta(minutes=timeout_minutes)
+    try:
+        dist.init_process_group(backend, timeout=patience, rank=rank, world_size=size)
+        gradients = dist.new_group(backend=backend, timeout=patience)
+        heart = Heartbeat(rank, size, interval=min(1.0, 6 * timeout_minutes))
+    except RuntimeError as error:
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RunError(f"rank {rank} cannot meet the other processes at {meeting} ({_first_line(error)})") from error
+    _alive.append((heart, timeout_minutes))
+    try:
+        yield World(place, rank, size, gradients)
+        with peers():  # not after an error: the others may be gone
+            dist.barrier()
+            dist.destroy_process_group()
+    finally:
+        _alive.pop()
+        heart.close()
+
+
+def _numbers_of_process() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this machine, as torchrun's environment has them; (0, 1, 0) alone."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = [name for name in names if name in os.environ]
+    if "RANK" in given and len(given) < len(names):
+        raise ConfigError(f"torchrun sets {', '.join(names)}; the environment has only {', '.join(given)}")
+    if len(given) < len(names):
+        return 0, 1, 0
+    size = _whole("WORLD_SIZE", 1, 2**20)
+    rank, local_rank = _whole("RANK", 0, size - 1), _whole("LOCAL_RANK", 0, size - 1)
+    if size > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise ConfigError(
+                f"{size} processes (WORLD_SIZE) need a place to meet; the environment lacks {' and '.join(missing)}"
+            )
+        _whole("MASTER_PORT", 1, 65535)
+    return rank, size, local_rank if size > 1 else 0
+
+
+def _whole(name: str, low: int, high: int) -> int:
+    """A whole number of the environment."""
+    text = os.environ[name]
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise ConfigError(f"the environment variable {name} must be a whole number in {low}..{high}, got {text!r}")
+    return int(text)
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:
@@ -148,9 +190,20 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Turn the failure of a collective into one line."""
+    """Turn the failure of a collective into one line: a lost process, or one that has been silent for too long."""
+    if _alive:
+        _alive[-1][0].exchanges += 1
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
+        if _alive and ("timed out" in str(error).lower() or "timeout" in str(error).lower()):
+            heart, minutes = _alive[-1]
+            raise RunError(
+                f"waited {minutes:g} minutes (train.timeout_minutes) for the other processes: {heart.silent()}"
+            ) from error
         raise RunError(f"another process of the run is gone, its own message says why ({reason})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rcmstr_fast import models
-from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig
+from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig, RunError
+from rcmstr_fast.fields import check_fields
 from rcmstr_fast.methods import PretrainMethod
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.environment import commit
@@ -37,7 +38,7 @@ def export_encoder(
         tensors: what to write, by the names `PART.*`; None: what they are now.
         facts: further entries of the header (JSON values).
     Raises:
-        RunError: the disk is full or cannot be written.
+        RunError: the disk is full or cannot be written, or a tensor is not finite.
     """
     parts = method.exported()
     if tensors is None:
@@ -65,6 +66,9 @@ def export_encoder(
         "config": dataclasses.asdict(config),
     } | (facts or {})
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    for name, x in plain.items():
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            raise RunError(f"{path} is not written: tensor {name} is not finite")
     data = safetensors.torch.save(plain, {"rcmstr_fast": json.dumps(header)})
     write_whole(path, lambda file: file.write(data))
 
@@ -86,8 +90,9 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]
     try:
         # The exported weights are those of the rectifier, so its own checkpoint is not asked for again.
         model = ModelConfig(**{**header["config"]["model"], "tps_checkpoint": "random"})
+        check_fields(model)
         encoder, rectifier = models.build_encoder(model), models.build_rectifier(model)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"{file}: its header does not describe an encoder of this version ({error})") from error
     for name, module in (("encoder", encoder), ("rectifier", rectifier)):
         held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}

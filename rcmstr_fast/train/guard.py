@@ -1,6 +1,7 @@
-"""Non-finite losses and gradients: such a step changes nothing, several in a row stop the run.
+"""Non-finite losses, gradients and weights: a bad step changes nothing, several in a row stop the run.
 
-Every decision stays on the device; the host looks at a small vector at intervals only.
+Every decision stays on the device; the host looks at a small vector at intervals only. What an update made is looked at
+then as well, and before each save: the largest magnitude over all weights and running statistics, in a few launches.
 """
 
 import torch
@@ -11,14 +12,15 @@ from rcmstr_fast.train.distributed import World
 
 
 class Guard:
-    """Counts steps with a non-finite loss or gradient.
+    """Counts steps with a non-finite loss or gradient, and watches the weights.
 
     Args:
         limit: consecutive bad steps after which the run stops.
         world: device and processes.
+        watched: names and tensors that updates change in place, the same on every process in number.
     """
 
-    def __init__(self, limit: int, world: World) -> None:
+    def __init__(self, limit: int, world: World, watched: dict[str, Tensor] | None = None) -> None:
         self.limit = limit
         self.world = world
         self.interval = 1 if world.device.type == "cpu" else 10
@@ -28,6 +30,7 @@ class Guard:
         self._first = torch.zeros_like(self.total)
         self._bad_terms: Tensor | None = None
         self._names: list[str] = []
+        self._watched = {name: x for name, x in (watched or {}).items() if x.is_floating_point() and x.numel()}
 
     def end_step(self, step: Tensor, finite: Tensor, terms: dict[str, Tensor]) -> None:
         """Count the step, in place.
@@ -57,20 +60,58 @@ class Guard:
         for count, saved in zip((self.total, self._streak, self._longest, self._first), state, strict=True):
             count.copy_(saved)
 
-    def check(self) -> None:
-        """Look at the count (waits for the device).
+    @torch.no_grad()
+    def check(self, *, last: bool = False) -> None:
+        """Look at the counts and at the weights (waits for the device once); every process must call it.
 
+        Args:
+            last: the run ends here: a streak that is shorter than the limit counts as well.
         Raises:
-            RunError: naming process, step and loss term, after `limit` consecutive bad steps.
+            RunError: after `limit` consecutive bad steps, naming process, step and loss term; naming the weights or
+                statistics that an update has made non-finite.
         """
-        if int(self._longest) < self.limit or self._bad_terms is None:
-            return
-        culprits = []
-        for rank, row in enumerate(self.world.gather(self._bad_terms[None].int()).tolist()):
-            names = [name for name, bad in zip(self._names, row, strict=True) if bad]
-            if names:
-                culprits.append(f"{', '.join(names)} on rank {rank}")
-        raise RunError(
-            f"step {int(self._first)}: not finite: {'; '.join(culprits) or 'a gradient'}; "
-            f"stopped after {int(self._longest)} such steps in a row, the weights are those before the first of them"
-        )
+        longest, streak, broken = self._looked_at()
+        if longest >= self.limit:
+            raise RunError(
+                f"{self._culprits()}; stopped after {longest} such steps in a row, the weights are those before the "
+                "first of them"
+            )
+        if broken:
+            raise RunError(
+                f"the updates have made {self._first_broken()} not finite: a rate, a decay or a gradient is too large; "
+                "nothing of it is saved or exported, the last checkpoint is from before"
+            )
+        if last and streak:
+            steps = "step" if streak == 1 else f"{streak} steps"
+            raise RunError(
+                f"{self._culprits()}; the last {steps} of the run changed nothing: it is saved with the weights from "
+                "before, but it is not finished; raise train.steps to go on"
+            )
+
+    def _looked_at(self) -> tuple[int, int, bool]:
+        counts = torch.stack([self._longest, self._streak]).double()
+        weights = list(self._watched.values())
+        if weights:
+            # The largest magnitude overflows nowhere, and NaN and infinity come through.
+            largest = torch.stack([x.double() for x in torch._foreach_norm(weights, float("inf"))]).max()
+            counts = torch.cat([counts, (~torch.isfinite(largest)).double()[None]])
+        if self.world.world_size > 1 and weights:  # running statistics are each process's own
+            rows = self.world.gather(counts[None])
+            counts = torch.cat([rows[self.world.rank, :2], rows[:, 2].max()[None]])
+        longest, streak, *broken = counts.tolist()
+        return int(longest), int(streak), bool(broken and broken[0])
+
+    def _culprits(self) -> str:
+        """`step N: not finite: term on rank R` of the first step of the streak."""
+        found = []
+        if self._bad_terms is not None:
+            for rank, row in enumerate(self.world.gather(self._bad_terms[None].int()).tolist()):
+                names = [name for name, bad in zip(self._names, row, strict=True) if bad]
+                if names:
+                    found.append(f"{', '.join(names)} on rank {rank}")
+        return f"step {int(self._first)}: not finite: {'; '.join(found) or 'a gradient'}"
+
+    def _first_broken(self) -> str:
+        broken = [name for name, x in self._watched.items() if not torch.isfinite(x).all()]
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        return (broken[0] if broken else "weights of another process") + others

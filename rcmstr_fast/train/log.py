@@ -6,6 +6,9 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rcmstr_fast.console import Forgiving, forgiving
 from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.line import due, number, short
 from rcmstr_fast.train.runfolder import RunFolder
+from rcmstr_fast.train.trackers import Trackers, open_trackers
 
 #: Keys of a metrics line that depend on the clock or the machine; all others repeat exactly on a CPU.
 WALL_CLOCK = ("images_per_s", "data_wait_percent", "memory_gib", "seconds", "broken")
@@ -35,7 +41,7 @@ class Meter:
         self.names = list(values)
         row = torch.stack([*(x.detach() for x in values.values()), torch.ones_like(finite, dtype=torch.float32)])
         row = torch.where(finite, row.double(), 0.0)
-        if self.sums is None:
+        if self.sums is None or self.sums.shape != row.shape:  # a foreign window is not continued
             self.sums = torch.zeros_like(row)
         self.sums += row  # in place: a recorded step adds to the same memory each time
 
@@ -86,13 +92,32 @@ def memory_gib(device: torch.device) -> float:
 class _Console(logging.Handler):
     """Writes records above a progress bar without tearing it."""
 
+    def __init__(self, stream: Forgiving) -> None:
+        super().__init__()
+        self.stream = stream
+
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "file_only", False):
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(self.format(record), file=self.stream)
+
+
+class _Text(logging.FileHandler):
+    """log.txt; names that are not UTF-8 are escaped in it, and where it cannot be written the console says so once."""
+
+    def __init__(self, path: Path, console: Forgiving) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self._console, self._said = console, False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._said:
+            self._said = True
+            tqdm.write(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]})", file=self._console)
 
 
 class RunLog:
     """The log of one process; only rank 0 writes files.
+
+    What it says before `open` is kept for log.txt: a run that is refused before has left nothing in its folder.
 
     Args:
         folder: the run folder.
@@ -103,42 +128,88 @@ class RunLog:
         self.folder, self.world = folder, world
         self.total = self._start = self._window_step = 0
         self.started = self._window = time.monotonic()
-        self._waited = 0.0
-        self._metrics = self._board = self._bar = None
+        self._waited = self._shown_at = 0.0
+        self._shown: int | None = None  # step of the last line of text
+        self._metrics = self._bar = None
+        self._trackers = Trackers()
+        self._failed: set[str] = set()
         self._level = _package.level
-        self._handlers: list[logging.Handler] = [_Console()]
+        self._console = forgiving(sys.stderr)
+        self._handlers: list[logging.Handler] = [_Console(self._console)]
         self._handlers[0].setLevel(logging.INFO if world.rank == 0 else logging.WARNING)
+        self._kept = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
         if world.rank == 0:
-            self._handlers.append(logging.FileHandler(folder.text, encoding="utf-8"))
+            self._handlers.append(self._kept)
         _package.setLevel(logging.INFO)
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             _package.addHandler(handler)
 
-    def begin(self, step: int, total: int) -> None:
-        """Open the metrics after `step` of `total` steps; what an interrupted run wrote after it is dropped."""
+    def open(self) -> None:
+        """Begin log.txt, with what has been said so far.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.world.rank == 0 and self._kept.target is None:
+            text = _Text(self.folder.text, self._console)
+            text.setFormatter(self._kept.formatter)
+            self._kept.setTarget(text)
+            self._kept.flushLevel = logging.NOTSET  # from now on nothing waits
+            self._kept.flush()
+
+    @contextmanager
+    def observing(self, what: str) -> Iterator[None]:
+        """Inside stands what only shows the run: that it cannot be is said once, and the run goes on.
+
+        Args:
+            what: is shown: `views.png`.
+        """
+        try:
+            yield
+        except Exception as error:  # whatever a library makes of a full disk or of a folder that is a file
+            if what not in self._failed:
+                self._failed.add(what)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                _package.warning("%s cannot be written (%s); training goes on without it", what, reason)
+
+    def begin(
+        self, step: int, total: int, trackers: Sequence[str] = ("tensorboard",), config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open the metrics after `step` of `total` steps; what an interrupted run wrote after it is dropped.
+
+        Args:
+            step: steps done.
+            total: steps of the run.
+            trackers: names of those that get the lines as well.
+            config: of the run, for them.
+        """
+        self.open()
         self.total, self._start, self._window_step = total, step, step
         self.started = self._window = time.monotonic()
         if self.world.rank != 0:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         cut_metrics(self.folder.metrics, step)
         self._metrics = open(self.folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1 if step else None)
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+        self._trackers = open_trackers(trackers, self.folder.path, config or {}, step, self.folder.tensorboard)
+        if self._console.isatty():
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, file=self._console)
 
     def close(self) -> None:
         """Close the files and give the logger back."""
         if self._bar is not None:
             self._bar.close()
-        if self._metrics is not None and self._board is not None:
-            self._metrics.close()
-            self._board.close()
+        if self._metrics is not None:
+            with self.observing("metrics.jsonl"):
+                self._metrics.close()
+        self._trackers.close()
+        text = self._kept.target
         for handler in self._handlers:
             _package.removeHandler(handler)
             handler.close()
+        if text is not None:
+            with suppress(OSError):
+                text.close()
         _package.setLevel(self._level)
 
     def advance(self) -> None:
@@ -166,27 +237,23 @@ class RunLog:
         return measured
 
     def write(self, line: dict[str, Any]) -> None:
-        """One metrics line, `step` in it: to the file, TensorBoard, and as text."""
-        if self._metrics is None or self._board is None:
+        """One metrics line, `step` in it: to the file and the trackers; now and then, and shorter, as text."""
+        if self._metrics is None:
             return
         plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}
-        self._metrics.write(json.dumps(plain) + "\n")
-        self._metrics.flush()
-        for name, value in plain.items():
-            if value is not None and name not in ("step", "seconds"):
-                self._board.add_scalar(name, value, line["step"])
+        with self.observing("metrics.jsonl"):
+            self._metrics.write(json.dumps(plain) + "\n")
+            self._metrics.flush()
+        self._trackers.log(line["step"], plain)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {_number(plain.get('loss'))}")
-        text = " ".join(f"{name} {_number(x)}" for name, x in plain.items() if name != "seconds")
-        _package.info("%s eta %s", text, self._eta(line["step"]), extra={"file_only": self._bar is not None})
+            self._bar.set_postfix_str(f"loss {number(plain.get('loss'))}")
+        now = time.monotonic()
+        if due(plain, self.total, self._shown, now - self._shown_at):
+            self._shown, self._shown_at = line["step"], now
+            text = short(plain, self.total, self._eta(line["step"]))
+            _package.info("%s", text, extra={"file_only": self._bar is not None})
 
     def _eta(self, step: int) -> str:
         done = max(step - self._start, 1)
         left = (time.monotonic() - self.started) / done * (self.total - step)
         return tqdm.format_interval(left)
-
-
-def _number(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.4g}"

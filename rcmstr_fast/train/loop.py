@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from signal import Signals
@@ -16,10 +16,13 @@ from rcmstr_fast import ops
 from rcmstr_fast.config import PretrainConfig, RunError, resolve
 from rcmstr_fast.methods import Batch, PretrainMethod, build_method, to_pixels
 from rcmstr_fast.methods.base import PICTURES
+from rcmstr_fast.train.advice import Setting, warnings
 from rcmstr_fast.train.captured import CapturedStep, GraphRecorder
 from rcmstr_fast.train.distributed import World, joined
 from rcmstr_fast.train.guard import Guard
+from rcmstr_fast.train.identity import same_everywhere
 from rcmstr_fast.train.log import Meter, RunLog
+from rcmstr_fast.train.online_probe import OnlineProbe, open_probe_words
 from rcmstr_fast.train.optim import build_optimizer, learning_rate
 from rcmstr_fast.train.pictures import write_sheet
 from rcmstr_fast.train.plan import Plan, make_plan
@@ -30,8 +33,12 @@ from rcmstr_fast.train.state import RunState
 from rcmstr_fast.train.step import Step
 from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.switches import decide
+from rcmstr_fast.train.trackers import check_trackers
 from rcmstr_fast.train.trial import Feed, Trial
 from rcmstr_fast.train.tuned import adopted
+
+#: Elements of a buffer that is too large to be looked at in every step of a CPU: the rows of a queue.
+_LARGE = 2**18
 
 _log = logging.getLogger(__name__)
 
@@ -55,15 +62,16 @@ def pretrain(
         RunError: the run could not go on, or a signal ended it (status 128 + signal); its state is saved.
     """
     resolve(config)
+    check_trackers(config.train.trackers)
     check_start(config)
     folder = RunFolder(config.run)
     stopped = 0
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        world = stack.enter_context(joined(config.train.device))
+        world = stack.enter_context(joined(config.train.device, config.train.timeout_minutes))
         decide(config.train, world)  # a switch that cannot be is refused before anything is written
         config = world.on_rank0(lambda: folder.adopt(config))
-        stream = open_stream(config)
+        stream, probe_words = open_stream(config), open_probe_words(config)
         plan = make_plan(config, stream.epoch_size, world.world_size)
         world.on_rank0(lambda: stack.enter_context(folder.locked()))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
@@ -71,12 +79,19 @@ def pretrain(
         held = world.on_rank0(folder.computed_with)
         trial = partial(trial_of, config, plan, world, folder, build, stream)
         found = stack.enter_context(adopted(config, plan, world, held, trial))
-        world.on_rank0(lambda: folder.write_description(config, world.world_size, found.kept()))
         trainer = Trainer(config, plan, world, folder, start_from(build(config, world), config), stream)
-        trainer.step = trainer.state.restore()
+        if probe_words is not None and world.rank == 0:
+            trainer.probe = OnlineProbe(probe_words, trainer.method, config.seed, world.device)
+        trainer.step = trainer.state.restore(same_everywhere(stream.fingerprint, world))
+        # What can be refused has been: only now is anything written.
+        world.on_rank0(lambda: folder.write_description(config, world.world_size, found.kept()))
+        log.open()
+        for line in warnings(Setting(config, plan, stream.images, world.world_size)):
+            _log.warning("%s", line)
         if trainer.step < plan.total_steps:
             stopped = trainer.run(log, signals)
         else:
+            trainer.guard.check(last=True)
             _log.info("%s is finished at step %d; raise train.steps or train.epochs to go on", config.run, trainer.step)
     if stopped:  # only now: the processes have left the run together
         name = Signals(stopped).name
@@ -100,6 +115,12 @@ def numerics(config: PretrainConfig) -> Iterator[None]:
         cudnn.allow_tf32, cudnn.benchmark = before
         if exact:
             torch.use_deterministic_algorithms(False)
+
+
+def changed_by_updates(method: PretrainMethod) -> dict[str, Tensor]:
+    """What updates change and the guard watches, by name: weights and buffers, but for the rows of queues."""
+    weights = {name: x for name, x in method.named_parameters() if x.requires_grad}
+    return weights | {name: x for name, x in method.named_buffers() if x.numel() < _LARGE}
 
 
 def trial_of(
@@ -165,7 +186,7 @@ class Trainer:
         dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.method = method.to(world.device, dtype, memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.method, config.optim)
-        self.guard = Guard(config.train.max_nonfinite, world)
+        self.guard = Guard(config.train.max_nonfinite, world, changed_by_updates(self.method))
         self.meter = Meter()
         self.state = RunState(config, plan, world, folder, self.method, self.optimizer, self.guard, self.meter)
         self.take = Step(config, world, self.method, self.optimizer, self.guard, self.meter)
@@ -174,12 +195,15 @@ class Trainer:
         if self.switches.compile:
             self.method.compile_networks()
         self.captured = CapturedStep(self.take, GraphRecorder(world.device)) if self.switches.cuda_graph else None
+        self.probe: OnlineProbe | None = None
         self.step = 0
+        self.observing: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def run(self, log: RunLog, signals: StopSignals) -> int:
         """Train to the end of the plan (0 is returned), or until a signal comes (its number)."""
         self._announce()
-        log.begin(self.step, self.plan.total_steps)
+        log.begin(self.step, self.plan.total_steps, self.config.train.trackers, asdict(self.config))
+        self.observing = log.observing
         try:
             with self.state.writing():
                 return self._run(log, signals)
@@ -196,16 +220,20 @@ class Trainer:
             monitors = self._train_step(batches, signals, logged, drawn)
             self.step = step
             log.advance()
-            looked = step % self.guard.interval == 0 or step == total
+            planned = step == total or step % self.plan.save_every == 0
+            looked = step % self.guard.interval == 0 or planned
             if looked:
                 self.guard.check()
                 self.state.check()
             if logged:
                 self._log(log, monitors)
+            if self.probe is not None and (step % train.probe_every == 0 or step == total):
+                log.write({"step": step, **self.probe()})
             stopping, due = self._requests(signals) if looked else (False, False)
-            if stopping or due or step == total or step % self.plan.save_every == 0:
+            if stopping or due or planned:
                 self.state.save(step)
             if step == total:
+                self.guard.check(last=True)
                 _log.info("finished at step %d", step)
                 return 0
             if stopping:
@@ -217,6 +245,10 @@ class Trainer:
     def _train_step(self, batches: list[Batch], signals: StopSignals, monitor: bool, drawn: bool) -> dict[str, Tensor]:
         """One optimiser step over the micro-batches of this process; returns the monitors."""
         rate = learning_rate(self.step, self.config.optim, self.plan)
+        if not 0 <= rate <= float(self.config.optim.lr or 0.0):
+            raise RunError(
+                f"step {self.step + 1}: the learning rate must be in [0, {self.config.optim.lr}], got {rate}"
+            )
         requests = signals.received != 0, self.state.due()
         take, progress = self.take, self.step / self.plan.total_steps
         take.set(self.step + 1, int(batches[0].epoch), rate, requests, progress)
@@ -226,7 +258,8 @@ class Trainer:
         drawing = drawn and self.world.rank == 0
         monitors, sheet = self.take(micro, monitor, drawing)
         if drawing:
-            self._draw(batches[0], sheet)
+            with self.observing("views.png"):
+                self._draw(batches[0], sheet)
         return monitors
 
     def _requests(self, signals: StopSignals) -> tuple[bool, bool]:
@@ -272,5 +305,7 @@ class Trainer:
             self.config.method.name, self.config.model.encoder, self.plan.epoch_size, self.plan.steps_per_epoch,
             self.plan.total_steps, self.plan.global_batch, self.world.world_size, self.config.train.accumulate,
             self.plan.micro_batch, parameters / 1e6, self.world.device,
-            "bf16" if self.bf16 else "fp64" if self.config.train.precision == "fp64" else "fp32", self.step,
+            self.state.precision, self.step,
         )  # fmt: skip
+        for remark in self.method.remarks():
+            _log.info("%s", remark)

@@ -73,13 +73,13 @@ def learning_rate(step: int, config: OptimConfig, plan: Plan) -> float:
     """
     lr, least = float(config.lr or 0.0), float(config.min_lr or 0.0)
     if step < plan.warmup_steps:
-        return lr * (step + 1) / plan.warmup_steps
+        return min(lr, lr * (step + 1) / plan.warmup_steps)
     if config.schedule == "constant":
         return lr
     if config.schedule == "step":
         return lr * 0.1 ** sum(10 * step >= tenths * plan.total_steps for tenths in (6, 8))
     part = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
-    return least + 0.5 * (lr - least) * (1 + math.cos(math.pi * min(part, 1.0)))
+    return min(lr, least + 0.5 * (lr - least) * (1 + math.cos(math.pi * min(part, 1.0))))
 
 
 def apply_gradients(

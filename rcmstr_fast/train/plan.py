@@ -59,9 +59,6 @@ def make_plan(config: PretrainConfig, epoch_size: int, world_size: int) -> Plan:
             f"train.global_batch_size must give each forward pass 2 or more images (batch norm), got {batch} "
             f"over {world_size} processes and {train.accumulate} accumulation steps"
         )
-    for name in ("log_every", "max_nonfinite"):
-        if getattr(train, name) < 1:
-            raise ConfigError(f"train.{name} must be 1 or more, got {getattr(train, name)}")
     per_epoch = epoch_size // batch
     total = train.steps or int(train.epochs or 0) * per_epoch
     if total < 1:

@@ -19,12 +19,34 @@ from rcmstr_fast.train.environment import environment
 _log = logging.getLogger(__name__)
 
 #: Fields that may change when a run is continued: its length, what it writes when, how data are read ahead, how a
-#: batch and the queues are divided, and what changes a step's speed only.
+#: batch and the queues are divided, what changes a step's speed only, and where the data are (`identity` recognises them).
 MAY_CHANGE = frozenset(
-    ("run", "train.epochs", "train.steps", "train.log_every", "train.save_every", "train.save_minutes",
-     "train.picture_every", "train.max_nonfinite", "train.accumulate", "train.cuda_graph", "train.compile",
-     "train.checkpoint_activations", "train.tune", "method.queue", "data.workers", "data.prefetch")
-)  # fmt: skip
+    (
+        "run",
+        "data.roots",
+        "data.workers",
+        "data.prefetch",
+        "method.queue",
+        "train.epochs",
+        "train.steps",
+        "train.accumulate",
+        "train.log_every",
+        "train.save_every",
+        "train.save_minutes",
+        "train.picture_every",
+        "train.trackers",
+        "train.max_nonfinite",
+        "train.timeout_minutes",
+        "train.probe_every",
+        "train.probe_data",
+        "train.probe_words",
+        "train.probe_charset",
+        "train.cuda_graph",
+        "train.compile",
+        "train.checkpoint_activations",
+        "train.tune",
+    )
+)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -34,7 +56,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
@@ -47,6 +69,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for name in names
         if name not in MAY_CHANGE and before.get(name) != after.get(name)
     ]
+
+
+def as_utf8(text: str) -> bytes:
+    """Text with parts that are no UTF-8 (names of files) as the escapes that YAML and JSON read back."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def of_this_version(held: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
@@ -63,6 +90,8 @@ def of_this_version(held: dict[str, Any], config: PretrainConfig) -> dict[str, A
             made[name] = {**dataclasses.asdict(type(part)()), **former}  # type: ignore[operator, dict-item]
     known = {f.name for f in dataclasses.fields(config.method)}
     made["method"] = {name: value for name, value in made["method"].items() if name in known}
+    if made["method"].get("bn_group_size") == 0 and "bn_shuffle" in known:  # it was on by default, without an effect
+        made["method"]["bn_shuffle"] = config.method.bn_shuffle  # type: ignore[attr-defined]
     return made
 
 
@@ -99,9 +128,10 @@ class RunFolder:
             raise ConfigError(f"run: {self.path} is not empty and not a run (no config.yaml); name another folder")
         try:
             held = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.config}: expected the configuration of a run, it cannot be read") from error
-        if not isinstance(held, dict) or not {"method", "train", "optim"} <= held.keys():
+        parts = ("method", "train", "optim")
+        if not isinstance(held, dict) or not all(isinstance(held.get(part), dict) for part in parts):
             raise ConfigError(f"{self.config}: expected the configuration of a pretraining run, it is some other file")
         return held
 
@@ -143,20 +173,23 @@ class RunFolder:
         """Write `config.yaml` and add this session, and what it computes with, to `environment.json`."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-        checkpoint.write_whole(self.config, lambda file: file.write(text.encode()))
+        checkpoint.write_whole(self.config, lambda file: file.write(as_utf8(text)))
         path = self.path / "environment.json"
         found = {} if tuned is None else {"tuned": tuned}
         sessions = [*self._sessions(), {**environment(), "processes": world_size, **found}]
         text_json = json.dumps({"sessions": sessions}, indent=1, ensure_ascii=False) + "\n"
-        checkpoint.write_whole(path, lambda file: file.write(text_json.encode()))
+        checkpoint.write_whole(path, lambda file: file.write(as_utf8(text_json)))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folder and hold it; the lock ends with the process, however that ends.
 
+        Folders that were made for it and are still empty at the end are removed.
+
         Raises:
             ConfigError: another process holds it, or it cannot be created.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY)
@@ -172,3 +205,6 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()

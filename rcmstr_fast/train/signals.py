@@ -4,13 +4,14 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 are remembered in `received` instead of ending the process.
+    """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGHUP are remembered in `received` instead of ending the process.
 
-    A second SIGINT raises KeyboardInterrupt at once. Outside the main thread nothing is installed.
+    A second SIGINT raises KeyboardInterrupt at once. A SIGHUP that is ignored (`nohup`) stays ignored. Outside the main
+    thread nothing is installed.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._handle) for s in STOPPING}
+            wanted = [s for s in STOPPING if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+            self._before = {s: signal.signal(s, self._handle) for s in wanted}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -15,15 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.config import ConfigError, PretrainConfig, RunError
 from rcmstr_fast.methods import PretrainMethod
 from rcmstr_fast.train import checkpoint
-from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.export import export_encoder
 from rcmstr_fast.train.guard import Guard
+from rcmstr_fast.train.identity import check_owner, facts, what_changed
 from rcmstr_fast.train.log import Meter
 from rcmstr_fast.train.plan import Plan
 from rcmstr_fast.train.runfolder import RunFolder
+
+#: What each optimiser keeps for a parameter.
+_AVERAGES = {
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "SGD": {"momentum_buffer"},
+    "Adadelta": {"square_avg", "acc_delta"},
+}
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +48,9 @@ class RunState:
         optimizer: its optimiser.
         guard: the counts of non-finite steps.
         meter: the open logging window.
+
+    Attributes:
+        precision: in which the run computes: fp32, bf16 or fp64.
     """
 
     def __init__(
@@ -52,6 +63,9 @@ class RunState:
         self._statistics = {
             name: x for name, x in method.named_buffers() if name.endswith(("running_mean", "running_var"))
         }
+        bf16 = use_bf16(config.train.precision, world.device)
+        self.precision = "bf16" if bf16 else "fp64" if config.train.precision == "fp64" else "fp32"
+        self._data: str | None = None
         self._saved = time.monotonic()
         self._writer = checkpoint.Writer()
 
@@ -99,6 +113,7 @@ class RunState:
             "micro_batch": self.plan.micro_batch, "config": config, "method": method, "statistics": statistics.cpu(),
             "optimizer": on_host(self.optimizer.state_dict()), "guard": self.guard.state(), "meter": meter,
             "best_loss": self.best_loss, "window_loss": self.window_loss, "rng": rng_state(self.world.device),
+            "data": self._data, "facts": self._facts(),
         }  # fmt: skip
 
         def write() -> None:
@@ -110,32 +125,58 @@ class RunState:
 
         self._writer.start(write)
 
-    def restore(self) -> int:
+    def restore(self, data: str | None = None) -> int:
         """Take up the newest whole checkpoint, if there is one; returns the steps done.
 
+        Args:
+            data: fingerprint of the data of this run; None: unknown.
         Raises:
-            ConfigError: it is not readable, or the data have changed since.
+            ConfigError: it is not readable or not this run's, or the data have changed since.
         """
+        self._data = data
         path = self.world.on_rank0(lambda: checkpoint.newest(self.folder.checkpoints))
         if path is None:
             return 0
         state = checkpoint.load(path)
-        if state["epoch_size"] != self.plan.epoch_size:
+        try:
+            self._compare_data(state["epoch_size"])
+            check_owner(path, state, self.config, data)
+            return self._take_up(state)
+        except (ConfigError, RunError):
+            raise
+        except Exception as error:  # loaders over values of any kind and shape
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{path}: expected a checkpoint of this run, its parts do not fit ({reason})") from error
+
+    def _compare_data(self, epoch_size: int) -> None:
+        if epoch_size != self.plan.epoch_size:
             raise ConfigError(
-                f"data.roots: the run began with {state['epoch_size']} images an epoch, now there are "
+                f"data.roots: the run began with {epoch_size} images an epoch, now there are "
                 f"{self.plan.epoch_size}; set data.epoch_size or restore the data"
             )
+
+    def _take_up(self, state: dict[str, Any]) -> int:
+        """Continue from the values of a checkpoint."""
+        step = int(state["step"])
+        if not 0 <= step < 2**63:
+            raise ValueError(f"step {step}")
         self.method.load_state_dict(state["method"])
         if len(state["statistics"]) == self.world.world_size:
             self._load_statistics(state["statistics"][self.world.rank])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.guard.load_state(state["guard"])
         self.meter.load_state_dict(state["meter"], self.world)
-        self.best_loss, self.window_loss = state["best_loss"], state["window_loss"]
+        self.best_loss, self.window_loss = float(state["best_loss"]), float(state["window_loss"])
         set_rng_state(state["rng"], self.world.device)
         if self.world.rank == 0:
-            self._compare_divisions(state["world_size"], state["micro_batch"])
-        return state["step"]
+            self._compare_divisions(int(state["world_size"]), int(state["micro_batch"]))
+            line = what_changed(state.get("facts"), self._facts(), cosine=self.config.optim.schedule != "constant")
+            if line:
+                _log.warning("%s", line)
+        return step
+
+    def _facts(self) -> dict[str, str]:
+        return facts(self.precision, self.plan.total_steps, self.world.device)
 
     def _compare_divisions(self, world_size: int, micro_batch: int) -> None:
         """Say where another division of the batch changes the mathematics."""
@@ -172,6 +213,26 @@ class RunState:
         parts = row.split([x.numel() for x in self._statistics.values()])
         for x, part in zip(self._statistics.values(), parts, strict=True):
             x.copy_(part.view(x.shape))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up the averages of an optimiser; its settings stay those of the configuration.
+
+    Raises:
+        ValueError: the averages are not those of its parameters.
+    """
+    own = [{name: x for name, x in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        held = group["params"]
+        group.clear()
+        group.update({"params": held, **settings})
+    for parameter, averages in optimizer.state.items():
+        if averages and averages.keys() != _AVERAGES[type(optimizer).__name__]:
+            raise ValueError(f"averages {', '.join(map(str, averages))} of the optimiser")
+        for name, x in averages.items():
+            if not isinstance(x, Tensor) or x.shape not in (parameter.shape, ()) or not x.is_floating_point():
+                raise ValueError(f"{name} of the optimiser")
 
 
 def on_host(tree: Any) -> Any:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.methods import Batch, find
 from rcmstr_fast.train.distributed import World, use_bf16
+from rcmstr_fast.train.identity import fingerprint
 from rcmstr_fast.train.plan import Plan
 from rcmstr_fast.train.targets import Targets
 from rcmstr_fast.train.views import Make, ViewMaker
@@ -67,6 +69,16 @@ class Stream:
     def epoch_size(self) -> int:
         """Images an epoch."""
         return self._order.epoch_size
+
+    @property
+    def images(self) -> int:
+        """Images of the data, each once."""
+        return len(self._source)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the data are recognised by."""
+        return fingerprint(self._source)
 
     @property
     def waited(self) -> float:

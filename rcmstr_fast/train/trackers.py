@@ -6,12 +6,13 @@ is dropped with a warning: it never stops a run.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from rcmstr_fast.config import ConfigError
 
-TrackerName = Literal["wandb", "mlflow"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 #: Values of a metrics line that are no curves.
 _NOT_TRACKED = ("step", "seconds")
 
@@ -135,25 +136,29 @@ class Trackers:
         try:
             return call()
         except Exception as error:  # whatever another's library raises, the run is worth more
-            _log.warning("%s fails and is left out from now on: %s", name, " ".join(str(error).split()) or type(error))
+            reason = " ".join(str(error).split()) or type(error).__name__
+            _log.warning("%s cannot be written (%s); training goes on without it", name, reason)
             self._kept.pop(name, None)
             return None
 
 
 def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], step: int, tensorboard: Path) -> Trackers:
-    """TensorBoard and the trackers that were asked for.
+    """The trackers that were asked for.
 
     Args:
-        names: of wandb and mlflow.
+        names: of tensorboard, wandb and mlflow.
         run: the run folder.
         config: of the run.
         step: steps done before.
         tensorboard: folder of the event files.
     """
     trackers = Trackers()
-    trackers.add("tensorboard", lambda: TensorBoard(tensorboard, step))
-    for name in names:
-        trackers.add(name, lambda name=name: _MADE[name](run, config, step))  # type: ignore[misc]
+    made: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(tensorboard, step),
+        **{name: partial(make, run, config, step) for name, make in _MADE.items()},
+    }
+    for name in dict.fromkeys(names):
+        trackers.add(name, made[name])
     return trackers
 
 
@@ -162,8 +167,8 @@ def check_trackers(names: Sequence[str]) -> None:
     import importlib.util
 
     for name in names:
-        if name not in _MADE:
-            raise ConfigError(f"train.trackers: expected some of {', '.join(_MADE)}, got {name!r}")
+        if name not in get_args(TrackerName):
+            raise ConfigError(f"train.trackers: expected some of {', '.join(get_args(TrackerName))}, got {name!r}")
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"train.trackers: {name} is not installed; pip install 'rcmstr-fast[tracking]'")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rcmstr_fast.measure.timer import Run, Times, measure
+from rcmstr_fast.timer import Run, Times, measure
 from rcmstr_fast.tuning.choices import Value
 
 #: Timed calls of a candidate: at least so many before anything is decided, and at most.

@@ -6,9 +6,11 @@ import pytest
 
 from bench.gpu.pieces import PIECES
 from bench.report import __main__ as report
-from bench.report import performance, plots, predictions, results
+from bench.report import blocks, performance, plots, predictions, recipes, results
 from bench.report.rows import load, studies
+from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation import published
+from rcmstr_fast.measure import costs
 
 STEP = {
     "group": "step", "status": "ok", "encoder": "resnet29", "width": 1.0, "method": "rcmstr", "batch": 512,
@@ -64,6 +66,36 @@ def test_committed_pages_are_what_the_records_say():
     assert report.main(["--check"]) == 0
 
 
+def test_generated_blocks_leave_the_rest_of_a_page_alone():
+    page = "# A\n\n<!-- x: made -->\nold\n<!-- end of x -->\n\ntext \\1\n"
+    made = blocks.replace(page, "x", "new \\1")
+    assert made == "# A\n\n<!-- x: made -->\n\nnew \\1\n\n<!-- end of x -->\n\ntext \\1\n"
+    assert blocks.replace(made, "x", "new \\1") == made
+    with pytest.raises(ConfigError, match="one block"):
+        blocks.replace(page, "y", "")
+
+
+def test_the_first_page_shows_the_newest_tables_or_says_where_they_will_stand(records):
+    assert "will stand here" in results.short({}, []) and "|" not in results.short({}, [])
+    shown = results.short(load(records), [])
+    assert shown.startswith("**a-gpu: iiit5k (3000 words)**\n") and "30.00 (25.0 to 35.0)" in shown
+
+
+def test_needs_of_recipes_are_the_arithmetic_of_the_step():
+    config = recipes.load("tiny_cnn_seqmoco")
+    config.train.global_batch_size = 64
+    found, batch = recipes.need(config), 64
+    flop = sum(work.flop for work in costs.step_works(config, batch, "bf16"))
+    images = recipes.IMAGES * config.train.epochs
+    assert found.hours["A100"] >= images / batch * flop / 312e12 / 3600
+    config.train.epochs *= 2
+    twice = recipes.need(config)
+    assert twice.hours["A100"] == pytest.approx(2 * found.hours["A100"]) and twice.gib == found.gib
+    config.train.global_batch_size = 128
+    assert found.gib < recipes.need(config).gib < 2 * found.gib
+    assert recipes.need(recipes.load("tiny_cnn_simclr")) is None
+
+
 def test_every_plot_that_a_page_shows_is_there():
     text = (report.DOCS / "performance.md").read_text(encoding="utf-8")
     shown = [part.split(")")[0] for part in text.split("](plots/")[1:]]
@@ -102,15 +134,30 @@ def test_results_stand_beside_the_papers(records):
 
 
 def test_a_study_becomes_a_section(tmp_path):
-    rows = [
-        {"key": "rclstr", "name": "RCLSTR", "encoder": "vit", "decoder": "transformer", "set": "numbers", "seed": seed,
-         "accuracy": accuracy} for seed, accuracy in enumerate((0.5, 0.7))
-    ]  # fmt: skip
-    write(tmp_path, "studies/vit.json", rows, title="Small ViTs", note="Three minutes each.")
+    def result(accuracy):
+        score = {"count": 9, "accuracy": accuracy}
+        return {"sets": [{"set": "numbers", "protocol": "exact", "total": 10, "score": score}], "cpu_seconds": 60.0}
+
+    run = {"finished": True, "cpu_seconds": 120.0, "images": 640, "steps": 20, "loss": 1.0}
+    row = {
+        "name": "RCLSTR", "published": "rclstr", "seeds": [0, 1], "pretraining": {"0": run, "1": run},
+        "results": {"CTC": {"0": result(0.5), "1": result(0.7)}},
+    }  # fmt: skip
+    study = {
+        "name": "tiny", "title": "Small CNNs", "note": "Three minutes each.", "table": "rcmstr_1", "encoder": "cnn",
+        "metrics": [], "evaluations": [{"name": "CTC", "decoder": "ctc", "command": "probe"}], "rows": [row],
+        "commands": 4, "done": 4, "processors": ["a laptop"], "commits": ["0123456789abcdef"], "cpu_minutes": 6.0,
+    }  # fmt: skip
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "tiny.json").write_text(json.dumps(study), encoding="utf-8")
     page = results.page({}, studies(tmp_path))
-    assert "## Small ViTs\n\nThree minutes each.\n\n### numbers" in page and "No study has left" not in page
+    assert "## Small CNNs\n\nThree minutes each.\n\n![" in page and "No study has left" not in page
     line = next(line for line in page.splitlines() if line.startswith("| RCLSTR"))
-    assert [cell.strip() for cell in line.split("|")[3:5]] == ["60.00 (50.0 to 70.0)", "73.17"]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["RCLSTR", "2", "60.00 ± 14.14"]
+    assert "4 of 4 commands done (finished); 6.0 minutes of processor time on a laptop; commit 0123456789" in page
+    results.write_study_plots([study], tmp_path / "plots")
+    (plot,) = (tmp_path / "plots").iterdir()
+    assert f"(plots/{plot.name})" in page and plot.read_text(encoding="utf-8").startswith("<svg")
     assert load(tmp_path) == {}
 
 

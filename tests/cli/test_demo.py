@@ -1,10 +1,16 @@
+import dataclasses
+
 import pytest
 
 from rcmstr_fast.cli import demo
 from rcmstr_fast.cli.main import main
 from rcmstr_fast.data.source import open_sources
+from rcmstr_fast.evaluation import probe as probing
 
-TINY = demo.Size(48, 60, 16, 0.25, 64, 2, 8, 0.9, 1e-3, 2, 2, 8, 1e-3, 16, 25, False)
+TINY = demo.Size(
+    48, 60, 16, {"texts": "words", "num_words": 2000}, {"width": 0.125, "image_width": 44, "projector_hidden": 16},
+    64, 2, 8, 0.9, 1e-3, 2, 8, 1e-3, 16, 8, 1e-3,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -23,12 +29,44 @@ def test_the_whole_way_and_again(small, tmp_path, capsys):
     assert (run / "table.md").read_text() in first
     pictures = [line.strip() for line in first.splitlines() if line.strip().endswith(".png")]
     assert len(pictures) == 3 and all((tmp_path / p).is_file() for p in pictures)
-    held_out, training = ((run / "words" / name).read_text().split("\n") for name in ("held_out.txt", "training.txt"))
-    assert not set(held_out) & set(training)
-    before = (run / "pretrain" / "metrics.jsonl").read_text()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert (
+        str(run / "report.html") in first and "steps of 8 words" in page and "<svg" in page and "data:image/png" in page
+    )
+    assert (run / "learning.svg").read_text(encoding="utf-8").startswith("<svg")
+    sets = [
+        set(open_sources([str(run / "words" / name)]).labels(range(n)))
+        for name, n in (("held_out", 16), ("labelled", 60))
+    ]
+    assert sets[0] and sets[1] and not sets[0] & sets[1]
+    before, took = (run / "pretrain" / "metrics.jsonl").read_text(), (run / "times.json").read_text()
     assert main(["demo", "--run", str(run), "--size", "laptop"]) == 0
     assert (run / "table.md").read_text() in capsys.readouterr().out
-    assert (run / "pretrain" / "metrics.jsonl").read_text() == before
+    assert (run / "pretrain" / "metrics.jsonl").read_text() == before and (run / "times.json").read_text() == took
+
+
+def test_from_scratch_gets_the_time_of_pretraining_and_decoder(tmp_path, monkeypatch):
+    def timed(config):
+        (tmp_path / "timing").mkdir()
+        (tmp_path / "timing" / "metrics.jsonl").write_text('{"step": 5, "images_per_s": 64.0}\n')
+
+    monkeypatch.setattr(probing, "probe", timed)
+    clock = demo.Clock(tmp_path / "times.json")
+    clock.seconds = {"pretraining": 8.0, "pretrained": 2.0}
+    size = dataclasses.replace(TINY, scratch_batch=32)
+    found = [demo._scratch_steps(tmp_path / "timing", clock, tmp_path, tmp_path, size) for _ in range(2)]
+    assert found == [20, 20]  # 10 s x 64 words/s of 32 words a step
+
+
+def test_the_clock_counts_interrupted_parts_and_stops_at_the_end(tmp_path, monkeypatch):
+    now = iter([0.0, 3.0, 10.0, 12.0, 20.0, 29.0])
+    monkeypatch.setattr(demo.time, "monotonic", lambda: next(now))
+    with pytest.raises(KeyboardInterrupt), demo.Clock(tmp_path / "t.json").running("a"):
+        raise KeyboardInterrupt
+    for _ in range(2):
+        with demo.Clock(tmp_path / "t.json").running("a"):
+            pass
+    assert demo.Clock(tmp_path / "t.json").seconds["a"] == 5.0
 
 
 @pytest.mark.parametrize(("count", "says"), [(200, "but no labels"), (24, "too few labelled words")])

@@ -44,7 +44,7 @@ def test_file_then_flags(parsed, tmp_path):
         (["--seed", "0.5"], "seed: expected int, got 0.5"),
         (["--data.roots", "folder"], "expected a folder of images or LMDBs, got folder, which does not exist"),
         (["--data.weights", "2"], "data.weights: expected list, got 2; write [2]"),
-        (["--model.width", "0.3", "--data.roots", "[x]"], "model.width must be 0.25, 0.5 or 1, got 0.3"),
+        (["--model.width", "0.3", "--data.roots", "[x]"], "model.width must be 0.125, 0.25, 0.5 or 1, got 0.3"),
         (["--method.name", "rclstr", "--method.mask_ratioo", "1"], "unknown field method.mask_ratioo; did you mean"),
         (["--method.name", "rclst"], "method.name must be one of"),
         (["--method.name=seqmoco", "--method.queue_size=0"], "method.queue_size must be at least 1, got 0"),
@@ -92,7 +92,7 @@ def test_help_shows_meaning_and_default_of_every_field(capsys):
     for part in ("data", "model", "method", "optim", "train"):
         for field in dataclasses.fields(getattr(config, part)):
             assert f"--{part}.{field.name} " in flat, field.name
-    assert "weight of loss_rcl beside loss_mim. (type: float, default: 0.1)" in flat
+    assert "weight of loss_rcl beside loss_mim; at least 0. (type: float, default: 0.1)" in flat
     assert command.HELP in flat
 
 
@@ -109,7 +109,7 @@ def test_every_recipe_parses(parsed):
 def test_a_field_of_another_method_is_named(capsys):
     assert main(["pretrain", "--method.name", "rclstr", "--method.mask_ratio", "0.5"]) == 2
     error = capsys.readouterr().err
-    start = "rcmstr pretrain: method rclstr has no field mask_ratio (method rcmstr has); expected one of "
+    start = "rcmstr pretrain: method rclstr has no field mask_ratio (method dig, ibot, rcmstr, simmim has); expected one of "
     assert error.startswith(start) and "alpha" in error and error.count("\n") == 1
 
 

@@ -7,8 +7,8 @@ import pytest
 from rcmstr_fast.cli import doctor, tune
 from rcmstr_fast.cli.arguments import _with_recipes
 from rcmstr_fast.cli.main import main
-from rcmstr_fast.measure.timer import Times
 from rcmstr_fast.ops import dispatch, selfcheck
+from rcmstr_fast.timer import Times
 from rcmstr_fast.tuning.engine import Outcome
 from tests.tuning.faults import planted
 

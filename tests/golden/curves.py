@@ -1,4 +1,7 @@
-"""The 50-step loss curves of tiny models in float64; `python -m tests.golden.curves` writes them anew.
+"""Loss curves of tiny models in float64; `python -m tests.golden.curves [NAME ..]` writes them, or those of NAME, anew.
+
+The relational methods have 50 steps each, every other method 20 of its smallest configuration, on the CNN at an eighth
+of its width, to keep the suite short.
 
 In float32 rounding alone moves so small a model by per cents within three steps, so no band would tell it from a change.
 
@@ -9,20 +12,28 @@ A change that moves a curve must say why in its commit.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
 
 from rcmstr_fast import random
-from rcmstr_fast.methods import Batch, build_method
+from rcmstr_fast.config import PretrainConfig
+from rcmstr_fast.methods import CNN, Batch, build_method, every_method, find
 from rcmstr_fast.train.optim import build_optimizer
+from rcmstr_fast.train.targets import Targets
+from tests.methods.harness import case_config
 from tests.methods.tiny import tiny_config
 
 HERE = Path(__file__).parent
-STEPS, BATCH, WORDS = 50, 6, 24
+STEPS, SHORT, BATCH, WORDS = 50, 20, 6, 24
 #: The ViT at 1e-5 turns a difference of 1e-15 into per cents within 25 steps, at 2e-6 into 1e-7 within 50.
 LR = {"resnet29": 1e-3, "vit_tiny": 2e-6}
-CASES = [(name, encoder) for name in ("seqmoco", "rclstr", "rcmstr") for encoder in ("resnet29", "vit_tiny")]
+LONG = ("seqmoco", "rclstr", "rcmstr")
+CASES = [
+    (spec.name, encoder) for spec in every_method() for encoder in ("resnet29", "vit_tiny")
+    if encoder in spec.encoders and spec.method.__module__.startswith("rcmstr_fast.")
+]  # fmt: skip
 
 
 def pictures(height: int, width: int) -> torch.Tensor:
@@ -50,19 +61,38 @@ def curve(name: str, encoder: str) -> list[float]:
         torch.set_default_dtype(before)
 
 
-def _curve(name: str, encoder: str) -> list[float]:
-    config = tiny_config(encoder, BATCH, name=name, preset="fast", momentum=0.9, bn_group_size=2)
+def steps(name: str) -> int:
+    """Steps of a method's curves."""
+    return STEPS if name in LONG else SHORT
+
+
+def _config(name: str, encoder: str) -> PretrainConfig:
+    if name in LONG:
+        config = tiny_config(encoder, BATCH, name=name, preset="fast", momentum=0.9, bn_group_size=2)
+    else:
+        config = case_config(name, encoder)
+        config.model.width = 0.125 if encoder in CNN else config.model.width
     config.optim.lr = LR[encoder]
+    return config
+
+
+def _curve(name: str, encoder: str) -> list[float]:
+    config, spec = _config(name, encoder), find(name)
     method = build_method(config).train().double()
     optimizer = build_optimizer(method, config.optim)
     images = pictures(config.model.height, config.model.image_width)
+    wanted = [spec for spec in spec.method.views(config) if not spec.permuted_of]
     losses = []
-    for step in range(STEPS):
+    for step in range(steps(name)):
         index = (torch.arange(BATCH) + step * BATCH) % WORDS
         epoch = step * BATCH // WORDS
-        views = {key: view(images[index], index, epoch, number) for number, key in enumerate(("query", "key"))}
-        method.begin_step()
-        output = method(Batch(views, index, epoch), monitor=False)
+        views = {one.name: view(images[index], index, epoch, number) for number, one in enumerate(wanted)}
+        drawn = {} if name in LONG else spec.method.draw(config, index, epoch)
+        if spec.labels:
+            drawn |= Targets(config.method)([f"word{i}" for i in index.tolist()])
+        progress = torch.tensor(step / steps(name))
+        method.begin_step(progress)
+        output = method(Batch(views, index, epoch, drawn, progress=progress), monitor=False)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
@@ -77,7 +107,7 @@ def path(name: str, encoder: str) -> Path:
 
 
 if __name__ == "__main__":
-    for case in CASES:
+    for case in (case for case in CASES if not sys.argv[1:] or case[0] in sys.argv[1:]):
         losses = curve(*case)
         path(*case).write_text(json.dumps([round(x, 9) for x in losses], indent=0) + "\n")
         print(*case, losses[0], losses[-1])

@@ -168,6 +168,8 @@ def test_monitors_show_collapse():
     queue = torch.nn.functional.normalize(torch.randn(64, 32), dim=1)
     healthy, collapsed = monitors("word", even, even, queue), monitors("word", one, one, queue)
     assert healthy["spread_word"] > 0.9 and healthy["accuracy_word"] == 1
+    assert float(healthy["alignment_word"]) == pytest.approx(1) and collapsed["alignment_word"] > 0.99
+    assert float(monitors("word", even, -even, queue)["alignment_word"]) == pytest.approx(-1)
     assert collapsed["spread_word"] < 1e-6
 
 

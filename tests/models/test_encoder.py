@@ -145,9 +145,8 @@ def test_align_corners_by_preset():
 def exported(path, **fields):
     config = resolve(PretrainConfig(model=ModelConfig(**fields)))
     parts = {"encoder": build_encoder(config.model), "rectifier": build_rectifier(config.model)}
-    method = SimpleNamespace(exported=lambda: parts)
-    export_encoder(method, path, config, 0)
-    return method
+    export_encoder(SimpleNamespace(exported=lambda: parts), path, config, 0)
+    return parts
 
 
 @pytest.mark.parametrize(
@@ -156,13 +155,13 @@ def exported(path, **fields):
      VIT | dict(final_norm=False, sequence="bilstm")],
 )  # fmt: skip
 def test_export_keeps_every_part(tmp_path, fields):
-    method = exported(tmp_path / "encoder.safetensors", **fields)
+    parts = exported(tmp_path / "encoder.safetensors", **fields)
     encoder, rectifier, header = load_encoder(tmp_path)
     for name in ("sequence", "class_token", "final_norm", "tps_align_corners"):
         assert header[name] == getattr(resolve(PretrainConfig(model=ModelConfig(**fields))).model, name)
     images = torch.randn(1, 3, 32, header["image_width"])
     with torch.no_grad():
-        expected = method.exported()["encoder"].eval()(method.exported()["rectifier"].eval()(images))
+        expected = parts["encoder"].eval()(parts["rectifier"].eval()(images))
         assert torch.equal(encoder(rectifier(images)), expected)
     assert expected.shape[1:] == (header["frames"], header["out_channels"])
 

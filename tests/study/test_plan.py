@@ -53,6 +53,25 @@ def test_grid(tmp_path):
     assert study.rows[3].set == {"method.mask_ratio": 0.7, "method.num_blocks": 1}
 
 
+def test_a_study_builds_on_another(tmp_path):
+    written(tmp_path, {"name": "first", "evaluate": {"steps": 5}})
+    above = tmp_path / "above.yaml"
+    above.write_text("base: study\nrows:\n- {name: C, recipe: c, evaluations: [CTC]}\n")
+    study = read_study(above)
+    assert study.name == "above" and [row.name for row in study.rows] == ["C"] and study.data == BASE["data"]
+    found = cells(study, Path("out"), {"words": "/d"}, lambda name: Path(f"{name}.yaml"))
+    assert [c.id for c in found] == ["pretrain/C-s0", "CTC/C-s0"] and found[1].values["steps"] == 5
+    for base in ("above", "none"):
+        above.write_text(f"base: {base}\n")
+        with pytest.raises(ConfigError, match="base must name another study in the same folder"):
+            read_study(above)
+
+
+def test_fields_of_an_anchor_may_come_again(tmp_path):
+    text = "data: &a {x: 1, y: 2}\npretrain: {<<: *a, y: 3}\nrows: [{name: A, recipe: a}]\nevaluations: [{name: e}]\n"
+    assert read_study(written(tmp_path, text=text)).pretrain == {"x": 1, "y": 3}
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -64,6 +83,7 @@ def test_grid(tmp_path):
         ({"rows": [{"name": "A", "encoder": "random", "like": "C"}]}, "like must name a row with a recipe, got 'C'"),
         ({"evaluations": [{"name": "x", "command": "read"}]}, "command must be one of probe, finetune, segment"),
         ({"evaluations": [{"name": "x", "set": {"seed": 3}}]}, "seed is set by the study"),
+        ({"rows": [{"name": "A", "recipe": "a", "evaluations": ["x"]}]}, "row A: evaluations must name evaluations"),
         ({"seeds": [-1]}, "seeds must be whole numbers of 0 or more, got -1"),
         ({"rows": [{"name": "A", "recipe": "a", "set": []}]}, "set must be a dict"),
     ],

@@ -44,8 +44,11 @@ def start(module: str, *words: str) -> Started:
     return Started(module, list(words), {})
 
 
-def launch(module: str, *words: str, processes: int = 2) -> list[tuple[int, str]]:
-    """Run `main(words)` in several processes with the environment that torchrun gives them."""
+def launch(module: str, *words: str, processes: int = 2, survives: bool = True) -> list[tuple[int, str]]:
+    """Run `main(words)` in several processes with the environment that torchrun gives them.
+
+    Where the last one does not survive, it is killed when the others have ended.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +57,10 @@ def launch(module: str, *words: str, processes: int = 2) -> list[tuple[int, str]
         Started(module, list(words), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
-    return [process.wait() for process in started]
+    ended = [process.wait() for process in started[:-1]]
+    if not survives:
+        started[-1].process.kill()
+    return [*ended, started[-1].wait()]
 
 
 def kill_at_random_moments(module: str, run: Path, *words: str, within: float, times: int = 10) -> set[str]:

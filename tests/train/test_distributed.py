@@ -6,7 +6,7 @@ from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.distributed import World, choose_device, joined
 from rcmstr_fast.train.runfolder import RunFolder
 from tests.train.compare import assert_same_run, last, metrics
-from tests.train.launch import launch
+from tests.train.launch import Started, launch
 from tests.train.toy import toy_run
 
 
@@ -92,6 +92,46 @@ def test_single_process_collectives_are_the_identity():
     x = torch.arange(3.0)
     assert torch.equal(world.gather(x), x) and torch.equal(world.mean(x), x)
     assert world.on_rank0(lambda: 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("freeze", "gives no sign of life: frozen"), ("sleep", "is alive, but has not come to exchange 5")],
+)
+def test_a_silent_process_is_named(how, words):
+    done = launch("tests.train.exchange", how, "0.05", processes=3, survives=False)
+    assert [status for status, _ in done] == [2, 2, -9], done
+    told = [text for _, text in done[:2] if "waited 0.05 minutes (train.timeout_minutes)" in text]
+    assert told and all("rank 2 (process " in text and words in text and "rank 1" not in text for text in told), done
+
+
+def test_a_process_that_never_comes_is_one_line():
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    status, text = Started("tests.train.exchange", ["", "0.02"], environment).wait()
+    assert status == 2 and "rank 1 cannot meet the other processes at 127.0.0.1:1 (" in text
+
+
+GIVEN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE must be a whole number in 1..1048576, got 'abc'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number in 1.."),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE must be a whole number in 1.."),
+        ({"RANK": "2"}, r"RANK must be a whole number in 0..1, got '2'"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK must be a whole number in 0..1, got '-1'"),
+        ({"MASTER_ADDR": None}, "need a place to meet; the environment lacks MASTER_ADDR"),
+        ({"MASTER_ADDR": None, "MASTER_PORT": ""}, "lacks MASTER_ADDR and MASTER_PORT"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT must be a whole number in 1..65535, got 'http'"),
+    ],
+)
+def test_a_wrong_environment_is_one_line(monkeypatch, change, words):
+    for name, value in (GIVEN | change).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=words), joined("cpu"):
+        pass
 
 
 def test_environment_and_device_errors(monkeypatch):

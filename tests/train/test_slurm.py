@@ -56,9 +56,9 @@ def test_a_job_is_saved_requeued_and_finished(tmp_path):
             ["bash", str(SCRIPT), "--config", str(tmp_path / "config.yaml"), *more], env=environment, cwd=tmp_path
         )
 
-    job, log = submit(), RunFolder(run).text
+    job, log, metrics = submit(), RunFolder(run).text, RunFolder(run).metrics
     deadline = time.monotonic() + 240
-    while not (log.exists() and "step 3 " in log.read_text()):
+    while not (metrics.exists() and '"step": 3,' in metrics.read_text()):
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     job.send_signal(signal.SIGUSR1)

@@ -76,6 +76,7 @@ class ToyStream:
     def __init__(self, config, poison=(), images=IMAGES, on_step=None):
         self.config, self.poison, self.on_step = config, set(poison), on_step or (lambda step: None)
         self.epoch_size, self.waited, self.broken = images, 0.0, 0
+        self.images, self.fingerprint = images, f"{images:032x}"
 
     def batches(self, step, plan, world):
         parts = plan.local_batch // plan.micro_batch

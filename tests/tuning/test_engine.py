@@ -5,7 +5,7 @@ import torch
 
 import rcmstr_fast.ops  # noqa: F401  declares choices
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.measure.timer import Times
+from rcmstr_fast.timer import Times
 from rcmstr_fast.tuning import choices, engine
 from rcmstr_fast.tuning.choices import Choice, Setting
 

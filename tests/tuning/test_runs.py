@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.measure.timer import Times
+from rcmstr_fast.timer import Times
 from rcmstr_fast.train import loop, tuned
 from rcmstr_fast.train.plan import make_plan
 from rcmstr_fast.tuning import choices, engine, record

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rcmstr_fast.config import ConfigError, num_frames
+from rcmstr_fast.config import ModelConfig, num_frames, require
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.parts.windows import pooling_windows
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
@@ -30,11 +30,17 @@ class InstanceSettings:
     instances: Mapping = "window"
     windows: int = number(5, low=1)
 
-    def check_windows(self, model: object) -> None:
+    def check_windows(self, model: ModelConfig) -> None:
         """Raise ConfigError where there are more windows than frames."""
-        frames = num_frames(model)  # type: ignore[arg-type]
-        if self.instances == "window" and self.windows > frames:
-            raise ConfigError(f"method.windows must be at most the {frames} frames of an image, got {self.windows}")
+        if self.instances == "window":
+            check_windows(self.name, self.windows, model)  # type: ignore[attr-defined]
+
+
+def check_windows(method: str, windows: int, model: ModelConfig) -> None:
+    """Raise ConfigError where there are more windows than frames of an image."""
+    frames = num_frames(model)
+    expected = f"method.windows must be at most the {frames} frames of an image for method {method}"
+    require(windows <= frames, expected, windows)
 
 
 class Instances(nn.Module):

@@ -31,6 +31,23 @@ def pair_accuracy(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def detail(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+    """Standard deviation of the predicted hidden pixels over that of the true ones, 0-d: 0 where all are one grey.
+
+    Args:
+        prediction: [B, 3, H, W].
+        target: [B, 3, H, W].
+        hidden: [B, 1, H, W] bool.
+    """
+    count = (hidden.sum() * prediction.shape[1]).clamp(min=1)
+    deviations = []
+    for x in (prediction.float(), target.float()):
+        mean = torch.where(hidden, x, 0.0).sum() / count
+        deviations.append(torch.where(hidden, (x - mean) ** 2, 0.0).sum().div(count).sqrt())
+    return deviations[0] / deviations[1].clamp(min=1e-6)
+
+
+@torch.no_grad()
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy of the mean of distributions [M, K] over its largest value, 0-d: 0 where all rows name one class."""
     mean = probabilities.float().mean(dim=0)

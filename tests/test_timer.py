@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from rcmstr_fast.measure import timer
-from rcmstr_fast.measure.timer import Moment, Times, alternate, measure, quartiles
+from rcmstr_fast import timer
+from rcmstr_fast.timer import Moment, Times, alternate, measure, quartiles
 
 CPU = torch.device("cpu")
 

@@ -123,7 +123,7 @@ def _by_events(runs: Mapping[str, Run], turns: Any, device: torch.device, cold: 
 class Moment:
     """A CUDA event, recorded where it is made; the difference of two is the GPU's time between them in seconds.
 
-    As the timer of pytest-benchmark (`--benchmark-timer=rcmstr_fast.measure.timer.Moment`) it synchronises when the
+    As the timer of pytest-benchmark (`--benchmark-timer=rcmstr_fast.timer.Moment`) it synchronises when the
     difference is taken, behind the call and not inside of it.
     """
 

@@ -1,0 +1,114 @@
+"""What recognisers and segmentation networks share: an encoder below, frozen or trained, and what goes in."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
+from rcmstr_fast.data.decode import Rotate
+from rcmstr_fast.ops import augment_views
+from rcmstr_fast.ops.augment_views import PresetLike
+
+Precision = Literal["fp32", "bf16"]
+
+
+class OverEncoder(nn.Module):
+    """A network over a rectifier and an encoder, which `evaluation.fit` trains.
+
+    Attributes:
+        kind: what it is, for messages.
+        model: the network's configuration, resolved.
+        precision: of everything it computes, in training and in reading: fp32, or bf16 (autocast).
+        frozen: rectifier and encoder keep their weights and give frames without gradient.
+        bn: while what stands on a frozen encoder trains: `running` statistics, or `batch` statistics that also
+            re-estimate the running ones.
+        rotate: how pictures have to be decoded for it, see `data.decode.decode_image`.
+    """
+
+    rotate: Rotate = "never"
+    kind = "network"
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        rectifier: nn.Module,
+        encoder: nn.Module,
+        *,
+        frozen: bool = False,
+        bn: Literal["running", "batch"] = "running",
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__()
+        self.model = resolve_model(model)
+        self.rectifier: Any = rectifier
+        self.encoder: Any = encoder
+        self.frozen, self.bn, self.precision = frozen, bn, precision
+        if frozen:
+            self.rectifier.requires_grad_(False)
+            self.encoder.requires_grad_(False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        return self.model.height, self.model.image_width
+
+    def train(self, mode: bool = True) -> "OverEncoder":
+        """Training or evaluation mode; a frozen encoder stays in evaluation mode unless `bn` is batch."""
+        super().train(mode)
+        if self.frozen:
+            self.rectifier.eval()
+            self.encoder.train(mode and self.bn == "batch")
+        return self
+
+    def autocast(self) -> torch.autocast:
+        """The precision of training and reading."""
+        device = next(self.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def views(
+        self, images: Tensor, *, seed: int = 0, epoch: int = 0, index: Tensor, preset: PresetLike = "none"
+    ) -> Tensor:
+        """Pictures as the encoder takes them, see `ops.augment_views`.
+
+        Args:
+            images: `[B, H, W, 3]` uint8 at the input size, on the model's device.
+            seed: of the augmentation.
+            epoch: of the augmentation.
+            index: `[B]` int64, numbers of the pictures in the epoch.
+            preset: augmentation; none: normalised only.
+        Returns:
+            `[B, 3, H, W]` in the model's precision.
+        """
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return augment_views(
+            images, seed=seed, epoch=epoch, index=index, num_views=1, size=self.size, preset=preset, dtype=dtype
+        )[0]
+
+    def frames(self, views: Tensor) -> Tensor:
+        """Normalised images `[B, 3, H, W]` to what is trained on them, `[B, N, C]`, without gradient where frozen."""
+        raise NotImplementedError
+
+    def loss(self, frames: Tensor, targets: Any) -> Tensor:
+        """The loss of what `frames` gave, 0-d float32."""
+        raise NotImplementedError
+
+    def loss_terms(self, targets: Any) -> int:
+        """How many terms `loss` of these targets is the mean of."""
+        raise NotImplementedError
+
+    def changes(self) -> dict[str, Tensor]:
+        """The part of the state that training changes: all but the encoder where that is left as it is."""
+        kept = ("encoder.", "rectifier.") if self.frozen and self.bn == "running" else ()
+        return {name: x for name, x in self.state_dict().items() if not name.startswith(kept)}
+
+    def load_changes(self, state: dict[str, Tensor]) -> None:
+        """Put back what `changes` gave.
+
+        Raises:
+            ConfigError: the state of another network.
+        """
+        expected = {name: x.shape for name, x in self.changes().items()}
+        if {name: x.shape for name, x in state.items()} != expected:
+            raise ConfigError(f"expected a checkpoint of this {self.kind}, it is of another network")
+        self.load_state_dict(state, strict=False)

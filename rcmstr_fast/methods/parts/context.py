@@ -1,0 +1,167 @@
+"""Telling hidden features by their context: quantised targets, attention over the rest (after wav2vec 2.0)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcmstr_fast import random
+from rcmstr_fast.methods.step import full_precision
+from rcmstr_fast.models.vit import sinusoids
+
+#: Channels of an attention head, where they divide what there is.
+HEAD = 32
+
+
+def heads_of(channels: int) -> int:
+    """Attention heads of about `HEAD` channels each."""
+    return math.gcd(channels, max(1, channels // HEAD))
+
+
+def gumbel(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Words of `random.words` to standard Gumbel noise, by float64 logarithms."""
+    u = ((words >> 8).double() + 0.5) * 2.0**-24
+    return (-torch.log(-torch.log(u))).to(dtype)
+
+
+def others(words: Tensor, count: int) -> Tensor:
+    """For each of `count` rows some of the others.
+
+    Args:
+        words: [B, count * K] of `random.words`.
+        count: rows, 2 or more.
+    Returns:
+        [B, count, K] int64 in [0, count), never the row itself; one may come twice.
+    """
+    ahead = random.integers(words, count - 1).unflatten(1, (count, -1)) + 1
+    return (ahead + torch.arange(count, device=words.device)[:, None]) % count
+
+
+class Quantiser(nn.Module):
+    """Features to sums of learned codes: one of `entries` vectors in each of `groups` books (Jang et al., ICLR 2017).
+
+    Args:
+        channels: of a feature.
+        groups: G.
+        entries: V a book.
+        dim: D of the result, a multiple of G.
+    """
+
+    def __init__(self, channels: int, groups: int, entries: int, dim: int) -> None:
+        super().__init__()
+        self.shape = groups, entries
+        self.choose = nn.Linear(channels, groups * entries)
+        self.books = nn.Parameter(torch.randn(groups, entries, dim // groups) / math.sqrt(dim // groups))
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, noise: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise; the gradient is that of the softmax.
+
+        Args:
+            x: [B, M, C].
+            noise: [B, M, G, V] Gumbel noise.
+            temperature: of the softmax.
+        Returns:
+            rows [B, M, D]; codes [B, M, G] int64; probabilities [B, M, G, V] of the entries without noise.
+        """
+        logits = full_precision(self.choose(x)).unflatten(2, self.shape)
+        soft = ((logits + noise) / temperature).softmax(-1)
+        codes = soft.argmax(-1)
+        hard = torch.zeros_like(soft).scatter(-1, codes[..., None], 1.0)
+        chosen = hard + (soft - soft.detach())
+        rows = torch.einsum("bmgv,gvd->bmgd", chosen, full_precision(self.books)).flatten(2)
+        return self.mix(rows), codes, logits.softmax(-1)
+
+
+class ContextPerceiver(nn.Module):
+    """One level: some positions are hidden, attention over a map says what they were.
+
+    Args:
+        channels: of the map.
+        size: (h, w) of the map.
+        groups: as of `Quantiser`.
+        entries: as of `Quantiser`.
+        dim: of contexts and targets.
+        layers: transformer layers.
+        window: rows and columns to each side that a position sees; None: all.
+    """
+
+    def __init__(
+        self, channels: int, size: tuple[int, int], *, groups: int, entries: int, dim: int, layers: int,
+        window: int | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.quantiser = Quantiser(channels, groups, entries, dim)
+        self.hidden = nn.Parameter(torch.empty(channels).uniform_())
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                channels, heads_of(channels), 2 * channels, dropout=0.0, activation="gelu", batch_first=True,
+                norm_first=True,
+            ) for _ in range(layers)
+        )  # fmt: skip
+        self.predict = nn.Linear(channels, dim)
+        self.register_buffer("positions", sinusoids(size[0] * size[1], channels), persistent=False)
+        self.register_buffer("far", None if window is None else beyond(size, window), persistent=False)
+
+    def forward(
+        self, x: Tensor, hidden: Tensor, noise: Tensor, temperature: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Contexts and what they should be.
+
+        Args:
+            x: [B, N, C] features of the map, row by row.
+            hidden: [B, M] int64 positions.
+            noise: [B, M, G, V].
+            temperature: of the quantiser.
+        Returns:
+            contexts [B, M, D]; targets [B, M, D], codes [B, M, G] and probabilities [B, M, G, V] of the quantiser.
+        """
+        at = hidden[..., None].expand(-1, -1, x.shape[2])
+        targets, codes, probabilities = self.quantiser(x.gather(1, at), noise, temperature)
+        covered = torch.zeros_like(x[..., 0], dtype=torch.bool).scatter(1, hidden, True)
+        seen = torch.where(covered[..., None], self.hidden.to(x.dtype), x) + self.positions.to(x.dtype)
+        for layer in self.layers:
+            seen = layer(seen, src_mask=self.far)
+        return self.predict(seen.gather(1, at)), targets, codes, probabilities
+
+
+def beyond(size: tuple[int, int], window: int) -> Tensor:
+    """[h w, h w] bool: True where two positions of a map lie more than `window` rows or columns apart."""
+    rows, columns = (x.flatten() for x in torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij"))
+    return ((rows[:, None] - rows).abs() > window) | ((columns[:, None] - columns).abs() > window)
+
+
+def told_apart(
+    contexts: Tensor, targets: Tensor, codes: Tensor, rivals: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """InfoNCE of each hidden position: its own target against those of its rivals in the same image.
+
+    A rival with the codes of the position itself is no rival and left out (wav2vec 2.0).
+
+    Args:
+        contexts: [B, M, D]. Receives a gradient.
+        targets: [B, M, D]. Receives a gradient.
+        codes: [B, M, G] int64.
+        rivals: [B, M, K] int64 in [0, M).
+        temperature: of the cosines.
+    Returns:
+        loss [B, M], and [B, M] bool: the own target is the most similar one.
+    """
+    c, t = (F.normalize(full_precision(x), dim=2) for x in (contexts, targets))
+    similar = c @ t.transpose(1, 2) / temperature
+    own = similar.diagonal(dim1=1, dim2=2)
+    same = (codes[:, :, None] == codes[:, None]).all(3).gather(2, rivals)
+    against = similar.gather(2, rivals).masked_fill(same, -torch.inf)
+    loss = torch.cat([own[..., None], against], dim=2).logsumexp(2) - own
+    return loss, own > against.amax(2)
+
+
+def unused(mean: Tensor) -> Tensor:
+    """Share of the codes that are not used: 1 - sum over books of the perplexity / (G V), 0-d.
+
+    Args:
+        mean: [G, V] mean probability of each entry. Receives a gradient.
+    """
+    perplexity = torch.exp(-(mean * mean.clamp(min=1e-12).log()).sum(1))
+    return 1.0 - perplexity.sum() / mean.numel()

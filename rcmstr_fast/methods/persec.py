@@ -1,0 +1,165 @@
+"""PerSec (Liu et al., AAAI 2022), after its description; there is no public code, and sizes are ours.
+
+Two context perceivers look at one encoder: strokes at an early layer, each within a window, and semantics at its end,
+each over the whole word. At both some positions are hidden, and each must be told from others of the image by its
+context; targets are quantised with learned codes. What a quantiser, its noise and the losses are follows wav2vec 2.0.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcmstr_fast import random
+from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, num_frames, require
+from rcmstr_fast.fields import number
+from rcmstr_fast.methods.base import PICTURES, EncoderMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.parts.context import ContextPerceiver, gumbel, others, told_apart, unused
+from rcmstr_fast.methods.parts.monitors import spread
+from rcmstr_fast.methods.registry import register
+from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
+
+LEVELS = ("stroke", "semantic")
+
+
+@dataclass
+class PerSecConfig(MethodConfig):
+    """PerSec: tell hidden strokes and hidden semantics by their context.
+
+    Attributes:
+        name: persec.
+        stroke_layer: stages (CNN) or blocks (ViT) below the strokes; null: 3 (CNN), a quarter of the blocks (ViT).
+        stroke_window: rows and columns to each side that a stroke's context has.
+        context_layers: transformer layers of each perceiver.
+        groups: books of codes of each quantiser.
+        entries: codes a book.
+        mask_ratio: hidden share of the positions.
+        distractors: others of the image that a position is told from.
+        temperature: of the similarities.
+        gumbel_start: temperature of the quantiser at the beginning of the run.
+        gumbel_end: the same at its end; it falls exponentially.
+        diversity_weight: weight of the share of unused codes.
+        stroke_weight: weight of the strokes' losses.
+        semantic_weight: weight of the semantics' losses.
+        augment: preset of the view.
+    """
+
+    name: str = "persec"
+    stroke_layer: int | None = number(None, low=1)
+    stroke_window: int = number(3, low=1)
+    context_layers: int = number(1, low=1, high=24)
+    groups: int = number(2, low=1)
+    entries: int = number(64, low=2)
+    mask_ratio: float = number(0.5, above=0, high=1)
+    distractors: int = number(32, low=1)
+    temperature: float = number(0.1, above=0)
+    gumbel_start: float = number(2.0, above=0)
+    gumbel_end: float = number(0.5, above=0)
+    diversity_weight: float = number(0.1, low=0)
+    stroke_weight: float = number(1.0, low=0)
+    semantic_weight: float = number(1.0, low=0)
+    augment: Literal["none", "light", "pretrain"] = "pretrain"
+
+    def fill(self, run: PretrainConfig) -> None:
+        """The early layer by encoder."""
+        if self.stroke_layer is None:
+            self.stroke_layer = max(1, run.model.depth // 4) if is_vit(run.model) else 3
+
+    def check(self, run: PretrainConfig) -> None:
+        """The early layer exists, books divide the codes, and there is something to tell apart."""
+        layers, frames = run.model.depth if is_vit(run.model) else 6, num_frames(run.model)
+        expected = f"method.stroke_layer must be at most the {layers} layers of the encoder for method {self.name}"
+        require(int(self.stroke_layer or 0) <= layers, expected, self.stroke_layer)
+        expected = f"method.groups must divide model.feature_dim {run.model.feature_dim} for method {self.name}"
+        require(run.model.feature_dim % self.groups == 0, expected, self.groups)
+        expected = f"method.mask_ratio must hide 2 or more of the {frames} frames of an image for method {self.name}"
+        require(int(self.mask_ratio * frames) >= 2, expected, self.mask_ratio)
+
+
+@register(
+    paper="Perceiving Stroke-Semantic Context (Liu et al., AAAI 2022), after the description; sizes ours",
+    needs=("masks", "codes"), accumulates=False,
+    tiny={"entries": 8, "distractors": 4, "bn_group_size": 2},
+)  # fmt: skip
+class PerSec(EncoderMethod):
+    """Weighted sum over both levels of InfoNCE and the share of unused codes."""
+
+    Config = PerSecConfig
+
+    def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
+        super().__init__(config, collectives)
+        own: PerSecConfig = config.method  # type: ignore[assignment]
+        self.own = own
+        with torch.no_grad():
+            blank = torch.zeros(1, 3, config.model.height, config.model.image_width)
+            self.encoder.eval()
+            early, _ = self.encoder.levels(blank, int(own.stroke_layer or 1))
+            self.encoder.train()
+        self.sizes = {"stroke": tuple(early.shape[2:]), "semantic": (1, self.num_frames)}
+        channels = {"stroke": early.shape[1], "semantic": self.encoder.out_channels}
+        self.perceivers = nn.ModuleDict({
+            level: ContextPerceiver(
+                channels[level], self.sizes[level], groups=own.groups, entries=own.entries,
+                dim=config.model.feature_dim, layers=own.context_layers,
+                window=own.stroke_window if level == "stroke" else None,
+            ) for level in LEVELS
+        })  # fmt: skip
+
+    @classmethod
+    def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
+        """One view."""
+        return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+
+    def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
+        """See `PretrainMethod`."""
+        images = self.rectifier(batch.views["image"])
+        early, tokens = self.encoder.levels(images, int(self.own.stroke_layer or 1))
+        frames = self.encoder.masked_frames(tokens)
+        maps = {"stroke": early.flatten(2).transpose(1, 2), "semantic": frames}
+        losses, terms, watched, sheet = [], {}, {}, {}
+        for level, weight in zip(LEVELS, (self.own.stroke_weight, self.own.semantic_weight), strict=True):
+            hidden, rivals, noise = self.draws(level, batch, maps[level].dtype)
+            made = self.perceivers[level](maps[level], hidden, noise, self.gumbel_temperature(batch.progress))
+            contexts, targets, codes, probabilities = made
+            told, right = told_apart(contexts, targets, codes, rivals, self.own.temperature)
+            mean = self.collectives.gather_with_grad(probabilities.mean((0, 1))[None]).mean(0)
+            told, spare = told.mean(), unused(mean)
+            losses.append(weight * (told + self.own.diversity_weight * spare))
+            terms |= {f"loss_{level}": told.detach(), f"loss_{level}_codes": spare.detach()}
+            if monitor:
+                used = F.one_hot(codes, self.own.entries).to(mean.dtype).mean((0, 1))
+                watched |= {f"accuracy_{level}": right.float().mean(), f"codes_{level}": 1.0 - unused(used)}
+            if pictures:
+                sheet[f"{level} hidden"] = self._covered(images, hidden, level)
+        loss = torch.stack(losses).sum()
+        if monitor:
+            watched["spread"] = spread(F.normalize(full_precision(frames.detach()).mean(1), dim=1))
+        return StepOutput(loss, terms | {"loss": loss.detach()}, watched, sheet)
+
+    def gumbel_temperature(self, progress: Tensor | None) -> Tensor | float:
+        """From `gumbel_start` to `gumbel_end`, exponentially in the share of the run that is done."""
+        start, end = self.own.gumbel_start, self.own.gumbel_end
+        return start if progress is None else start * (end / start) ** progress
+
+    def draws(self, level: str, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden positions [B, M], rivals [B, M, K] and noise [B, M, G, V] of a level."""
+        own, (height, width), offset = self.own, self.sizes[level], LEVELS.index(level)
+        count = int(own.mask_ratio * height * width)
+
+        def words(stream: int, each: int) -> Tensor:
+            return random.words(batch.index, each, seed=self.config.seed, stream=stream + offset, epoch=batch.epoch)
+
+        hidden = random.permutation(words(random.CONTEXT, height * width))[:, :count]
+        rivals = others(words(random.DISTRACTORS, count * own.distractors), count)
+        precise = dtype if dtype == torch.float64 else torch.float32
+        noise = gumbel(words(random.GUMBEL, count * own.groups * own.entries), precise)
+        return hidden, rivals, noise.unflatten(1, (count, own.groups, own.entries))
+
+    def _covered(self, images: Tensor, hidden: Tensor, level: str) -> Tensor:
+        """The images with what is hidden at a level in grey."""
+        height, width = self.sizes[level]
+        grid = torch.zeros(len(hidden), height * width, device=hidden.device).scatter(1, hidden, 1.0)
+        cover = F.interpolate(grid[:PICTURES].unflatten(1, (1, height, width)), images.shape[2:]) > 0
+        return to_pixels(images).masked_fill(cover, 0.5)

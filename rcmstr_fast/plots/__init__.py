@@ -1,0 +1,1 @@
+"""What `rcmstr plot` draws."""
