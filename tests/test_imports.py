@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "reference": {"random", "reference"},
     "ops": {"ops", "kernels", "tuning", "_C"},
     "models": {"models", "ops"},
-    "methods": {"methods", "models", "ops"},
+    "methods": {"methods", "models", "ops", "data"},
     "data": {"data", "ops", "tuning", "_C"},
     "train": {"train", "methods", "models", "data", "ops", "tuning", "timer", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},
