@@ -13,6 +13,7 @@ from rcmstr_fast.ops.masked.layers import Window
 from tests.kernels.rows import DEVICE
 
 pytest.importorskip("triton")
+from rcmstr_fast.kernels.architectures import FAMILIES
 from rcmstr_fast.kernels.masked import conv as masked_conv
 from rcmstr_fast.kernels.masked import norm as masked_norm
 from rcmstr_fast.kernels.masked import pool as masked_pool
@@ -252,12 +253,12 @@ def test_opcheck():
 
 
 def test_tiles_cover_the_networks_channels():
-    for architecture in (80, 90):
+    for family in FAMILIES:
         for channels in (3, 8, 16, 32, 64, 128, 256, 512):
-            shape = masked_tiles.tile(architecture, channels, channels, 2)
+            shape = masked_tiles.tile(family, channels, channels, 2)
             assert shape.block_k >= 16 and shape.block_n >= min(16, channels)
-    assert masked_tiles.gradient_splits(9, 132, 16000, 64) == 30
-    assert masked_tiles.gradient_splits(9, 132, 0, 64) == 1
+    assert masked_tiles.gradient_chunks(16, 9, 132, 53248, 64) == 9 + 33
+    assert masked_tiles.gradient_chunks(16, 9, 132, 0, 64) == 10
 
 
 @pytest.mark.skipif(not native.has("list_jobs"), reason="the extension rcmstr_fast._C is not built")
@@ -270,14 +271,14 @@ def test_compiled_lists_are_the_same(channels, outputs, size, kernel, stride, pa
         site_lists.sorted_rows(sites.active, words, window.taps),
         site_lists.sorted_rows(sites.source, reached, window.taps),
     )
-    pairs, counts = site_lists.tap_pairs(words, window.taps)
+    pairs, counts = site_lists.tap_pairs(words, window, sites.source.shape[2:])
     (made,) = site_lists.compiled_lists([(sites.source, sites.active, window)])
     for (positions, bits, count), (mine, mine_bits, mine_count) in zip(rows, (made[:3], made[3:6])):
         assert torch.equal(mine_count, count)
         assert torch.equal(mine[:count], positions[:count]) and torch.equal(mine_bits[:count], bits[:count])
     assert torch.equal(made[7], counts)
     for tap, count in enumerate(counts.tolist()):
-        assert torch.equal(made[6][tap, :count], pairs[tap, :count])
+        assert torch.equal(made[6][:, tap, :count], pairs[:, tap, :count])
 
 
 @pytest.mark.skipif(not native.has("list_jobs"), reason="the extension rcmstr_fast._C is not built")
