@@ -72,8 +72,9 @@ def refusal(capability: tuple[int, int], shared: int) -> str:
         lacks = "its tensor cores have no bf16 and its loads no pipeline" if capability >= (7, 0) else "no tensor cores"
         return f"the GPU must have compute capability 8.0 or more, got {name} ({lacks})"
     if shared < SMALL_SHARED:
-        return f"a block needs {SMALL_SHARED >> 10} KiB of shared memory, the GPU (compute capability {name}) gives " + (
-            f"{shared >> 10} KiB"
+        return (
+            f"a block needs {SMALL_SHARED >> 10} KiB of shared memory, the GPU (compute capability {name}) gives "
+            + (f"{shared >> 10} KiB")
         )
     return ""
 

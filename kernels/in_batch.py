@@ -141,7 +141,9 @@ def info_nce(
     with runtime.on_device(query.device):
         _stats_kernel[(triton.cdiv(count, of.block_m),)](*operands, losses, count, number, scale, **options)
         if with_gradient:
-            _grad_query_kernel[(triton.cdiv(count, of.block_m),)](*operands, grads[0], count, number, scale, share, **options)
+            _grad_query_kernel[(triton.cdiv(count, of.block_m),)](
+                *operands, grads[0], count, number, scale, share, **options
+            )
             grid = (triton.cdiv(number, of.block_n),)
             _grad_candidates_kernel[grid](*operands, grads[1], count, number, scale, share, **options)
     return losses.mean(), grads[0], grads[1]

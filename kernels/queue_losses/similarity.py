@@ -213,7 +213,13 @@ def _load_coefficients(coefficients_ptr, offs_m, M, FORM: tl.constexpr):
     c3 = tl.load(rows + 2 * M, mask=inside, other=0.0)
     c4 = tl.load(rows + 3 * M, mask=inside, other=0.0)
     if FORM[9]:
-        return c1[:, None], c2[:, None], c3[:, None], tl.log2(tl.abs(c4))[:, None], tl.where(c4 < 0.0, -1.0, 1.0)[:, None]
+        return (
+            c1[:, None],
+            c2[:, None],
+            c3[:, None],
+            tl.log2(tl.abs(c4))[:, None],
+            tl.where(c4 < 0.0, -1.0, 1.0)[:, None],
+        )
     else:
         return c1[:, None], c2[:, None], c3[:, None], c4[:, None], c4[:, None]
 

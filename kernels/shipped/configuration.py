@@ -101,5 +101,3 @@ class Configuration:
     def target(self) -> Architecture:
         """What it is compiled for."""
         return KNOWN[self.architecture]
-
-

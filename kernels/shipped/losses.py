@@ -8,6 +8,7 @@ from rcmstr_fast.kernels.architectures import KNOWN
 from rcmstr_fast.kernels.queue_losses import row_terms, scheduled, similarity, tiles
 from rcmstr_fast.kernels.shipped.configuration import GROUPED, Configuration
 
+
 def _of_terms(terms: int, levels: int) -> dict[str, tuple]:
     """Arguments of a scheduled launch: tuples with an entry for each term, `rows_of_pairs` for terms between levels."""
     floats, ints = ("*fp32",) * terms, ("i32",) * terms

@@ -1,7 +1,6 @@
 """The masked layers."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from rcmstr_fast.kernels.architectures import KNOWN
 from rcmstr_fast.kernels.masked import conv, norm, pool

@@ -14,6 +14,7 @@ from rcmstr_fast.kernels import (
 )
 from rcmstr_fast.kernels.shipped.configuration import Configuration
 
+
 def _small(arch: int) -> Iterator[Configuration]:
     for rows, strips in (("fp32", 0), ("bf16", 2)):
         sizes = {"T": 26, "S": 4, "STRIPS": strips, "BLOCK_T": 32, "BLOCK_C": 64}
@@ -59,7 +60,12 @@ def _levels(arch: int) -> Iterator[Configuration]:
             yield Configuration(
                 name, kernel, arch, constants, rows, warps, sixteenths=("C", "D"), fp32=("rows_ptr", "grad_ptr")
             )
-    units = {"token": ((8, 32), (4, 4)), "stage3": ((4, 25), (8, 4)), "c512": ((8, 64), (4, 4)), "c1024": ((8, 128), (4, 4))}
+    units = {
+        "token": ((8, 32), (4, 4)),
+        "stage3": ((4, 25), (8, 4)),
+        "c512": ((8, 64), (4, 4)),
+        "c1024": ((8, 128), (4, 4)),
+    }
     for unit, (cells, pixels) in units.items():
         constants = {
             "ROWS": cells[0],

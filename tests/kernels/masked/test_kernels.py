@@ -149,13 +149,13 @@ def test_row_counts_around_a_tile(rows):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
 
-def test_weight_gradient_in_parts_and_bitwise_repeats(monkeypatch):
-    """The same sums from 1 and from 3 parts, and the same bits again."""
+def test_weight_gradient_in_chunks_and_bitwise_repeats(monkeypatch):
+    """The same sums from one chunk a tap and from many, and the same bits again."""
     sites = layer_sites((8, 12), (3, 3), (1, 1), (1, 1), share=0.8)
     x, weight, g = normal(4, 16, 8, 12, seed=1), normal(16, 16, 3, 3, seed=2), normal(4, 16, 8, 12, seed=3)
     results = []
-    for splits in (1, 3, 3):
-        monkeypatch.setattr(masked_conv, "gradient_splits", lambda *_, splits=splits: splits)
+    for chunks in (10, 40, 40):
+        monkeypatch.setattr(masked_conv, "gradient_chunks", lambda *_, chunks=chunks: chunks)
         results.append(conv(x, weight, g, sites, 1, 1, "triton"))
     torch.testing.assert_close(results[1][2], results[0][2], rtol=1e-5, atol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(results[1], results[2]))
