@@ -18,7 +18,7 @@ from rcmstr_fast.kernels.queue_losses.tiles import Tile
 #: Widths of a row.
 WIDTHS = (64, 128, 256)
 #: (family of `architectures`, D) -> tile; `_DEFAULT` where there is none.
-TILES: dict[tuple[int, int], Tile] = {}
+TILES = {(86, 256): Tile(64, 32, 4, 2, 1)}
 _DEFAULT = Tile(64, 64, 4, 3, 1)
 LOG2_E = 1.4426950408889634
 

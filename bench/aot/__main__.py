@@ -72,11 +72,13 @@ def check(options: argparse.Namespace) -> int:
     for configuration, found, failure in _rows(chosen, options.jobs):
         name, done = configuration.name, done + 1
         problems += [f"{name}: {fault}" for fault in ([failure] if failure else faults(configuration, found))]
-        if options.write and found:
+        if failure:
+            continue
+        if options.write:
             kept[name] = found
             if done % 20 == 0:
                 _keep(kept)
-        elif found and committed.get(name, found) != found:
+        elif any(found.get(key) != value for key, value in committed.get(name, {}).items()):
             problems.append(f"{name}: compiled to {found}, the table says {committed[name]}")
     if options.write:
         _keep(kept)
