@@ -206,6 +206,7 @@ void bind_sites(py::module_& m) {
         },
         release());
 #ifdef RCMSTR_FAST_CUDA
+  m.def("cuda_refusal", &rcmstr::cuda_refusal, release());
   m.def("list_jobs_cuda",
         [jobs_of](const std::vector<Job>& given, int64_t images, uintptr_t stream) {
           const auto jobs = jobs_of(given);

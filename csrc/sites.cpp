@@ -76,7 +76,12 @@ void list_jobs(const SiteJob* jobs, int count, int64_t images) {
           const int64_t slot = job->slots[c]++;
           if (!pass) continue;
           job->positions[(job->words ? 0 : c * all) + slot] = static_cast<int32_t>(at);
-          if (job->words) job->words[slot] = word;
+          if (job->words) {
+            job->words[slot] = word;
+          } else {
+            const int site = static_cast<int>(at % sites);
+            job->positions[(classes + c) * all + slot] = job->input_under(at / sites, site, c);
+          }
         }
       }
       if (pass) continue;

@@ -44,31 +44,47 @@ __global__ void count_kernel(Jobs jobs, int64_t images) {
   for (int c = threadIdx.x; c < classes; c += COUNT_THREADS) job.slots[c * images + image] = members[c];
 }
 
-// Exclusive scan of slots in place, the total behind it, and counts. Grid: jobs; each thread owns a run of entries.
+// The sum of a value over the lanes up to this one.
+__device__ int lane_scan(int value, int lane) {
+  for (int step = 1; step < WARP; step *= 2) {
+    const int before = __shfl_up_sync(~0u, value, step);
+    if (lane >= step) value += before;
+  }
+  return value;
+}
+
+// Exclusive scan of slots in place, the total behind it, and counts. Grid: jobs. Each warp owns a run of entries and goes
+// through it a line at a time, lane beside lane: once to add it up, once, after the sums of all runs, to scan it.
 __global__ void scan_kernel(Jobs jobs, int64_t images) {
-  __shared__ int sums[SCAN_THREADS];
+  __shared__ int sums[SCAN_THREADS / WARP];
   const SiteJob& job = jobs.job[blockIdx.x];
-  const int64_t entries = job.classes() * images, run = (entries + SCAN_THREADS - 1) / SCAN_THREADS;
-  const int64_t begin = min(entries, run * threadIdx.x), end = min(entries, begin + run);
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = SCAN_THREADS / WARP;
+  const int64_t entries = job.classes() * images;
+  const int64_t run = (entries + SCAN_THREADS - 1) / SCAN_THREADS * WARP;
+  const int64_t begin = min(entries, run * warp), end = min(entries, begin + run);
   int own = 0;
-  for (int64_t i = begin; i < end; ++i) own += job.slots[i];
-  sums[threadIdx.x] = own;
-  for (int step = 1; step < SCAN_THREADS; step *= 2) {
-    __syncthreads();
-    const int before = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
-    __syncthreads();
-    sums[threadIdx.x] += before;
+#pragma unroll 8
+  for (int64_t i = begin + lane; i < end; i += WARP) own += job.slots[i];
+  own = __shfl_sync(~0u, lane_scan(own, lane), WARP - 1);
+  if (lane == 0) sums[warp] = own;
+  __syncthreads();
+  int total = 0, all = 0;
+  for (int other = 0; other < warps; ++other) {
+    total += other < warp ? sums[other] : 0;
+    all += sums[other];
   }
-  int total = sums[threadIdx.x] - own;
-  for (int64_t i = begin; i < end; ++i) {
-    const int members = job.slots[i];
-    job.slots[i] = total;
-    total += members;
+  int next = begin + lane < end ? job.slots[begin + lane] : 0;
+  for (int64_t i = begin + lane; i - lane < end; i += WARP) {
+    const int members = next;
+    next = i + WARP < end ? job.slots[i + WARP] : 0;  // on its way while this line is scanned
+    const int up_to = lane_scan(members, lane);
+    if (i < end) job.slots[i] = total + up_to - members;
+    total += __shfl_sync(~0u, up_to, WARP - 1);
   }
-  if (threadIdx.x == SCAN_THREADS - 1) job.slots[entries] = sums[threadIdx.x];
+  if (threadIdx.x == 0) job.slots[entries] = all;
   __syncthreads();
   if (job.words) {
-    if (threadIdx.x == 0) job.counts[0] = job.slots[entries];
+    if (threadIdx.x == 0) job.counts[0] = all;
   } else if (threadIdx.x < job.window.taps()) {
     job.counts[threadIdx.x] = job.slots[(threadIdx.x + 1) * images] - job.slots[threadIdx.x * images];
   }
@@ -103,7 +119,10 @@ __global__ void place_kernel(Jobs jobs, int64_t images) {
       for (int c = 0; c < classes; ++c) {
         const unsigned have = __ballot_sync(~0u, word >> c & 1);
         const int slot = next[c] + __popc(have & earlier);
-        if (word >> c & 1) job.positions[c * images * sites + slot] = position;
+        if (word >> c & 1) {
+          job.positions[c * images * sites + slot] = position;
+          job.positions[(classes + c) * images * sites + slot] = job.input_under(image, site, c);
+        }
         __syncwarp();
         if (lane == 0) next[c] += __popc(have);
         __syncwarp();
@@ -113,6 +132,13 @@ __global__ void place_kernel(Jobs jobs, int64_t images) {
 }
 
 }  // namespace
+
+std::string cuda_refusal() {
+  cudaFuncAttributes found;
+  const cudaError_t error = cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(scan_kernel));
+  cudaGetLastError();  // it is answered: no later call shall meet it
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
+}
 
 void list_jobs_cuda(const SiteJob* jobs, int count, int64_t images, void* stream) {
   if (!images || !count) return;

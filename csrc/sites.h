@@ -9,6 +9,7 @@
 // that each has (SiteJob); the mathematics of a word is written once, for the host and for CUDA.
 #pragma once
 #include <cstdint>
+#include <string>
 
 #ifdef __CUDACC__
 #define RCMSTR_HD __host__ __device__
@@ -42,8 +43,8 @@ constexpr int kMaxTaps = 9, kMaxClasses = 1 << kMaxTaps, kMaxJobs = 16;
 // One list to make. `active` are the sites listed, `partner` those of the map that the window joins them to; both
 // [images, sites]. With `inverse` the listed sites are the window's inputs, else its outputs.
 //   rows:  positions [images * sites] of the active sites in the order (word, position), words alongside, counts [1].
-//   pairs: positions [taps, images * sites] of the sites that have each tap, in the order of the map, counts [taps];
-//          words is null.
+//   pairs: positions [2, taps, images * sites] of the sites that have each tap, in the order of the map, and of their
+//          partners, counts [taps]; words is null, and the listed sites are the window's outputs.
 // What lies behind the counts is not written. `slots` is room for (classes() + 1) * images entries.
 struct SiteJob {
   const bool *active, *partner;
@@ -54,6 +55,13 @@ struct SiteJob {
   RCMSTR_HD int classes() const { return words ? 1 << window.taps() : window.taps(); }
   RCMSTR_HD int height() const { return inverse ? window.in_height : window.out_height; }
   RCMSTR_HD int width() const { return inverse ? window.in_width : window.out_width; }
+
+  // The window's input under a tap that this output has.
+  RCMSTR_HD int32_t input_under(int64_t image, int site, int tap) const {
+    const int v = site / width() * window.stride_height - window.pad_height + tap / window.kernel_width;
+    const int u = site % width() * window.stride_width - window.pad_width + tap % window.kernel_width;
+    return static_cast<int32_t>((image * window.in_height + v) * window.in_width + u);
+  }
 
   // Bit t: tap t joins this active site to an active partner.
   RCMSTR_HD int word(int64_t image, int site) const {
@@ -84,5 +92,9 @@ struct SiteJob {
 // Make all lists; the CUDA version in three launches on `stream`, without synchronising.
 void list_jobs(const SiteJob* jobs, int count, int64_t images);
 void list_jobs_cuda(const SiteJob* jobs, int count, int64_t images, void* stream);
+
+// Why the CUDA functions of this build cannot run on the current device (driver older than the runtime, no code for the
+// device), empty: they can. All sources are compiled for the same devices, so one kernel answers for all.
+std::string cuda_refusal();
 
 }  // namespace rcmstr

@@ -15,6 +15,11 @@ from rcmstr_fast.kernels import runtime
 CHUNK = 32
 
 
+def warps(cells: int) -> int:
+    """Warps of a program: more than 256 ranks beside a chunk of words spill in four."""
+    return 4 if cells <= 256 else 8 if cells <= 512 else 16
+
+
 @triton.jit
 def _words(i, c1, c2, c3, k0, k1):
     """Words i of the sequence of one image; four words a counter."""
@@ -126,5 +131,6 @@ def draw_masks(
                 STREAM=stream,
                 CHUNK=CHUNK,
                 BLOCK=triton.next_power_of_2(rows * columns),
+                num_warps=warps(rows * columns),
             )
     return grid, pixels

@@ -6,7 +6,13 @@ from torch import Tensor
 
 from rcmstr_fast.kernels import runtime
 
-BLOCK_ROWS = 16
+#: Elements a program, in at most 16 rows.
+BLOCK = 8192
+
+
+def block_rows(width: int) -> int:
+    """Rows a program: wide rows come in fewer, which keeps them in registers."""
+    return max(1, min(16, BLOCK // triton.next_power_of_2(width)))
 
 
 @triton.jit
@@ -41,11 +47,11 @@ def enqueue_(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
     """
     size, width = queue.shape
     keys = keys if keys.stride(1) == 1 else keys.contiguous()
-    count = keys.shape[0]
+    count, rows = keys.shape[0], block_rows(width)
     skipped = max(0, count - size)
     if count:
         with runtime.on_device(queue.device):
-            _enqueue_kernel[(triton.cdiv(count - skipped, BLOCK_ROWS),)](
+            _enqueue_kernel[(triton.cdiv(count - skipped, rows),)](
                 queue,
                 pointer,
                 keys,
@@ -55,6 +61,6 @@ def enqueue_(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
                 keys.stride(0),
                 D=width,
                 BLOCK_D=triton.next_power_of_2(width),
-                BLOCK_ROWS=BLOCK_ROWS,
+                BLOCK_ROWS=rows,
             )
     pointer.add_(count).remainder_(size)

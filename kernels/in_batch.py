@@ -13,9 +13,19 @@ import triton.language as tl
 from torch import Tensor
 
 from rcmstr_fast.kernels import runtime
+from rcmstr_fast.kernels.queue_losses.tiles import Tile
 
-BLOCK_M, BLOCK_N, WARPS, STAGES = 64, 64, 4, 3
+#: Widths of a row.
+WIDTHS = (64, 128, 256)
+#: (family of `architectures`, D) -> tile; `_DEFAULT` where there is none.
+TILES = {(86, 256): Tile(64, 32, 4, 2, 1)}
+_DEFAULT = Tile(64, 64, 4, 3, 1)
 LOG2_E = 1.4426950408889634
+
+
+def tile(family: int, width: int) -> Tile:
+    """The tile of all three kernels for rows of `width` columns: block_m rows, block_n candidates."""
+    return TILES.get((family, width), _DEFAULT)
 
 
 @triton.jit
@@ -124,12 +134,16 @@ def info_nce(
     sizes = (count if with_gradient else 0, number if with_gradient else 0)
     grads = [torch.empty(size, width, dtype=torch.float32, device=query.device) for size in sizes]
     scale, share = LOG2_E / temperature, 1.0 / (count * temperature)
-    tile = {"D": width, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "num_warps": WARPS, "num_stages": STAGES}
+    of = tile(runtime.architecture(query.device), width)
+    blocks = {"D": width, "BLOCK_M": of.block_m, "BLOCK_N": of.block_n}
+    options = {**blocks, "num_warps": of.num_warps, "num_stages": of.num_stages}
     operands = (query, candidates, positive, skip, total)
     with runtime.on_device(query.device):
-        _stats_kernel[(triton.cdiv(count, BLOCK_M),)](*operands, losses, count, number, scale, **tile)
+        _stats_kernel[(triton.cdiv(count, of.block_m),)](*operands, losses, count, number, scale, **options)
         if with_gradient:
-            _grad_query_kernel[(triton.cdiv(count, BLOCK_M),)](*operands, grads[0], count, number, scale, share, **tile)
-            grid = (triton.cdiv(number, BLOCK_N),)
-            _grad_candidates_kernel[grid](*operands, grads[1], count, number, scale, share, **tile)
+            _grad_query_kernel[(triton.cdiv(count, of.block_m),)](
+                *operands, grads[0], count, number, scale, share, **options
+            )
+            grid = (triton.cdiv(number, of.block_n),)
+            _grad_candidates_kernel[grid](*operands, grads[1], count, number, scale, share, **options)
     return losses.mean(), grads[0], grads[1]

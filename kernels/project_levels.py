@@ -29,6 +29,11 @@ BLOCK_D = 32
 EPS = 1e-12
 
 
+def warps(width: int) -> int:
+    """Warps of the kernels that hold whole rows: a row tile of all D columns of fp32 spills in four warps where D is above 128."""
+    return 8 if width > 128 else 4
+
+
 @triton.jit
 def _row(tile, rows_a, rows_b, rows_c, BLOCK_M: tl.constexpr):
     """Level (0 frame, 1 subword, 2 word), row in the level [BLOCK_M], rows of the level, first row of the level."""
@@ -295,6 +300,7 @@ def project_levels_fwd(
                 EPS=EPS,
                 BLOCK_K=BLOCK_K,
                 UPCAST=runtime.interpreted() and frames.dtype == torch.bfloat16,
+                num_warps=warps(width),
             )
     return rows, inverse, pooled
 
@@ -332,7 +338,7 @@ def project_levels_bwd(
             place = frames if order is None else _inverse(order)
             tiles = sum(triton.cdiv(count, BLOCK_M) for count in counts)
             _project_levels_rows_kernel[(tiles,)](
-                grad.contiguous(), rows, inverse, place, grads, *counts, width, **shape
+                grad.contiguous(), rows, inverse, place, grads, *counts, width, **shape, num_warps=warps(width)
             )
             _project_levels_bwd_kernel[(triton.cdiv(batch * length, BLOCK_M), triton.cdiv(channels, BLOCK_K))](
                 grads,

@@ -1,9 +1,13 @@
 """What a launcher asks about the device it launches on."""
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
+
+from rcmstr_fast.kernels.architectures import family
 
 
 def interpreted() -> bool:
@@ -17,8 +21,16 @@ def on_device(device: torch.device) -> AbstractContextManager:
 
 
 def architecture(device: torch.device) -> int:
-    """90 from compute capability 9.0 on, else 80 (also for the interpreter)."""
-    return 90 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9 else 80
+    """Family of the device's tiles (see `architectures`); 80 for the interpreter."""
+    if device.type != "cuda":
+        return 80
+    return _family(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _family(index: int) -> int:
+    properties: Any = torch.cuda.get_device_properties(index)
+    return family((properties.major, properties.minor), properties.shared_memory_per_block_optin)
 
 
 def multiprocessors(device: torch.device) -> int:

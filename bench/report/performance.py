@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.report import predictions
+from bench.report import model, predictions
 from bench.report.rows import Records, Row, best, good, gpus, group, number, origin, piece, shortest
 from rcmstr_fast.evaluation.report import markdown
 
@@ -33,7 +33,8 @@ def page(records: Records, results: Path) -> str:
     sections: list[Callable[[Records], str]] = [
         glance, steps, operations, masked, data_path, parts, memory, real_run,
     ]  # fmt: skip
-    texts = [INTRO, *(section(records) for section in sections), built(results), predictions.section(records)]
+    texts = [INTRO, *(section(records) for section in sections), built(results), model.section(results)]
+    texts.append(predictions.section(records))
     return "\n\n".join(text for text in [*texts, missing(records), sources(records)] if text) + "\n"
 
 
@@ -268,9 +269,9 @@ def built(results: Path) -> str:
     body = []
     for path in sorted((results / "aot").glob("triton-*.json")):
         table = json.loads(path.read_text(encoding="utf-8"))
-        for sm in ("sm80", "sm90"):
-            rows = [row for name, row in table.items() if name.endswith(sm)]
-            matrix = [row for row in rows if row["HGMMA"] or row["HMMA"]]
+        for sm in sorted({name.rsplit("_", 1)[1] for name in table}, key=lambda name: int(name[2:])):
+            rows = [row for name, row in table.items() if name.endswith(f"_{sm}")]
+            matrix = [row for row in rows if row["HGMMA"] or row["HMMA"] or row.get("UTCHMMA")]
             spilled = sum(bool(row["stack"] or row["STL"] or row["LDL"]) for row in rows)
             registers = statistics.median(row["registers"] for row in matrix) if matrix else 0
             shared = max((row["shared"] for row in rows), default=0) / 1024

@@ -26,21 +26,36 @@ class ConvTile:
     num_stages: int
 
 
-#: (architecture, block_n) -> tile of 2-byte operands; block_k shrinks where there are fewer input channels.
+#: (family of `architectures`, block_n) -> tile of 2-byte operands; block_k shrinks where there are fewer input channels.
 ROWS = {
     (80, 128): ConvTile(128, 128, 64, 8, 4),
     (80, 64): ConvTile(128, 64, 64, 4, 3),
     (80, 32): ConvTile(128, 32, 64, 4, 3),
     (80, 16): ConvTile(128, 16, 64, 4, 3),
+    (86, 128): ConvTile(128, 128, 64, 8, 4),
+    (86, 64): ConvTile(128, 64, 64, 4, 3),
+    (86, 32): ConvTile(128, 32, 64, 4, 3),
+    (86, 16): ConvTile(128, 16, 64, 4, 3),
     (90, 256): ConvTile(128, 256, 64, 8, 3),
     (90, 128): ConvTile(128, 128, 64, 8, 3),
     (90, 64): ConvTile(128, 64, 64, 4, 3),
     (90, 32): ConvTile(128, 32, 64, 4, 3),
     (90, 16): ConvTile(128, 16, 64, 4, 3),
+    (100, 256): ConvTile(128, 256, 64, 8, 3),
+    (100, 128): ConvTile(128, 128, 64, 8, 3),
+    (100, 64): ConvTile(128, 64, 64, 4, 3),
+    (100, 32): ConvTile(128, 32, 64, 4, 3),
+    (100, 16): ConvTile(128, 16, 64, 4, 3),
 }
 #: 4-byte operands: exact products without tensor cores.
 WIDE = ConvTile(32, 32, 32, 4, 2)
-WEIGHT = {80: ConvTile(128, 128, 32, 8, 4), 90: ConvTile(128, 128, 64, 8, 3)}
+#: Family -> tile of the weight gradient.
+WEIGHT = {
+    80: ConvTile(128, 128, 32, 8, 4),
+    86: ConvTile(128, 128, 32, 8, 4),
+    90: ConvTile(128, 128, 64, 8, 3),
+    100: ConvTile(128, 128, 64, 8, 3),
+}
 
 
 def _power(size: int, largest: int) -> int:
@@ -48,28 +63,32 @@ def _power(size: int, largest: int) -> int:
     return min(largest, max(16, 1 << (size - 1).bit_length()))
 
 
-def tile(architecture: int, in_channels: int, out_channels: int, itemsize: int) -> ConvTile:
+def tile(family: int, in_channels: int, out_channels: int, itemsize: int) -> ConvTile:
     """The tile of the forward and of the data gradient."""
     if itemsize > 2:
         return WIDE
-    largest = max(n for arch, n in ROWS if arch == architecture)
-    shape = ROWS[architecture, _power(out_channels, largest)]
+    largest = max(n for arch, n in ROWS if arch == family)
+    shape = ROWS[family, _power(out_channels, largest)]
     block_k = _power(in_channels, shape.block_k)
     return ConvTile(shape.block_m, shape.block_n, block_k, shape.num_warps, shape.num_stages)
 
 
-def weight_tile(architecture: int, in_channels: int, out_channels: int, itemsize: int) -> ConvTile:
+def weight_tile(family: int, in_channels: int, out_channels: int, itemsize: int) -> ConvTile:
     """The tile of the weight gradient."""
     if itemsize > 2:
         return WIDE
-    shape = WEIGHT[architecture]
+    shape = WEIGHT[family]
     block_m = max(64, _power(out_channels, shape.block_m))  # wgmma needs 64 rows
     block_n = _power(in_channels, shape.block_n)
     small = block_m * block_n < 128 * 128
     return ConvTile(block_m, block_n, shape.block_k, 4 if small else shape.num_warps, shape.num_stages)
 
 
-def gradient_splits(programs: int, multiprocessors: int, rows: int, block_k: int) -> int:
-    """Parts of the rows so that about two waves of programs run, with at least four steps each."""
-    wanted = -(-2 * multiprocessors // max(1, programs))
-    return max(1, min(wanted, rows // (4 * block_k), 64))
+def gradient_chunks(blocks: int, taps: int, multiprocessors: int, rows: int, block_k: int) -> int:
+    """Chunks of the weight gradient's pairs, above `taps`: with all blocks of the matrix about four programs a
+    multiprocessor, and at least four steps each if every tap had all `rows`.
+
+    A tap's last chunk is cut short by its pairs, which costs at most `taps` chunks more than equal ones.
+    """
+    wanted = -(-4 * multiprocessors // max(1, blocks))
+    return taps + max(1, min(wanted, taps * rows // (4 * block_k), 128))

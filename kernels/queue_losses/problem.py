@@ -90,7 +90,7 @@ class Problem:
 
     def form(self, tile: tiles.Tile) -> tuple[int, ...]:
         """FORM of the kernels with a tile; see `similarity`."""
-        return similarity.form(tile, self.width, self.tau_info is not None, self.powers)
+        return similarity.form(tile, self.width, self.tau_info is not None, self.powers, self.queue.shape[0])
 
     def launch(self, kind: str, coefficients: tuple[Tensor, ...] = ()) -> Tensor:
         """Run the "stats" or "gradient" kernel; returns its partials [S, G, *partials_of], fp32."""

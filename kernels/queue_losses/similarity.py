@@ -15,7 +15,11 @@ Arguments travel in groups:
   operands  pointers of queries, keys and queue, and of the index maps of query rows and key rows (read without InfoNCE
   only) sizes     M, rows of the query table, rows of the key table, K
   scales    log2(e) / tau_info and log2(e) / tau_kl
-  FORM      constexpr (D, queries a program, with InfoNCE, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D); see `form`
+  FORM      constexpr (D, queries a program, with InfoNCE, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D, WHOLE, FOLDED); see
+            `form`
+WHOLE says that the queue is a multiple of BLOCK_N rows, so that no step reaches beyond its end. With FOLDED the gradient
+takes c4 into the exponent, e^{b/tau_kl + log c4}: one more exponential for a second query, but no exponential of the key
+waits in registers for the queries, which makes room for a larger tile.
 """
 
 import triton
@@ -24,9 +28,10 @@ import triton.language as tl
 from rcmstr_fast.kernels.queue_losses.tiles import Tile
 
 
-def form(tile: Tile, width: int, info: bool, powers: tuple[int, int]) -> tuple[int, ...]:
-    """FORM of a launch with a tile: what is known when a kernel is compiled."""
-    return (width, tile.queries, info, *powers, tile.block_m, tile.block_n, tile.block_d or width)
+def form(tile: Tile, width: int, info: bool, powers: tuple[int, int], keys: int) -> tuple[int, ...]:
+    """FORM of a launch with a tile over `keys` queue rows: what is known when a kernel is compiled."""
+    whole = keys % tile.block_n == 0
+    return (width, tile.queries, info, *powers, tile.block_m, tile.block_n, tile.block_d or width, whole, tile.folded)
 
 
 @triton.jit
@@ -57,15 +62,28 @@ def _exponentials(s, inside, scales, FORM: tl.constexpr):
     N_INFO: tl.constexpr = FORM[3]
     N_KL: tl.constexpr = FORM[4]
     if N_KL > 0:
-        root = _exponential(s, inside, scales[1] / N_KL)
+        root = _exponential(s, inside, scales[1] / N_KL, 0.0, FORM)
         return _power(root, N_INFO), _power(root, N_KL)
     else:
-        return _exponential(s, inside, scales[0]), _exponential(s, inside, scales[1])
+        return _exponential(s, inside, scales[0], 0.0, FORM), _exponential(s, inside, scales[1], 0.0, FORM)
 
 
 @triton.jit
-def _exponential(s, inside, scale):
-    return tl.exp2(s * scale + tl.where(inside, 0.0, float("-inf"))[None, :])
+def _exponential(s, inside, scale, shift, FORM: tl.constexpr):
+    """2^(s scale + shift), 0 outside the queue."""
+    if FORM[8]:
+        return tl.exp2(s * scale + shift)
+    else:
+        return tl.exp2(s * scale + (shift + tl.where(inside, 0.0, float("-inf"))[None, :]))
+
+
+@triton.jit
+def _load_queue(at, inside, FORM: tl.constexpr):
+    """A block of the queue; 0 beyond its end."""
+    if FORM[8]:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=inside[:, None], other=0.0)
 
 
 @triton.jit
@@ -111,7 +129,7 @@ def _add_stats(sums, a, b, e_key, inside, scales, FORM: tl.constexpr):
         e_info, e_q = _exponentials(a, inside, scales, FORM)
         z_info += _row_sums(e_info, BLOCK_M, BLOCK_N)
     else:
-        e_q = _exponential(a, inside, scales[1])
+        e_q = _exponential(a, inside, scales[1], 0.0, FORM)
     d = b - a
     z_q += _row_sums(e_q, BLOCK_M, BLOCK_N)
     d_q += _row_sums(e_q * d, BLOCK_M, BLOCK_N)
@@ -157,9 +175,9 @@ def stats_part(operands, partials_ptr, place, sizes, part_size, scales, FORM: tl
         offs_n = first + tl.arange(0, BLOCK_N)
         inside = offs_n < end
         offsets = offs_n.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
-        n = tl.trans(tl.load(operands[2] + offsets, mask=inside[:, None], other=0.0))
+        n = tl.trans(_load_queue(operands[2] + offsets, inside, FORM))
         b = tl.dot(key, n)
-        e_key = _exponential(b, inside, scales[1])
+        e_key = _exponential(b, inside, scales[1], 0.0, FORM)
         z_p += _row_sums(e_key, BLOCK_M, BLOCK_N)
         a = tl.dot(query, n)
         z_info, z_q, d_q, d_p = _add_stats((z_info, z_q, d_q, d_p), a, b, e_key, inside, scales, FORM)
@@ -186,27 +204,41 @@ def _stats_kernel(operands, partials_ptr, sizes, part_size, scales, FORM: tl.con
 
 
 @triton.jit
-def _load_coefficients(coefficients_ptr, offs_m, M):
+def _load_coefficients(coefficients_ptr, offs_m, M, FORM: tl.constexpr):
+    """c1, c2, c3, c4 of the rows; FOLDED: of c4 the logarithm and the sign, which is that of alpha."""
     inside = offs_m < M
     rows = coefficients_ptr + offs_m
     c1 = tl.load(rows, mask=inside, other=0.0)
     c2 = tl.load(rows + M, mask=inside, other=0.0)
     c3 = tl.load(rows + 2 * M, mask=inside, other=0.0)
     c4 = tl.load(rows + 3 * M, mask=inside, other=0.0)
-    return c1[:, None], c2[:, None], c3[:, None], c4[:, None]
+    if FORM[9]:
+        return (
+            c1[:, None],
+            c2[:, None],
+            c3[:, None],
+            tl.log2(tl.abs(c4))[:, None],
+            tl.where(c4 < 0.0, -1.0, 1.0)[:, None],
+        )
+    else:
+        return c1[:, None], c2[:, None], c3[:, None], c4[:, None], c4[:, None]
 
 
 @triton.jit
 def _weights(a, b, e_key, inside, coefficients, scales, FORM: tl.constexpr):
     """Gradient of the loss in each similarity, times the row's power of two (`row_terms`), in fp16."""
     INFO: tl.constexpr = FORM[2]
-    c1, c2, c3, c4 = coefficients
+    c1, c2, c3, c4, sign = coefficients
     if INFO:
         e_info, e_q = _exponentials(a, inside, scales, FORM)
-        weights = c1 * e_info + e_q * (c2 - c3 * (b - a)) - c4 * e_key
+        weights = c1 * e_info + e_q * (c2 - c3 * (b - a))
     else:
-        e_q = _exponential(a, inside, scales[1])
-        weights = e_q * (c2 - c3 * (b - a)) - c4 * e_key
+        e_q = _exponential(a, inside, scales[1], 0.0, FORM)
+        weights = e_q * (c2 - c3 * (b - a))
+    if FORM[9]:
+        weights -= sign * _exponential(b, inside, scales[1], c4, FORM)
+    else:
+        weights -= c4 * e_key
     return weights.to(tl.float16)
 
 
@@ -228,11 +260,11 @@ def gradient_part(operands, coefficients_ptr, partials_ptr, place, sizes, part_s
     offs_d = column + tl.arange(0, BLOCK_D)
     key = _load_keys(operands, offs_m, sizes, FORM)
     query = _load_queries(operands, group, offs_m, sizes, FORM)
-    c = _load_coefficients(coefficients_ptr + group * 6 * M, offs_m, M)
+    c = _load_coefficients(coefficients_ptr + group * 6 * M, offs_m, M, FORM)
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if QUERIES == 2:
         query2 = _load_queries(operands, group + 1, offs_m, sizes, FORM)
-        c2 = _load_coefficients(coefficients_ptr + (group + 1) * 6 * M, offs_m, M)
+        c2 = _load_coefficients(coefficients_ptr + (group + 1) * 6 * M, offs_m, M, FORM)
         gradient2 = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     start = part * part_size
     end = tl.minimum(start + part_size, K)
@@ -240,13 +272,16 @@ def gradient_part(operands, coefficients_ptr, partials_ptr, place, sizes, part_s
         offs_n = first + tl.arange(0, BLOCK_N)
         inside = offs_n < end
         rows = operands[2] + offs_n.to(tl.int64)[:, None] * D
-        n = tl.load(rows + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0)
+        n = _load_queue(rows + tl.arange(0, D)[None, :], inside, FORM)
         if SLICES == 1:  # noqa: SIM108  (a constexpr branch: only one side exists)
             n_out = n
         else:
-            n_out = tl.load(rows + offs_d[None, :], mask=inside[:, None], other=0.0)
+            n_out = _load_queue(rows + offs_d[None, :], inside, FORM)
         b = tl.dot(key, tl.trans(n))
-        e_key = _exponential(b, inside, scales[1])
+        if FORM[9]:  # noqa: SIM108  (a constexpr branch)
+            e_key = b
+        else:
+            e_key = _exponential(b, inside, scales[1], 0.0, FORM)
         a = tl.dot(query, tl.trans(n))
         gradient = tl.dot(_weights(a, b, e_key, inside, c, scales, FORM), n_out, gradient)
         if QUERIES == 2:

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from rcmstr_fast.kernels import runtime
-from rcmstr_fast.kernels.queue_losses import scheduled, tiles
+from rcmstr_fast.kernels.queue_losses import scheduled, similarity, tiles
 from rcmstr_fast.kernels.queue_losses.problem import Problem, half, level_problem, pairs_problem
 
 
@@ -114,6 +114,9 @@ def launch_all(problems: Sequence[Problem], kind: str, coefficients: Sequence[Te
         torch.empty((n, p.queries.shape[0], *p.partials_of(kind)), dtype=torch.float32, device=p.queries.device)
         for p, n in zip(problems, plan.parts)
     ]
+    # One form for all terms: steps are whole only if they are in every queue.
+    rows = math.gcd(*(p.queue.shape[0] for p in problems))
+    form = similarity.form(tile, first.width, True, first.powers, rows)
     stats = kind == "stats"
     kernel = scheduled._scheduled_stats_kernel if stats else scheduled._scheduled_gradient_kernel
     kernel[(plan.firsts[-1],)](
@@ -127,8 +130,8 @@ def launch_all(problems: Sequence[Problem], kind: str, coefficients: Sequence[Te
         first.scales,
         LEVELS=levels,
         GROUPS=first.queries.shape[0],
-        FORM=first.form(tile),
-        PAIRS=scheduled.pairs_form(first.form(tile)),
+        FORM=form,
+        PAIRS=scheduled.pairs_form(form),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

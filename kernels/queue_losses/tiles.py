@@ -30,6 +30,7 @@ class Tile:
         queries: queries a program, 1 or 2 (the second shares the key's similarities).
         block_d: gradient columns a program; 0 for all of D.
         resident: programs that fit a multiprocessor together.
+        folded: the gradient takes a coefficient into an exponent (see `similarity`).
     """
 
     block_m: int
@@ -39,6 +40,7 @@ class Tile:
     queries: int
     block_d: int = 0
     resident: int = 1
+    folded: bool = False
 
 
 def power_ratio(tau_info: float, tau_kl: float) -> tuple[int, int]:
@@ -115,7 +117,7 @@ def schedule(work: tuple[Work, ...], slots: int) -> tuple[int, ...]:
     return best
 
 
-#: (architecture, D, queries a program) -> tile of the stats pass.
+#: (family of `architectures`, D, queries a program) -> tile of the stats pass.
 STATS = {
     (80, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
     (80, 64, 2): Tile(64, 64, 4, 3, 2, resident=2),
@@ -123,35 +125,59 @@ STATS = {
     (80, 128, 2): Tile(64, 32, 4, 3, 2, resident=2),
     (80, 256, 1): Tile(128, 32, 8, 2, 1),
     (80, 512, 1): Tile(64, 32, 4, 2, 1),
-    (90, 64, 1): Tile(128, 64, 8, 3, 1),
+    (86, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
+    (86, 64, 2): Tile(64, 64, 4, 3, 2, resident=2),
+    (86, 128, 1): Tile(64, 64, 4, 3, 1),
+    (86, 128, 2): Tile(64, 32, 4, 3, 2),
+    (86, 256, 1): Tile(64, 32, 4, 2, 1),
+    (86, 512, 1): Tile(32, 32, 4, 2, 1),
+    (90, 64, 1): Tile(128, 64, 8, 3, 1, resident=2),
     (90, 64, 2): Tile(128, 64, 8, 3, 2),
-    (90, 128, 1): Tile(128, 64, 8, 3, 1),
+    (90, 128, 1): Tile(128, 64, 8, 3, 1, resident=2),
     (90, 128, 2): Tile(64, 64, 4, 3, 2, resident=2),
     (90, 256, 1): Tile(128, 64, 8, 3, 1),
     (90, 512, 1): Tile(64, 32, 4, 2, 1),
+    (100, 64, 1): Tile(128, 64, 8, 3, 1),
+    (100, 64, 2): Tile(128, 64, 8, 3, 2),
+    (100, 128, 1): Tile(128, 64, 8, 3, 1),
+    (100, 128, 2): Tile(128, 64, 8, 3, 2),
+    (100, 256, 1): Tile(128, 64, 8, 2, 1),
+    (100, 512, 1): Tile(64, 32, 4, 2, 1),
 }
-#: (architecture, D, queries a program) -> tile of the gradient pass.
+#: (family, D, queries a program) -> tile of the gradient pass.
 GRADIENT = {
     (80, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
     (80, 64, 2): Tile(64, 32, 4, 3, 2, resident=2),
     (80, 128, 1): Tile(64, 64, 4, 3, 1, resident=2),
-    (80, 128, 2): Tile(64, 64, 8, 3, 2),
+    (80, 128, 2): Tile(128, 32, 8, 3, 2),
     (80, 256, 1): Tile(64, 64, 8, 2, 1),
     (80, 512, 1): Tile(32, 32, 4, 2, 1, block_d=256),
+    (86, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
+    (86, 64, 2): Tile(64, 32, 4, 3, 2, resident=2),
+    (86, 128, 1): Tile(64, 64, 4, 3, 1),
+    (86, 128, 2): Tile(64, 64, 8, 2, 2),
+    (86, 256, 1): Tile(64, 32, 8, 2, 1),
+    (86, 512, 1): Tile(32, 16, 4, 2, 1, block_d=256),
     (90, 64, 1): Tile(128, 64, 8, 3, 1),
     (90, 64, 2): Tile(128, 64, 8, 3, 2),
-    (90, 128, 1): Tile(128, 64, 8, 3, 1),
-    (90, 128, 2): Tile(128, 32, 8, 3, 2),
+    (90, 128, 1): Tile(64, 64, 4, 3, 1, resident=2),
+    (90, 128, 2): Tile(128, 64, 8, 3, 2, folded=True),
     (90, 256, 1): Tile(128, 32, 8, 2, 1),
     (90, 512, 1): Tile(64, 32, 8, 1, 1, block_d=256),
+    (100, 64, 1): Tile(128, 64, 8, 3, 1),
+    (100, 64, 2): Tile(128, 64, 8, 3, 2),
+    (100, 128, 1): Tile(128, 64, 8, 3, 1),
+    (100, 128, 2): Tile(128, 64, 8, 3, 2),
+    (100, 256, 1): Tile(128, 32, 8, 2, 1),
+    (100, 512, 1): Tile(64, 32, 8, 1, 1, block_d=256),
 }
 
 
-def tile(kind: str, architecture: int, width: int, queries: int) -> Tile:
-    """The tile of "stats" or "gradient" for `queries` (1 or 2) queries of `width` columns."""
+def tile(kind: str, family: int, width: int, queries: int) -> Tile:
+    """The tile of "stats" or "gradient" of a family for `queries` (1 or 2) queries of `width` columns."""
     table = STATS if kind == "stats" else GRADIENT
-    shared = 2 if queries == 2 and (architecture, width, 2) in table else 1
-    return table[architecture, width, shared]
+    shared = 2 if queries == 2 and (family, width, 2) in table else 1
+    return table[family, width, shared]
 
 
 #: D at which one launch can hold levels and pairs: above, the two bodies in one kernel spill (sm_90, ahead-of-time

@@ -4,6 +4,7 @@ import io
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -59,6 +60,7 @@ class DaliDecoder:
         self._device = torch.cuda.current_device() if mixed else None
         self._stream = torch.cuda.current_stream() if mixed else None
         self._pipeline: Any = None
+        self._held: deque[list[np.ndarray]] = deque(maxlen=2)
         self._lock = threading.Lock()
         # In the place of pictures that DALI does not get, so that its output is the whole batch.
         self._filler = np.frombuffer(_small_jpeg(), np.uint8)
@@ -130,6 +132,7 @@ class DaliDecoder:
         with self._lock:
             pipeline = self._pipeline or self._build()
             self._pipeline = None  # after an error it is unusable
+            self._held.append(encoded)  # a GPU may still read the files of one batch while the next is fed
             pipeline.feed_input(_INPUT, encoded)
             (images,) = pipeline.run(self._stream)
             self._pipeline = pipeline

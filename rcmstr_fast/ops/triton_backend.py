@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast import env
+from rcmstr_fast.kernels.architectures import refusal
 from rcmstr_fast.ops import dispatch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -22,9 +23,9 @@ def reasons() -> list[str]:
         return _interpreter_reasons()
     if not torch.cuda.is_available():
         return ["there is no CUDA GPU (TRITON_INTERPRET=1 runs kernels on CPU tensors, slowly)"]
-    if torch.cuda.get_device_capability() < (8, 0):
-        return [f"the GPU must have compute capability 8.0 or more, got {torch.cuda.get_device_capability()}"]
-    return []
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    found = refusal((properties.major, properties.minor), properties.shared_memory_per_block_optin)
+    return [found] if found else []
 
 
 def _interpreter_reasons() -> list[str]:

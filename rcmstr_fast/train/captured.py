@@ -1,8 +1,9 @@
 """Steps recorded once and replayed: the whole step is one CUDA graph.
 
 A recorded step reads and writes the same memory every time, so the batch is copied into buffers of its own before each
-replay. The first steps of a kind (shapes of the batch, with or without monitors) run directly, which is also what
-warms up libraries and tuners; then the kind is recorded. Other shapes make everything be recorded anew.
+replay. There are two kinds of steps, with and without monitors. One step of each runs directly, which is also what warms up
+libraries and tuners; then both are recorded. A direct step after a recording would need memory for its activations beside
+that of the recordings, so that a batch which fits would not fit any more. Other shapes make everything be recorded anew.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from rcmstr_fast.methods import Batch
 from rcmstr_fast.train.step import Shown
 
-#: Steps of a kind that run directly before it is recorded.
+#: Least number of steps that run directly before both kinds are recorded: one of each.
 WARM_UP = 2
 
 Run = Callable[[], Shown]
@@ -82,26 +83,31 @@ class CapturedStep:
         self._step, self._recorder = step, recorder
         self._inputs: list[Batch] = []
         self._kind: list[tuple] = []
-        self._taken: dict[bool, int] = {}
+        self._warm: set[bool] = set()
         self._recorded: dict[bool, tuple[Shown, Callable[[], None]]] = {}
 
     def __call__(self, micro: list[Batch], monitor: bool) -> Shown:
         """Take the step; the tensors of the result are overwritten by the next one."""
         self._fill(micro)
-        if monitor in self._recorded:
-            result, replay = self._recorded[monitor]
-            replay()
-            return result
-        run = lambda: self._step(self._inputs, monitor)  # noqa: E731
-        self._taken[monitor] = self._taken.get(monitor, 0) + 1
-        if self._taken[monitor] <= WARM_UP:
-            return self._recorder.direct(run)
-        self._recorded[monitor] = self._recorder.record(run)
-        return self(micro, monitor)
+        if len(self._warm) < WARM_UP:
+            # A step that was not asked for monitors computes them all the same where no step has yet.
+            kind = monitor or True not in self._warm
+            self._warm.add(kind)
+            monitors, pictures = self._recorder.direct(lambda: self._step(self._inputs, kind))
+            return (monitors if kind == monitor else {}), pictures
+        if not self._recorded:
+            for kind in (True, False):  # the larger first: the other finds its memory in the pool
+                self._recorded[kind] = self._record(kind)
+        result, replay = self._recorded[monitor]
+        replay()
+        return result
+
+    def _record(self, kind: bool) -> tuple[Shown, Callable[[], None]]:
+        return self._recorder.record(lambda: self._step(self._inputs, kind))
 
     def forget(self) -> None:
-        """Record anew: tensors that a step works on have been replaced."""
-        self._kind, self._inputs, self._taken, self._recorded = [], [], {}, {}
+        """Record anew: tensors that a step works on have been replaced, or a step outside needs the memory."""
+        self._kind, self._inputs, self._warm, self._recorded = [], [], set(), {}
         self._recorder.forget()
 
     def _fill(self, micro: list[Batch]) -> None:

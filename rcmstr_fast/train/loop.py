@@ -255,6 +255,8 @@ class Trainer:
         micro = [replace(b, epoch=take.epoch, progress=take.progress, images=None) for b in batches]
         if self.captured is not None and not drawn:
             return self.captured(micro, monitor)[0]
+        if self.captured is not None:
+            self.captured.forget()  # a step outside of the recordings needs the memory that they hold
         drawing = drawn and self.world.rank == 0
         monitors, sheet = self.take(micro, monitor, drawing)
         if drawing:

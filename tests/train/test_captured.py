@@ -115,7 +115,7 @@ def test_replayed_steps_equal_direct_ones(tmp_path, encoder, options):
     direct, replayed = (make_trainer(tmp_path / name, encoder, **options) for name in ("direct", "replayed"))
     recorder = tape(replayed)
     assert take(direct, 8) == take(replayed, 8)
-    assert recorder.calls.count("record") == 2 and recorder.calls.count("replay") == 4
+    assert recorder.calls.count("record") == 2 and recorder.calls.count("replay") == 6
     assert_equal_state(direct, replayed)
 
 
@@ -143,9 +143,22 @@ def test_another_shape_is_recorded_anew(tmp_path):
             trainer._train_step(batches(trainer, step, size), StopSignals(), False, False)
             trainer.step = step + 1
     assert recorder.calls == [
-        *["forget", "direct", "direct", "record", "replay", "replay"] * 2, "forget", "direct"
+        *["forget", "direct", "direct", "record", "record", "replay", "replay"] * 2, "forget", "direct"
     ]  # fmt: skip
     assert_equal_state(direct, replayed)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_no_direct_step_runs_beside_recordings(tmp_path, drawn):
+    """Monitors come late and pictures last: activations must not be held twice, by a recording and by a direct step."""
+    trainer = make_trainer(tmp_path, name="seqmoco")
+    recorder = tape(trainer)
+    take(trainer, 6, monitor_every=5)
+    trainer._draw = lambda *_: None
+    trainer._train_step(batches(trainer, 6), StopSignals(), True, drawn)
+    first = recorder.calls.index("record")
+    assert "direct" not in recorder.calls[first:]
+    assert (recorder.calls[-1] == "forget") == drawn
 
 
 def test_a_bad_step_changes_nothing_when_replayed(tmp_path):

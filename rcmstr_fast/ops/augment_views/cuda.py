@@ -33,11 +33,7 @@ def run(
 
 def missing() -> list[str]:
     """Why this machine or build has no CUDA version."""
-    if reasons := compiled.missing():
-        return reasons
-    if not native.extension.cuda:
-        return ["rcmstr_fast._C was built without CUDA (no nvcc at build time)"]
-    return [] if torch.cuda.is_available() else ["torch finds no CUDA device"]
+    return compiled.missing() or native.cuda_reasons()
 
 
 def unsupported_reasons(images: Tensor, **_: Any) -> list[str]:

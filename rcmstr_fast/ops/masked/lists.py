@@ -35,7 +35,7 @@ class WindowLists(NamedTuple):
         source_positions: [S0] input sites.
         source_bits: [S0] their words.
         source_number: [1] active inputs.
-        pairs: [taps, S] the outputs that have each tap, in the order of the map.
+        pairs: [2, taps, S] the outputs that have each tap, in the order of the map, and the inputs under it.
         pair_counts: [taps] how many those are.
     """
 
@@ -90,15 +90,25 @@ def sorted_rows(active: Tensor, words: Tensor, taps: int) -> list[Tensor]:
     return [order.to(torch.int32), bits, active.sum(dtype=torch.int32).view(1)]
 
 
-def tap_pairs(words: Tensor, taps: int) -> list[Tensor]:
-    """pairs [taps, S] and pair_counts [taps], int32: the outputs that have each tap, in the order of the map."""
-    has = (words.flatten()[None, :] >> torch.arange(taps, device=words.device, dtype=torch.int32)[:, None]) & 1
+def tap_pairs(words: Tensor, window: Window, source_size: Pair) -> list[Tensor]:
+    """pairs [2, taps, S] and pair_counts [taps], int32: outputs that have each tap, in the order of the map, and the
+    inputs under it, of maps of `source_size`."""
+    images, height, width = words.shape
+    taps, sites, device = window.taps, words.numel(), words.device
+    has = (words.flatten()[None, :] >> torch.arange(taps, device=device, dtype=torch.int32)[:, None]) & 1
     rank = torch.cumsum(has, dim=1, dtype=torch.int32)
-    sites = words.numel()
     place = torch.where(has > 0, rank - 1, sites).long()
-    pairs = rank.new_zeros(taps, sites + 1)
-    pairs.scatter_(1, place, torch.arange(sites, device=words.device, dtype=torch.int32).expand(taps, sites))
-    return [pairs[:, :sites].contiguous(), has.sum(dim=1, dtype=torch.int32)]
+    (_, kw), (sh, sw), (ph, pw) = window.kernel, window.stride, window.padding
+    tap = torch.arange(taps, device=device)[:, None, None, None]
+    image, y, x = (
+        torch.arange(n, device=device).view(shape)
+        for n, shape in ((images, (-1, 1, 1)), (height, (-1, 1)), (width, (-1,)))
+    )
+    inputs = (image * source_size[0] + y * sh - ph + tap // kw) * source_size[1] + x * sw - pw + tap % kw
+    pairs = rank.new_zeros(2, taps, sites + 1)
+    pairs[0].scatter_(1, place, torch.arange(sites, device=device, dtype=torch.int32).expand(taps, sites))
+    pairs[1].scatter_(1, place, inputs.flatten(1).to(torch.int32))
+    return [pairs[..., :sites].contiguous(), has.sum(dim=1, dtype=torch.int32)]
 
 
 def _jobs(source: Tensor, active: Tensor, window: Window) -> tuple[list[tuple], list[Tensor]]:
@@ -117,7 +127,7 @@ def _jobs(source: Tensor, active: Tensor, window: Window) -> tuple[list[tuple], 
         (active, source, False, True),
     ):
         sites = mine.numel()
-        made = [ints(taps, sites), ints(taps)] if pairs else [ints(sites), ints(sites), ints(1)]
+        made = [ints(2, taps, sites), ints(taps)] if pairs else [ints(sites), ints(sites), ints(1)]
         slots = ints(((taps if pairs else 1 << taps) + 1) * max(1, images))
         out = (made[0].data_ptr(), 0 if pairs else made[1].data_ptr(), made[-1].data_ptr(), slots.data_ptr())
         jobs.append(((mine.data_ptr(), partner.data_ptr()), shape, inverse, out, (mine, partner, slots)))
@@ -152,12 +162,12 @@ def window_lists(source: Tensor, active: Tensor, window: Window) -> WindowLists:
     return WindowLists(
         *sorted_rows(active, words, window.taps),
         *sorted_rows(source, reached, window.taps),
-        *tap_pairs(words, window.taps),
+        *tap_pairs(words, window, (source.shape[2], source.shape[3])),
     )
 
 
 def _compiled(source: Tensor, active: Tensor) -> bool:
-    on_gpu = active.device.type == "cuda" and native.has("list_jobs_cuda")
+    on_gpu = active.device.type == "cuda" and not native.cuda_reasons(active.device)
     return on_gpu and active.numel() > 0 and source.numel() > 0
 
 

@@ -13,6 +13,7 @@ from rcmstr_fast.ops.masked.layers import Window
 from tests.kernels.rows import DEVICE
 
 pytest.importorskip("triton")
+from rcmstr_fast.kernels.architectures import FAMILIES
 from rcmstr_fast.kernels.masked import conv as masked_conv
 from rcmstr_fast.kernels.masked import norm as masked_norm
 from rcmstr_fast.kernels.masked import pool as masked_pool
@@ -148,13 +149,13 @@ def test_row_counts_around_a_tile(rows):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
 
-def test_weight_gradient_in_parts_and_bitwise_repeats(monkeypatch):
-    """The same sums from 1 and from 3 parts, and the same bits again."""
+def test_weight_gradient_in_chunks_and_bitwise_repeats(monkeypatch):
+    """The same sums from one chunk a tap and from many, and the same bits again."""
     sites = layer_sites((8, 12), (3, 3), (1, 1), (1, 1), share=0.8)
     x, weight, g = normal(4, 16, 8, 12, seed=1), normal(16, 16, 3, 3, seed=2), normal(4, 16, 8, 12, seed=3)
     results = []
-    for splits in (1, 3, 3):
-        monkeypatch.setattr(masked_conv, "gradient_splits", lambda *_, splits=splits: splits)
+    for chunks in (10, 40, 40):
+        monkeypatch.setattr(masked_conv, "gradient_chunks", lambda *_, chunks=chunks: chunks)
         results.append(conv(x, weight, g, sites, 1, 1, "triton"))
     torch.testing.assert_close(results[1][2], results[0][2], rtol=1e-5, atol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(results[1], results[2]))
@@ -252,12 +253,12 @@ def test_opcheck():
 
 
 def test_tiles_cover_the_networks_channels():
-    for architecture in (80, 90):
+    for family in FAMILIES:
         for channels in (3, 8, 16, 32, 64, 128, 256, 512):
-            shape = masked_tiles.tile(architecture, channels, channels, 2)
+            shape = masked_tiles.tile(family, channels, channels, 2)
             assert shape.block_k >= 16 and shape.block_n >= min(16, channels)
-    assert masked_tiles.gradient_splits(9, 132, 16000, 64) == 30
-    assert masked_tiles.gradient_splits(9, 132, 0, 64) == 1
+    assert masked_tiles.gradient_chunks(16, 9, 132, 53248, 64) == 9 + 33
+    assert masked_tiles.gradient_chunks(16, 9, 132, 0, 64) == 10
 
 
 @pytest.mark.skipif(not native.has("list_jobs"), reason="the extension rcmstr_fast._C is not built")
@@ -270,14 +271,14 @@ def test_compiled_lists_are_the_same(channels, outputs, size, kernel, stride, pa
         site_lists.sorted_rows(sites.active, words, window.taps),
         site_lists.sorted_rows(sites.source, reached, window.taps),
     )
-    pairs, counts = site_lists.tap_pairs(words, window.taps)
+    pairs, counts = site_lists.tap_pairs(words, window, sites.source.shape[2:])
     (made,) = site_lists.compiled_lists([(sites.source, sites.active, window)])
     for (positions, bits, count), (mine, mine_bits, mine_count) in zip(rows, (made[:3], made[3:6])):
         assert torch.equal(mine_count, count)
         assert torch.equal(mine[:count], positions[:count]) and torch.equal(mine_bits[:count], bits[:count])
     assert torch.equal(made[7], counts)
     for tap, count in enumerate(counts.tolist()):
-        assert torch.equal(made[6][tap, :count], pairs[tap, :count])
+        assert torch.equal(made[6][:, tap, :count], pairs[:, tap, :count])
 
 
 @pytest.mark.skipif(not native.has("list_jobs"), reason="the extension rcmstr_fast._C is not built")

@@ -7,6 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rcmstr_fast import ops
+from rcmstr_fast.kernels import runtime
+from rcmstr_fast.kernels.architectures import FAMILIES
 from rcmstr_fast.ops.dispatch import BackendError
 from tests.kernels.rows import BACKENDS, DEVICE, TRITON, queue_rows, relative, unit_rows, worst_row
 
@@ -48,6 +50,17 @@ def test_against_float64(backend, kind, tau_info, tau_kl):
     key = torch.nn.functional.normalize(key + query, dim=1).half().float()
     queue = queue_rows(kind, query, 201).half().float()
     compare(backend, query, key, queue, permuted, tau_info=tau_info, tau_kl=tau_kl, alpha=0.3)
+
+
+@TRITON
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("keys, alpha", [(192, 0.3), (201, 0.3), (128, -0.2), (201, 0.0)])
+def test_the_tiles_of_every_family(monkeypatch, family, keys, alpha):
+    """Whole steps or not, a coefficient in the exponent or not, and each sign of it."""
+    monkeypatch.setattr(runtime, "architecture", lambda device: family)
+    query, key, permuted = (unit_rows(70, 128, seed=i, device=DEVICE).half().float() for i in range(3))
+    queue = queue_rows("clustered", query, keys).half().float()
+    compare("triton", query, key, queue, permuted, alpha=alpha)
 
 
 @TRITON

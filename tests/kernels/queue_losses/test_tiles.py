@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rcmstr_fast.kernels.architectures import FAMILIES, KNOWN
 from rcmstr_fast.kernels.queue_losses import tiles
 
 
@@ -39,8 +40,17 @@ def test_the_frame_term_fills_the_device(multiprocessors):
 
 
 def test_every_width_has_a_tile():
-    for architecture in (80, 90):
+    for family in FAMILIES:
         for width in tiles.WIDTHS:
             for kind in ("stats", "gradient"):
-                assert tiles.tile(kind, architecture, width, 2).queries in (1, 2)
-                assert tiles.tile(kind, architecture, width, 1).queries == 1
+                assert tiles.tile(kind, family, width, 2).queries in (1, 2)
+                assert tiles.tile(kind, family, width, 1).queries == 1
+
+
+def test_operands_of_every_tile_fit_the_shared_memory_of_its_family():
+    """What a program holds at least: its queries and keys, and a block of the queue for each buffer."""
+    limits = {one.family: one.shared for one in reversed(KNOWN.values())}
+    for table in (tiles.STATS, tiles.GRADIENT):
+        for (family, width, _), tile in table.items():
+            rows = tile.block_m * (1 + tile.queries) + tile.block_n * max(1, tile.num_stages - 1)
+            assert 2 * rows * width <= limits[family], (family, width, tile)
