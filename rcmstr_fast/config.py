@@ -246,6 +246,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = number(10, low=1)
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
     save_every: int = number(0, low=0)
     save_minutes: float = number(10.0, low=0)
     picture_every: int = number(0, low=0)
