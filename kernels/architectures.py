@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as the kernels see them: which tensor-core path they have, and how much shared memory; no torch, no triton.
+"""NVIDIA GPUs as the kernels see them: their tensor cores and their shared memory; no torch, no triton.
 
 Tile tables know four families. A GPU belongs to the one whose instructions and shared memory it has, whatever its name:
   80   mma.sync, 163 KiB a program (A100; Orin)

@@ -30,7 +30,7 @@ EPS = 1e-12
 
 
 def warps(width: int) -> int:
-    """Warps of the kernels that hold whole rows: a row tile of all D columns of fp32 spills in four warps where D is above 128."""
+    """Warps of the kernels that hold whole rows: a row tile of fp32 spills in four from D = 256 on."""
     return 8 if width > 128 else 4
 
 

@@ -5,8 +5,8 @@
     python -m bench.aot --model         predict times from the compiled code: bench/results/aot/model.json
 
 `--only TEXT` takes just the configurations whose name matches the regular expression, `--missing` those that the table
-lacks; `--jobs N` compiles N at a time. A table may lack rows (what has not been compiled with that Triton), but holds none
-that is no longer shipped.
+lacks; `--jobs N` compiles N at a time. A table may lack rows (what has not been compiled with that Triton), but holds
+none that is no longer shipped.
 
 What a configuration must satisfy whatever the table says: no stack and no local-memory traffic (a register count alone
 proves nothing: ptxas reports 32 registers for kernels that live on the stack), shared memory and registers of

@@ -1,9 +1,9 @@
 """Predicted times of the kernels of a training step, from what they compile to; no GPU is needed.
 
-The shapes are those of RCMSTR with the CNN at B = 512, 32 x 100: five loss terms over queues of 65,536 rows, and the masked
-pass of the two stages where a ResNet spends its time, 70 % hidden. A kernel's time is its main loop's cycles for an
-iteration (`simulate`; `sass.bounds` beside it) times the iterations of the program that ends last, where free programs'
-places take programs in their order. Clocks are those that the machines keep under such a load.
+The shapes are those of RCMSTR with the CNN at B = 512, 32 x 100: five loss terms over queues of 65,536 rows, and the
+masked pass of the two stages where a ResNet spends its time, 70 % hidden. A kernel's time is its main loop's cycles for
+an iteration (`simulate`; `sass.bounds` beside it) times the iterations of the program that ends last, where free
+programs' places take programs in their order. Clocks are those that the machines keep under such a load.
 """
 
 import heapq

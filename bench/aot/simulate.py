@@ -1,9 +1,9 @@
 """Steady state of a main loop on a quarter of a multiprocessor, instruction by instruction, in order.
 
-Each warp issues its instructions in their order, one a cycle and scheduler, once their operands are there and their pipe is
-free. Products of wgmma queue up behind each other and are waited for by groups; barriers hold all warps of a program. Loads
-from global memory are taken as in time (they are asynchronous and some steps ahead). Latencies are published
-microbenchmarks, rounded; nothing is calibrated against a measurement, so trust ratios more than times.
+Each warp issues its instructions in their order, one a cycle and scheduler, once their operands are there and their
+pipe is free. Products of wgmma queue up behind each other and are waited for by groups; barriers hold all warps of a
+program. Loads from global memory are taken as in time (they are asynchronous and some steps ahead). Latencies are
+published microbenchmarks, rounded; nothing is calibrated against a measurement, so trust ratios more than times.
 """
 
 from bench.aot.sass import HOLDS, Instruction

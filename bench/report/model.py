@@ -7,8 +7,8 @@ from typing import Any
 from bench.report.rows import number
 from rcmstr_fast.evaluation.report import markdown
 
-_ABOUT = """Predicted, not measured: `python -m bench.aot --model` disassembles what Triton and ptxas make of the kernels,
-takes the main loop, counts its instructions by pipe, and runs it in order on a model of a quarter of a
+_ABOUT = """Predicted, not measured: `python -m bench.aot --model` disassembles what Triton and ptxas make of the
+kernels, takes the main loop, counts its instructions by pipe, and runs it in order on a model of a quarter of a
 multiprocessor. The bound is the busiest pipe alone. Shapes: RCMSTR with the CNN, B = 512, five loss terms
 over queues of 65,536 rows; one 3x3 layer of a stage, 70 % hidden, forward with statistics and both
 gradients, beside its three dense products at the rate taken for cuDNN. Expect +-25 %."""

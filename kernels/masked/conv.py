@@ -9,8 +9,8 @@ outputs are never written.
 
 The data gradient is the forward kernel over the list of the inputs with the weight matrix transposed: input site i
 meets output site o under tap v exactly if o meets i under v. The weight gradient of a tap is a sum over the list of the
-pairs of input and output that the tap joins; all pairs are cut into about equal chunks of one tap each, as many chunks as
-the tap has pairs for, and the sums of its chunks are added in a fixed order.
+pairs of input and output that the tap joins; all pairs are cut into about equal chunks of one tap each, as many chunks
+as the tap has pairs for, and the sums of its chunks are added in a fixed order.
 
 Words are sorted upwards, so the tiles with the most taps stand last: programs take them first, and the short ones fill
 the gaps at the end. NARROW says that every offset into a map fits 32 bits.
@@ -182,11 +182,11 @@ def _masked_conv_weight_kernel(
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """partials[chunk, o, i] = sum over the chunk's pairs of grad[output, o] x[input, i] (grid: blocks of o and i, chunks).
+    """partials[chunk, o, i] = sum over the chunk's pairs of grad[output, o] x[input, i].
 
-    Chunks are numbered tap by tap; those behind the last one write nothing. The sites of the next pairs are loaded one
-    step ahead and carried, so that they are known when the loads of their rows start; the gradient is loaded as
-    [o, rows]: of a transposed tile sm_80 would keep a single buffer.
+    Grid: blocks of o and i, chunks. Chunks are numbered tap by tap; those behind the last one write nothing. The sites
+    of the next pairs are loaded one step ahead and carried, so that they are known when the loads of their rows start;
+    the gradient is loaded as [o, rows]: of a transposed tile sm_80 would keep a single buffer.
     """
     blocks_i = tl.cdiv(CI, BLOCK_I)
     o = (tl.program_id(0) // blocks_i) * BLOCK_O + tl.arange(0, BLOCK_O)

@@ -26,7 +26,7 @@ class ConvTile:
     num_stages: int
 
 
-#: (family of `architectures`, block_n) -> tile of 2-byte operands; block_k shrinks where there are fewer input channels.
+#: (family of `architectures`, block_n) -> tile of 2-byte operands; block_k shrinks with few input channels.
 ROWS = {
     (80, 128): ConvTile(128, 128, 64, 8, 4),
     (80, 64): ConvTile(128, 64, 64, 4, 3),

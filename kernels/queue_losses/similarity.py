@@ -15,11 +15,11 @@ Arguments travel in groups:
   operands  pointers of queries, keys and queue, and of the index maps of query rows and key rows (read without InfoNCE
   only) sizes     M, rows of the query table, rows of the key table, K
   scales    log2(e) / tau_info and log2(e) / tau_kl
-  FORM      constexpr (D, queries a program, with InfoNCE, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D, WHOLE, FOLDED); see
-            `form`
-WHOLE says that the queue is a multiple of BLOCK_N rows, so that no step reaches beyond its end. With FOLDED the gradient
-takes c4 into the exponent, e^{b/tau_kl + log c4}: one more exponential for a second query, but no exponential of the key
-waits in registers for the queries, which makes room for a larger tile.
+  FORM      constexpr (D, queries a program, with InfoNCE, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D, WHOLE,
+            FOLDED); see `form`
+WHOLE says that the queue is a multiple of BLOCK_N rows, so that no step reaches beyond its end. With FOLDED the
+gradient takes c4 into the exponent, e^{b/tau_kl + log c4}: one more exponential for a second query, but no exponential
+of the key waits in registers for the queries, which makes room for a larger tile.
 """
 
 import triton

@@ -42,7 +42,7 @@ def _small(arch: int) -> Iterator[Configuration]:
 
 
 def _levels(arch: int) -> Iterator[Configuration]:
-    """`project_levels` of the CNN (256 -> 128 channels) and at its widest, the masks of both encoders and the largest."""
+    """`project_levels` of the CNN (256 -> 128 channels) and at its widest; masks, also the largest."""
     for rows, strips, width in (("fp32", 0, 128), ("bf16", 2, 128), ("fp32", 0, 256), ("bf16", 2, 256)):
         shape = {"T": 26, "S": 4, "STRIPS": strips, "BLOCK_M": project_levels.BLOCK_M, "BLOCK_D": width}
         product = {"UPCAST": False, "BLOCK_K": project_levels.BLOCK_K}

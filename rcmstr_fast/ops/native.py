@@ -25,8 +25,8 @@ def reasons() -> list[str]:
 def cuda_reasons(device: torch.device | None = None) -> list[str]:
     """Why the CUDA functions of this build cannot run on a device (None: the current one).
 
-    An old driver, or a GPU for which this build holds no code, must be seen before the first launch: a backend that says so
-    is passed over, one that fails in a launch ends the run.
+    An old driver, or a GPU for which this build holds no code, must be seen before the first launch: a backend that
+    says so is passed over, one that fails in a launch ends the run.
     """
     if extension is None:
         return reasons()

@@ -1,9 +1,10 @@
 """Steps recorded once and replayed: the whole step is one CUDA graph.
 
 A recorded step reads and writes the same memory every time, so the batch is copied into buffers of its own before each
-replay. There are two kinds of steps, with and without monitors. One step of each runs directly, which is also what warms up
-libraries and tuners; then both are recorded. A direct step after a recording would need memory for its activations beside
-that of the recordings, so that a batch which fits would not fit any more. Other shapes make everything be recorded anew.
+replay. There are two kinds of steps, with and without monitors. One step of each runs directly, which is also what
+warms up libraries and tuners; then both are recorded. A direct step after a recording would need memory for its
+activations beside that of the recordings, so that a batch which fits would not fit any more. Other shapes make
+everything be recorded anew.
 """
 
 from collections.abc import Callable

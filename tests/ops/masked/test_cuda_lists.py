@@ -1,4 +1,4 @@
-"""csrc/sites.cu itself, run on the CPU (its blocks one after the other, a thread for each of CUDA's), and csrc/sites.cpp."""
+"""csrc/sites.cu itself, run on the CPU: its blocks one after the other, a thread for each of CUDA's; csrc/sites.cpp."""
 
 import ctypes
 import re
@@ -35,6 +35,7 @@ def cuda(tmp_path_factory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("sites")
     (folder / "sites.cpp").write_text(source + ENTRY)
     command = [compiler, "-std=c++17", "-shared", "-fPIC", "-pthread", "-I", str(ROOT / "tests/ops/cuda_on_host")]
+<<<<<<< HEAD
     command += [
         "-I",
         str(ROOT / "csrc"),
@@ -43,6 +44,10 @@ def cuda(tmp_path_factory) -> ctypes.CDLL:
         "-o",
         str(folder / "sites.so"),
     ]
+=======
+    sources = [str(folder / "sites.cpp"), str(ROOT / "csrc" / "sites.cpp")]
+    command += ["-I", str(ROOT / "csrc"), *sources, "-o", str(folder / "sites.so")]
+>>>>>>> kernels
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(folder / "sites.so"))
 
