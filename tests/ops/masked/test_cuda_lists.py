@@ -35,19 +35,8 @@ def cuda(tmp_path_factory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("sites")
     (folder / "sites.cpp").write_text(source + ENTRY)
     command = [compiler, "-std=c++17", "-shared", "-fPIC", "-pthread", "-I", str(ROOT / "tests/ops/cuda_on_host")]
-<<<<<<< HEAD
-    command += [
-        "-I",
-        str(ROOT / "csrc"),
-        str(folder / "sites.cpp"),
-        str(ROOT / "csrc/sites.cpp"),
-        "-o",
-        str(folder / "sites.so"),
-    ]
-=======
     sources = [str(folder / "sites.cpp"), str(ROOT / "csrc" / "sites.cpp")]
     command += ["-I", str(ROOT / "csrc"), *sources, "-o", str(folder / "sites.so")]
->>>>>>> kernels
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(folder / "sites.so"))
 
