@@ -1,6 +1,7 @@
 """`pytest bench --benchmark-only` leaves a record that pages read and a later run compares with; failures are in it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ TEN = torch.full((4,), 10.0)
 
 def run(*words):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "bench/test_operations.py", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of xdist
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -248,9 +248,10 @@ def test_every_crop_shows_ink_of_the_right_height(fonts, bank, effects):
 
 
 def test_geometry_never_cuts_a_word(fonts, bank):
+    upright = FontSet([font for font in fonts.fonts if font.family.startswith("DejaVu")] or fonts.fonts)
     effects = replace(NONE, stretch=1.0, rotation=1.0, perspective=1.0, curve=1.0, min_contrast=90)
     for seed in range(60):
-        picture = render_word("HIM" * (1 + seed % 3), Random(seed), fonts, bank, effects=effects)
+        picture = render_word("HIM" * (1 + seed % 3), Random(seed), upright, bank, effects=effects)
         pixels = np.asarray(picture.convert("L"), dtype=np.float32)
         low, high = pixels.min(), pixels.max()
         dark = (pixels < (low + high) / 2).mean()

@@ -30,7 +30,7 @@ def test_plan_counts_whole_batches():
         ({"global_batch_size": 32}, 100, 3, "multiple of processes"),
         ({"global_batch_size": 32, "accumulate": 3}, 100, 1, "multiple of processes"),
         ({"global_batch_size": 8, "accumulate": 4}, 100, 2, "2 or more images"),
-        ({"global_batch_size": 8, "log_every": 0}, 100, 1, "log_every must be 1 or more"),
+        ({"global_batch_size": 8, "log_every": 0}, 100, 1, "log_every must be at least 1"),
         ({"global_batch_size": 8, "epochs": 0}, 100, 1, "must be positive"),
     ],
 )
