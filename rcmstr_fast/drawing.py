@@ -133,7 +133,7 @@ def curve_panels(x: str, panels: Mapping[str, Mapping[str, Points]]) -> Any:
         axes.set(xlabel=x, ylabel=y)
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in all_axes:
         for handle, name in zip(*axes.get_legend_handles_labels()):
             handles.setdefault(name, handle)

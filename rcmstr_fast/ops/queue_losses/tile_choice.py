@@ -18,14 +18,16 @@ _LEAST_STEP = 16
 
 def write(key: _Key, tile: Tile) -> str:
     """A place of a table and the tile for it, as a record keeps them."""
-    return ",".join(map(str, (*key, *astuple(tile))))
+    return ",".join(str(int(x)) for x in (*key, *astuple(tile)))
 
 
 def read(value: str) -> tuple[_Key, Tile]:
     """The inverse of `write`."""
     numbers = [int(word) for word in value.split(",")]
     assert len(numbers) == 3 + _NUMBERS
-    return (numbers[0], numbers[1], numbers[2]), Tile(*numbers[3:])
+    block_m, block_n, warps, stages, queries, block_d, resident, folded = numbers[3:]
+    tile = Tile(block_m, block_n, warps, stages, queries, block_d, resident, bool(folded))
+    return (numbers[0], numbers[1], numbers[2]), tile
 
 
 def _declare(kind: str, table: dict[_Key, Tile], gain: float) -> Choice:
