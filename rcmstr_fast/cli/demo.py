@@ -66,10 +66,10 @@ class Size:
 
 #: Numbers in one font: what a small network learns to read in minutes.
 LAPTOP = Size(
-    8_000, 4_000, 1_000,
-    {"texts": "numbers", "shortest": 2, "longest": 3, "mild": True, "families": ["DejaVu Sans"]},
-    {"width": 0.125, "image_width": 44, "projector_hidden": 64},
-    1024, 450, 32, 0.99, 2e-3, 800, 64, 5e-3, 64, 32, 2e-3, True,
+    10_000, 10_000, 1_000,
+    {"texts": "numbers", "shortest": 2, "longest": 4, "mild": True, "families": ["DejaVu Sans"]},
+    {"width": 0.25, "projector_hidden": 64},
+    1024, 300, 32, 0.98, 2e-3, 4_000, 32, 3e-3, 64, 32, 3e-3, True,
 )  # fmt: skip
 GPU = Size(
     200_000, 50_000, 3_000, {"texts": "words", "mixed": True}, {}, 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 256, 1e-3, 256,
