@@ -125,7 +125,9 @@ def test_lists(channels, outputs, size, kernel, stride, padding):
         found = {(int(p), t) for p, b in zip(listed_rows[:n], words[:n]) for t in range(9) if int(b) >> t & 1}
         assert found == {(pair[side], pair[2]) for pair in joined}
     for tap in range(window.taps):
-        assert pairs[tap, : counts[tap]].tolist() == sorted(pair[0] for pair in joined if pair[2] == tap)
+        of_tap = sorted(pair[:2] for pair in joined if pair[2] == tap)
+        outputs_and_inputs = pairs[:, tap, : counts[tap]].T.tolist()
+        assert [tuple(pair) for pair in outputs_and_inputs] == of_tap
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
