@@ -11,10 +11,10 @@ _NAMES = {
     "i32": """M K C H W N CI CO D count parts part_size skipped part_stride key_stride hidden frames height width
         other_height other_width sites splits per_image blocks groups rows span total rows_a rows_b rows_c
         weight_tap weight_k weight_n chunks p_b p_c p_h p_w t_b t_c t_h t_w x_b x_n x_c""",
-    "fp32": "tau_info tau_kl alpha share eps",
-    "*i64": "place_ptr order_ptr starts_ptr pointer_ptr index_ptr epoch_ptr seed_ptr",
+    "fp32": "tau_info tau_kl alpha share eps scale",
+    "*i64": "place_ptr order_ptr starts_ptr pointer_ptr index_ptr epoch_ptr seed_ptr positive_ptr skip_ptr",
     "*fp32": """partials_ptr coefficients_ptr infos_ptr kls_ptr sums_ptr factor_ptr scale_ptr shift_ptr mean_ptr
-    rstd_ptr
+    rstd_ptr total_ptr
         numbers_ptr var_ptr inverse_ptr plain_ptr moment_ptr""",
     "*i32": "counts_ptr positions_ptr bits_ptr count_ptr pairs_ptr pair_counts_ptr first_ptr",
     "*i1": "mask_ptr hidden_ptr active_ptr source_ptr",
