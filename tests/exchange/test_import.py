@@ -211,13 +211,13 @@ def test_pretraining_starts_from_an_import(tmp_path):
 
 def test_momentum_networks_start_there_too(tmp_path):
     from rcmstr_fast.config import resolve
-    from rcmstr_fast.methods import build_method
+    from rcmstr_fast.methods import build_method, settings
     from rcmstr_fast.train.start import check_start, start_from
 
     encoder, _, model = write_encoder(tmp_path / "encoder.safetensors", **VIT)
-    config = resolve(PretrainConfig(model=model))
+    config = resolve(PretrainConfig(model=model, method=settings("rcmstr", queue_size=16)))
     config.train.init = str(tmp_path / "encoder.safetensors")
-    config.method.queue_size, config.model.projector_hidden = 16, 8
+    config.model.projector_hidden = 8
     check_start(config)
     method = start_from(build_method(config), config)
     found = [x for x in method.modules() if type(x) is type(encoder)]
