@@ -3,6 +3,7 @@
 `reference.py` in the folder is the plain meaning (all of them: `ops.reference`); its other files are the backends.
 """
 
+from rcmstr_fast.ops import reference as reference
 from rcmstr_fast.ops.augment_views import augment_views, each_operation
 from rcmstr_fast.ops.batch_norm import GroupedNorm, grouped_batch_norm
 from rcmstr_fast.ops.draw_masks import Masks, draw_masks
