@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rcmstr_fast.cli import doctor, tune
-from rcmstr_fast.cli.arguments import _with_recipes
+from rcmstr_fast.cli.arguments import with_files
 from rcmstr_fast.cli.main import main
 from rcmstr_fast.ops import dispatch, selfcheck
 from rcmstr_fast.timer import Times
@@ -32,12 +32,12 @@ def test_bad_input_is_one_line(capsys, words, says):
 
 
 def test_recipes_are_found_by_name(tmp_path, monkeypatch):
-    words = _with_recipes(["--config", "tiny_cnn_rcmstr", "--config=tiny_vit_rcmstr.yaml", "--run", "tiny_cnn_rcmstr"])
+    words = with_files(["--config", "tiny_cnn_rcmstr", "--config=tiny_vit_rcmstr.yaml", "--run", "tiny_cnn_rcmstr"])
     assert words[1].endswith("recipes/tiny_cnn_rcmstr.yaml") and words[2].endswith("recipes/tiny_vit_rcmstr.yaml")
     assert words[3:] == ["--run", "tiny_cnn_rcmstr"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny_cnn_rcmstr").write_text("{}")
-    assert _with_recipes(["--config", "tiny_cnn_rcmstr"]) == ["--config", "tiny_cnn_rcmstr"]
+    assert with_files(["--config", "tiny_cnn_rcmstr"]) == ["--config", "tiny_cnn_rcmstr"]
 
 
 def test_the_table_names_candidates_times_the_choice_and_the_gain():

@@ -28,10 +28,11 @@ def draw(index: Tensor, seed: int, epoch: int, presets: tuple[AugmentPreset, ...
     for preset, run in groupby(presets):
         views = len(list(run))
         args = (index.data_ptr(), rows[first].data_ptr(), views, len(index), seed & _U64, epoch, random.AUGMENT + first)
+        numbers = table(preset)  # held: two threads that ask first at once get two, of which the cache keeps one
         if index.is_cuda:
-            native.extension.augment_draw_cuda(*args, table(preset).data_ptr(), torch.cuda.current_stream().cuda_stream)
+            native.extension.augment_draw_cuda(*args, numbers.data_ptr(), torch.cuda.current_stream().cuda_stream)
         else:
-            native.extension.augment_draw(*args, table(preset).data_ptr(), env.threads())
+            native.extension.augment_draw(*args, numbers.data_ptr(), env.threads())
         first += views
     return rows
 
