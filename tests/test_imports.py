@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rcmstr_fast"
-EVERYONE = {"rcmstr_fast", "config", "console", "env", "fields", "random", "recipe_files"}
+EVERYONE = {"rcmstr_fast", "charset", "config", "console", "env", "fields", "random", "recipe_files"}
 MAY_IMPORT = {
+    "charset": set(),
     "config": set(),
     "console": set(),
     "env": set(),
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "reference": {"random", "reference"},
     "ops": {"ops", "kernels", "tuning", "_C"},
     "models": {"models", "ops"},
-    "methods": {"methods", "models", "ops", "data"},
+    "methods": {"methods", "models", "ops"},
     "data": {"data", "ops", "tuning", "_C"},
     "train": {"train", "methods", "models", "data", "ops", "tuning", "timer", "_C"},
     "evaluation": {"evaluation", "train", "methods", "models", "data", "ops"},

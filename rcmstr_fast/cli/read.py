@@ -61,7 +61,7 @@ def run(arguments: Namespace) -> int:
     Returns:
         0, or 1 where a picture could not be read.
     """
-    from rcmstr_fast.data.charset import Charset
+    from rcmstr_fast.charset import Charset
     from rcmstr_fast.exchange.inputs import open_inputs
     from rcmstr_fast.exchange.lexicon import Lexicon
     from rcmstr_fast.exchange.reading import Reader

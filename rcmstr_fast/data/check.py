@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from rcmstr_fast.data.charset import Charset
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.data.decode import BrokenImage, decode_picture, picture_size
 from rcmstr_fast.data.progress import in_threads
 from rcmstr_fast.data.source import ImageSet, ImageSource

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from rcmstr_fast import random
+from rcmstr_fast.charset import MAX_LENGTH, Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import MAX_LENGTH, Charset
 from rcmstr_fast.data.source import ImageSource
 
 _CHUNK = 65_536

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
 
 #: Share of a set that a protocol may empty, and that a charset may lack, before a warning.

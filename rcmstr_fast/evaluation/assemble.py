@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.decode import Rotate
 from rcmstr_fast.evaluation.apart import check_contents, without_copies
 from rcmstr_fast.evaluation.config import ProbeConfig, TrainedConfig

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcmstr_fast.charset import MAX_LENGTH, Charset
 from rcmstr_fast.config import ConfigError, DataConfig
-from rcmstr_fast.data.charset import MAX_LENGTH, Charset
 from rcmstr_fast.data.decode import Rotate, decode_batch
 from rcmstr_fast.data.labelled import LabelledSet
 from rcmstr_fast.data.source import ImageSource, open_sources

@@ -11,8 +11,8 @@ import torch
 
 import rcmstr_fast
 from rcmstr_fast import env
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.assemble import ProbeData, build_recogniser, open_data, rotation
 from rcmstr_fast.evaluation.config import ProbeConfig, check
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, ModelConfig, num_frames, resolve_model
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, DataConfig
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.decode import BrokenImage, Rotate, decode_image, fitted
 from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
 from rcmstr_fast.models.decoders import BLANK, EOS, PAD, SOS

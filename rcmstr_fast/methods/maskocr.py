@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast import ops
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, require
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.base import PICTURES, EncoderMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.parts.labels import LabelSettings

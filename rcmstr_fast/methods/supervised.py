@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training, is_vit, require
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.base import EncoderMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.parts.ctc import ctc_losses, spellable

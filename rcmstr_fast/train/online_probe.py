@@ -16,8 +16,8 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
 from rcmstr_fast import env, ops
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, PretrainConfig, as_list, num_frames
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.decode import decode_batch
 from rcmstr_fast.data.labelled import seeded_share
 from rcmstr_fast.data.source import open_sources

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rcmstr_fast.data.charset import Charset
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.methods.parts.labels import LabelSettings
 
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.labelled import LabelledSet
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.data.source import open_sources

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.synth import Bank, Effects, FontSet, SynthConfig, font_files, read_fonts, render_lmdb, render_word
 from rcmstr_fast.data.synth import build as build_module
 from rcmstr_fast.data.synth.backgrounds import contrasting, luminance

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.evaluation.assemble import build_recogniser, open_data, rotation
 from rcmstr_fast.evaluation.protocols import get_protocol

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from rcmstr_fast.data.charset import Charset
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.evaluation.advice import charset_warning, emptied_warning, fitting_protocol
 from rcmstr_fast.evaluation.decoder_data import open_words, training_words

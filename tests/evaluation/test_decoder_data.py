@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.labelled import LabelledSet
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.evaluation.decoder_data import WordImages, ahead, open_words, split_words, training_words

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, ModelConfig
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.assemble import build_recogniser
 from rcmstr_fast.evaluation.config import ProbeConfig, check
 from rcmstr_fast.evaluation.schedule import Order, Schedule, build_optimizer, layer_rates, learning_rate

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig, RunError, resolve
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.evaluation.assemble import _validation_targets, build_recogniser
 from rcmstr_fast.evaluation.config import ProbeConfig

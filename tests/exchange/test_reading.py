@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.decoder_data import open_words
 from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
 from rcmstr_fast.exchange.calibrate import _error, calibrate, validation_words

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 import yaml
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.cli.main import main as command
 from rcmstr_fast.config import ConfigError, ModelConfig, RunError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train import loop

@@ -4,8 +4,8 @@ import string
 from pathlib import Path
 from random import Random
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 from rcmstr_fast.data.synth.config import SynthConfig
 from rcmstr_fast.data.synth.fonts import FontSet
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.charset import Charset
 
 
 def write(tmp_path, data: bytes) -> str:
