@@ -129,7 +129,8 @@ class PerSec(EncoderMethod):
             losses.append(weight * (told + self.own.diversity_weight * spare))
             terms |= {f"loss_{level}": told.detach(), f"loss_{level}_codes": spare.detach()}
             if monitor:
-                used = F.one_hot(codes, self.own.entries).to(mean.dtype).mean((0, 1))
+                entry = torch.arange(self.own.entries, device=codes.device)
+                used = (codes[..., None] == entry).to(mean.dtype).mean((0, 1))
                 watched |= {f"accuracy_{level}": right.float().mean(), f"codes_{level}": 1.0 - unused(used)}
             if pictures:
                 sheet[f"{level} hidden"] = self._covered(images, hidden, level)

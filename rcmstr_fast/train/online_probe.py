@@ -26,7 +26,7 @@ from rcmstr_fast.models.decoders import LinearCTCDecoder, frames_needed
 
 #: Share of the words that the probe learns from; it is tested on the others.
 _TRAIN = 2 / 3
-_STEPS, _LR = 150, 0.01
+_STEPS, _LR = 300, 0.03
 _BATCH = 64
 
 _log = logging.getLogger(__name__)

@@ -50,7 +50,8 @@ def exact(case, tmp_path_factory):
 def pairs(request, tmp_path_factory):
     """The same of every selected case in two processes, which are started once."""
     folder = tmp_path_factory.mktemp("two")
-    wanted = {item.callspec.params["case"] for item in request.session.items if "case" in item.fixturenames}
+    items = [item for item in request.session.items if item.module is request.module and "case" in item.fixturenames]
+    wanted = {item.callspec.params["case"] for item in items}
     done = launch("tests.methods.harness", str(folder), *(":".join(case) for case in sorted(wanted)))
     assert [status for status, _ in done] == [0, 0], done
     return folder

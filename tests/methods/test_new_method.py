@@ -46,6 +46,6 @@ def test_the_command_line_knows_it(twins, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["pretrain", "--method.name", "twins", "--help"])
     page = " ".join(capsys.readouterr().out.split())
-    assert "width of projector and predictor." in page and "--method.queue_size" not in page
+    assert "width of projector and predictor; at least 1." in page and "--method.queue_size" not in page
     assert main(["methods"]) == 0
     assert "twins" in capsys.readouterr().out
