@@ -17,6 +17,7 @@ _CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.utils.tensorboard", "te
 def _main(module: str, words: list[str], environment: dict[str, str], stderr: str) -> None:
     os.dup2(os.open(stderr, os.O_WRONLY), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
+    os.environ.clear()  # the server's is that of its start, which was another test's
     os.environ.update(environment)
     sys.exit(importlib.import_module(module).main(words))
 
@@ -28,7 +29,7 @@ class Started:
         handle, name = tempfile.mkstemp(suffix=".stderr")
         os.close(handle)
         self._stderr = Path(name)
-        self.process = _CONTEXT.Process(target=_main, args=(module, words, environment, name))
+        self.process = _CONTEXT.Process(target=_main, args=(module, words, {**os.environ, **environment}, name))
         self.process.start()
 
     def wait(self) -> tuple[int, str]:
