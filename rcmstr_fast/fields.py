@@ -6,7 +6,6 @@ configuration, nested ones included, before anything is created. NaN and infinit
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +34,9 @@ class Bounds:
     below: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether a finite `value` lies inside."""
+        """Whether `value` lies inside."""
         return (
-            math.isfinite(value)
-            and abs(value) <= LARGEST
+            abs(value) <= LARGEST  # never so for NaN and infinity
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
@@ -82,18 +80,26 @@ def check_fields(config: Any, prefix: str = "") -> None:
     Raises:
         ConfigError: naming the first field that is out of range, what was expected and what came.
     """
-    for name, bounds, value in _numbers(config, prefix):
-        if not bounds.holds(value):
-            long = " and fit 64 bits" if math.isfinite(value) and abs(value) > LARGEST else ""
-            raise ConfigError(f"{name} must be {bounds}{long}, got {value}")
-
-
-def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, Bounds, float]]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _numbers(value, f"{prefix}{field.name}.")
-            continue
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(item, (int, float)) and not isinstance(item, bool):
-                yield prefix + field.name, field.metadata.get("bounds", Bounds()), item
+            check_fields(value, f"{prefix}{field.name}.")
+        else:
+            check_value(prefix + field.name, value, field.metadata.get("bounds"))
+
+
+def check_value(name: str, value: Any, bounds: Bounds | None = None) -> None:
+    """Check a number, or each number of a list; anything else passes.
+
+    Args:
+        name: for the message.
+        value: of the field.
+        bounds: None: any number that is finite and fits 64 bits.
+    Raises:
+        ConfigError: as `check_fields`.
+    """
+    bounds = bounds or Bounds()
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(item, (int, float)) and not isinstance(item, bool) and not bounds.holds(item):
+            long = " and fit 64 bits" if LARGEST < abs(item) < math.inf else ""
+            raise ConfigError(f"{name} must be {bounds}{long}, got {item}")

@@ -33,6 +33,7 @@ def test_defaults_and_limits_pass():
         ({"inner": Inner(0.0)}, "inner.share must be more than 0 and at most 1, got 0"),
         ({"count": -1}, "count must be at least 0, got -1"),
         ({"count": 10**23}, "count must be at least 0 and fit 64 bits, got 1"),
+        ({"count": 10**400}, "count must be at least 0 and fit 64 bits, got 1"),
         ({"weights": [1.0, math.nan]}, "weights must be at least 0, got nan"),
         ({"rate": math.inf}, "rate must be more than 0, got inf"),
         ({"free": 1e30}, "free must be finite and fit 64 bits, got 1e"),

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from rcmstr_fast import recipe_files
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.fields import Bounds, check_fields
+from rcmstr_fast.fields import Bounds, check_value
 
 T = TypeVar("T")
 
@@ -33,6 +33,8 @@ class Parser(ArgumentParser):
     Attributes:
         given: the arguments that will be parsed; which method they name decides on the fields that there are.
         method: that method, once its fields are there.
+        ranges: of the numbers, by dotted name; a number without one must be finite and fit 64 bits.
+        commands: parsers of the sub-commands.
     """
 
     given: Sequence[str] = ()
@@ -40,15 +42,46 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        self.ranges: dict[str, Bounds] = {}
+        self.commands: dict[str, Parser] = {}
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     #: Options that take several words, `--name a b c`, beside the list in one, `--name [a,b,c]`.
     spread: tuple[str, ...] = ()
 
+    def add_argument(self, *args: Any, bounds: Bounds | None = None, **kwargs: Any) -> Any:
+        """Add an argument; `bounds` is the range of its numbers."""
+        action = super().add_argument(*args, **kwargs)
+        if bounds is not None:
+            self.bind(action, bounds)
+        return action
+
+    def bind(self, action: Any, bounds: Bounds) -> None:
+        """Give the numbers of an argument a range, which the help page shows."""
+        self.ranges[action.dest] = bounds
+        action.help = f"{(action.help or '').rstrip('.')}; {bounds}."
+
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        """Add sub-commands."""
+        action = super().add_subcommands(*args, **kwargs)
+        self.commands = action.choices
+        return action
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Any:
-        """Parse; see `spread`."""
+        """Parse (see `spread`), and check every number against its range."""
         given = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(_joined(with_files(given), self.spread), namespace, **kwargs)
+        found = super().parse_args(_joined(with_files(given), self.spread), namespace, **kwargs)
+        self.check(found)
+        return found
+
+    def check(self, namespace: Namespace) -> None:
+        """Raise ConfigError where a number is out of its range."""
+        chosen = namespace.get("subcommand")
+        if chosen in self.commands:
+            self.commands[chosen].check(namespace[chosen])
+            return
+        for name, value in namespace.items():
+            check_value(name, value, self.ranges.get(name))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a ConfigError."""
@@ -130,7 +163,7 @@ def _wrong_value(message: str) -> str | None:
     return f"{field[1]}: expected {' or '.join(kinds)}, got {got[1].strip()}{hint}"
 
 
-def add_dataclass(parser: ArgumentParser, cls: type, skip: set[str] | None = None) -> None:
+def add_dataclass(parser: Parser, cls: type, skip: set[str] | None = None) -> None:
     """Add `--config FILE.yaml` and one dotted argument for each field of a configuration dataclass but `skip`."""
     what = "YAML file with any of the fields below, or the name of a recipe; flags win over it"
     parser.add_argument("--config", action="config", help=what)
@@ -138,7 +171,7 @@ def add_dataclass(parser: ArgumentParser, cls: type, skip: set[str] | None = Non
     ranges = dict(_ranges(cls))
     for action in parser._actions:
         if action.dest in ranges:
-            action.help = f"{(action.help or '').rstrip('.')}; {ranges[action.dest]}."
+            parser.bind(action, ranges[action.dest])
 
 
 def _ranges(cls: type, prefix: str = "") -> Iterator[tuple[str, Bounds]]:
@@ -151,14 +184,8 @@ def _ranges(cls: type, prefix: str = "") -> Iterator[tuple[str, Bounds]]:
 
 
 def to_dataclass(cls: type[T], arguments: Namespace) -> T:
-    """The configuration that parsed (and instantiated) arguments describe.
-
-    Raises:
-        ConfigError: a number is outside of its range.
-    """
-    made = cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
-    check_fields(made)
-    return made
+    """The configuration that parsed (and instantiated) arguments describe."""
+    return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 def add_pretraining(parser: Parser, given: Sequence[str] | None = None) -> None:

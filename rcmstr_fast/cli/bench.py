@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 import rcmstr_fast
 from rcmstr_fast.cli.arguments import Parser, add_pretraining, to_pretraining
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
+from rcmstr_fast.fields import Bounds
 
 if TYPE_CHECKING:
     from rcmstr_fast.measure.records import Row
@@ -30,8 +31,8 @@ def add_arguments(parser: Parser) -> None:
     make = type(parser)
 
     pipeline = make(description="Measure data only, model only and both, and each stage of the data path.")
-    pipeline.add_argument("--seconds", type=float, default=10.0, help="length of each of the three measurements")
-    pipeline.add_argument("--repetitions", type=int, default=5, help="timed calls of each stage; the best counts")
+    pipeline.add_argument("--seconds", type=float, default=10.0, bounds=Bounds(above=0), help="length of each of the three measurements")
+    pipeline.add_argument("--repetitions", type=int, default=5, bounds=Bounds(low=1), help="timed calls of each stage; the best counts")
     pipeline.add_argument("--peers", type=bool, default=False, help="also time other libraries (needs a checkout)")
     pipeline.add_argument(
         "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
@@ -49,12 +50,12 @@ def add_arguments(parser: Parser) -> None:
     step.add_argument(
         "--batches", type=str, default="", help="images a step, a list such as 128,512; empty: the recipe's"
     )
-    step.add_argument("--repetitions", type=int, default=10, help="timed steps of each")
+    step.add_argument("--repetitions", type=int, default=10, bounds=Bounds(low=1), help="timed steps of each")
     step.add_argument("--parts", type=bool, default=False, help="also time every part of the step (needs a checkout)")
     step.add_argument(
         "--compare", type=str, default="", help="JSON of an earlier run; exit status 1 where it was faster"
     )
-    step.add_argument("--margin", type=float, default=0.05, help="how much slower is still the same, as a share")
+    step.add_argument("--margin", type=float, default=0.05, bounds=Bounds(low=0), help="how much slower is still the same, as a share")
     step.add_argument(
         "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
     )
@@ -63,7 +64,7 @@ def add_arguments(parser: Parser) -> None:
 
     single = make(description="Time the operations against their peers (needs a checkout).")
     single.add_argument("--only", type=str, default="", help="only entries whose operation and shape contain this text")
-    single.add_argument("--repetitions", type=int, default=10, help="timed calls of each")
+    single.add_argument("--repetitions", type=int, default=10, bounds=Bounds(low=1), help="timed calls of each")
     single.add_argument("--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON")
     commands.add_subcommand("ops", single, help="the single operations against their peers")
 
@@ -79,10 +80,6 @@ def _ops(arguments: Namespace) -> int:
 
 
 def _pipeline(arguments: Namespace) -> int:
-    if arguments.seconds <= 0 or arguments.repetitions < 1:
-        raise ConfigError(
-            f"seconds must be positive and repetitions 1 or more, got {arguments.seconds} and {arguments.repetitions}"
-        )
     config = to_pretraining(arguments)
     bench = _checkout("data") if arguments.peers else None
     from rcmstr_fast.measure import pipeline
@@ -104,10 +101,6 @@ def _step(arguments: Namespace) -> int:
     from rcmstr_fast.measure import records, step
     from rcmstr_fast.train.distributed import joined
 
-    if arguments.repetitions < 1 or arguments.margin < 0:
-        raise ConfigError(
-            f"repetitions must be 1 or more and margin 0 or more, got {arguments.repetitions} and {arguments.margin}"
-        )
     config = resolve(to_pretraining(arguments))
     batches = _numbers(arguments.batches) or [config.train.global_batch_size or 0]
     others = [name for name in (word.strip() for word in arguments.providers.split(",")) if name != "ours"]

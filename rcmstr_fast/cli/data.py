@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from rcmstr_fast.cli.arguments import add_dataclass, to_dataclass
+from rcmstr_fast.cli.arguments import Parser, add_dataclass, to_dataclass
 from rcmstr_fast.config import DataConfig
 from rcmstr_fast.data.lists import FORMATS
 from rcmstr_fast.data.synth.config import SynthConfig
+from rcmstr_fast.fields import Bounds
 
 NAME = "data"
 HELP = "render, convert, check and describe sets of word images"
@@ -22,7 +23,7 @@ _SHOWN = 10
 _FORMATS = ("lmdb", "textseg", "iam", "cvl", "rimes", "union14m", *FORMATS)
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The sub-commands."""
     commands = parser.add_subcommands()
     make = type(parser)
@@ -56,10 +57,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     _add_roots(check)
     limits = DataConfig()
     check.add_argument(
-        "--max_pixels", type=int, default=limits.max_pixels, help="larger pictures are broken (width x height)"
+        "--max_pixels", type=int, default=limits.max_pixels, bounds=Bounds(low=1),
+        help="larger pictures are broken (width x height)",
     )
     check.add_argument(
-        "--min_side", type=int, default=limits.min_side, help="pictures with a shorter side are broken (pixels)"
+        "--min_side", type=int, default=limits.min_side, bounds=Bounds(low=1),
+        help="pictures with a shorter side are broken (pixels)",
     )
     commands.add_subcommand("check", check, help="decode every image, look at every label, name what is wrong")
 
@@ -75,9 +78,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     commands.add_subcommand("stats", stats, help="number, sizes, labels and characters of every set")
 
 
-def _add_roots(parser: ArgumentParser) -> None:
+def _add_roots(parser: Parser) -> None:
     parser.add_argument("roots", nargs="+", type=str, help="LMDBs, folders that hold LMDBs, or folders of images")
-    parser.add_argument("--threads", type=int, default=0, help="threads; 0: all CPUs of this process")
+    parser.add_argument("--threads", type=int, default=0, bounds=Bounds(low=0, high=1024), help="threads; 0: all CPUs of this process")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 

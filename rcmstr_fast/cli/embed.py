@@ -3,13 +3,16 @@
 import sys
 import time
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.fields import Bounds
 
 NAME = "embed"
 HELP = "write an encoder's features of pictures to a .safetensors, .npz or .parquet file"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Images, the encoder, where to write, and what of each picture."""
     parser.add_argument(
         "images", nargs="+",
@@ -23,11 +26,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--levels", type=str, nargs="+", default=["word"],
         help="what of each picture: word (mean of the frames), subword, frame, token; several make several columns",
     )  # fmt: skip
-    parser.add_argument("--num_subwords", type=int, default=4, help="windows of the level subword")
+    parser.add_argument("--num_subwords", type=int, default=4, bounds=Bounds(low=1), help="windows of the level subword")
     parser.add_argument(
         "--dtype", choices=["float32", "float16"], default="float32", help="of the features in the file"
     )
-    parser.add_argument("--batch_size", type=int, default=256, help="pictures a forward pass")
+    parser.add_argument("--batch_size", type=int, default=256, bounds=Bounds(low=1), help="pictures a forward pass")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the encoder")
 

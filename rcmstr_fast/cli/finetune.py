@@ -1,8 +1,7 @@
 """`rcmstr finetune`: the same as `rcmstr probe`, with the encoder trained too."""
 
-from jsonargparse import ArgumentParser
-
 from rcmstr_fast.cli import probe
+from rcmstr_fast.cli.arguments import Parser
 from rcmstr_fast.evaluation.config import FinetuneConfig
 
 NAME = "finetune"
@@ -11,6 +10,6 @@ HELP = "train encoder and decoder together and test them; run it again to contin
 run = probe.run
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Every field of ProbeConfig; mode is finetune unless it is given."""
     probe.add_arguments(parser, FinetuneConfig)

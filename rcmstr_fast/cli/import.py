@@ -1,12 +1,15 @@
 """`rcmstr import FILE --from PROJECT --out encoder.safetensors`: other projects' encoders for our protocols."""
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.fields import Bounds
 
 NAME = "import"
 HELP = "take an encoder of DTRB, RCLSTR, DiG, timm or MoCo, with its rectifier; no code is run from the file"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The file, whose it is, and where to."""
     parser.add_argument("file", help="safetensors or torch checkpoint (.pth, .pt, .tar, .ckpt)")
     parser.add_argument(
@@ -21,7 +24,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tps", choices=["frozen", "trainable"], default="frozen", help="what later training does with the rectifier"
     )
-    parser.add_argument("--image_width", type=int, default=0, help="pixels; 0: as the file says, else 100 or 128")
+    parser.add_argument(
+        "--image_width", type=int, default=0, bounds=Bounds(low=0, high=4096),
+        help="pixels; 0: as the file says, else 100 or 128",
+    )  # fmt: skip
     parser.add_argument(
         "--sequence", action="store_true", help="DTRB's LSTM layers become part of the encoder (model.sequence=bilstm)"
     )

@@ -92,13 +92,18 @@ def available() -> list[str]:
 
 
 def _run(name: str, argv: list[str]) -> int:
+    return importlib.import_module(f"rcmstr_fast.cli.{name}").run(_parsed(parser_of(name, argv), argv))
+
+
+def parser_of(name: str, argv: list[str]) -> "Parser":
+    """The parser of a command, with the fields that these arguments let it have."""
     from rcmstr_fast.cli.arguments import Parser
 
     command = importlib.import_module(f"rcmstr_fast.cli.{name}")
     parser = Parser(prog=f"rcmstr {name}", description=command.HELP)
     parser.given = argv
     command.add_arguments(parser)
-    return command.run(_parsed(parser, argv))
+    return parser
 
 
 def _parsed(parser: "Parser", argv: list[str]) -> "Namespace":

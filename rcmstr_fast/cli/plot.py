@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.fields import Bounds
 
 NAME = "plot"
 HELP = "draw curves of runs, frames by t-SNE, attention and masks as SVG and PNG"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The sub-commands."""
     commands = parser.add_subcommands()
     make = type(parser)
@@ -24,12 +27,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     tsne = make(description="Draw frames of words by t-SNE, coloured by the character that a decoder finds in them.")
     tsne.add_argument("images", nargs="+", help="folders or LMDBs of (labelled) words")
     tsne.add_argument("--recogniser", required=True, help="run folder of a probe, whose encoder gives the frames")
-    tsne.add_argument("--most", type=int, default=3000, help="frames")
+    tsne.add_argument("--most", type=int, default=3000, bounds=Bounds(low=1), help="frames")
     tsne.add_argument(
-        "--colours", type=int, default=20, help="characters with a colour of their own, the frequent ones"
+        "--colours", type=int, default=20, bounds=Bounds(low=1),
+        help="characters with a colour of their own, the frequent ones",
     )
-    tsne.add_argument("--perplexity", type=float, default=30.0, help="of t-SNE")
-    tsne.add_argument("--seed", type=int, default=0, help="of t-SNE")
+    tsne.add_argument("--perplexity", type=float, default=30.0, bounds=Bounds(above=0), help="of t-SNE")
+    tsne.add_argument("--seed", type=int, default=0, bounds=Bounds(low=0, high=2**32 - 1), help="of t-SNE")
     tsne.add_argument("--misread", action="store_true", help="also frames of words that are read wrongly")
     _out(tsne, "tsne")
     commands.add_subcommand("tsne", tsne, help="frames of words by character, in a plane")
@@ -44,15 +48,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     masks.add_argument("images", nargs="+", help="pictures of one word each")
     masks.add_argument("--run", type=str, default="", help="run folder of a pretraining, whose masks are shown")
     masks.add_argument("--unit", type=str, default="token", help="token, lattice, stage3 or column")
-    masks.add_argument("--mask_ratio", type=float, default=0.7, help="hidden share of the units")
-    masks.add_argument("--num_blocks", type=int, default=1, help="hidden blocks of 16 pixels, full height")
-    masks.add_argument("--draws", type=int, default=3, help="masks of each picture")
+    masks.add_argument("--mask_ratio", type=float, default=0.7, bounds=Bounds(low=0, high=1), help="hidden share of the units")
+    masks.add_argument("--num_blocks", type=int, default=1, bounds=Bounds(low=0, high=64), help="hidden blocks of 16 pixels, full height")
+    masks.add_argument("--draws", type=int, default=3, bounds=Bounds(low=1), help="masks of each picture")
     masks.add_argument("--seed", type=int, default=0, help="of the masks")
     _out(masks, "masks")
     commands.add_subcommand("masks", masks, help="what masked image modelling hides")
 
 
-def _out(parser: ArgumentParser, name: str) -> None:
+def _out(parser: Parser, name: str) -> None:
     parser.add_argument("--out", type=str, default=name, help="path of the figure; .svg and .png are written")
 
 

@@ -2,26 +2,28 @@
 
 import os
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from rcmstr_fast.cli.arguments import add_dataclass, to_dataclass
+from rcmstr_fast.cli.arguments import Parser, add_dataclass, to_dataclass
 from rcmstr_fast.evaluation.config import ProbeConfig
+from rcmstr_fast.fields import Bounds
 
 NAME = "probe"
 HELP = "train a decoder over a frozen encoder and test it; run it again to continue"
 
 
-def add_arguments(parser: ArgumentParser, cls: type[ProbeConfig] = ProbeConfig) -> None:
+def add_arguments(parser: Parser, cls: type[ProbeConfig] = ProbeConfig) -> None:
     """Every field of ProbeConfig; several subsets or seeds make a grid of runs."""
     add_dataclass(parser, cls, skip={"subset"})
     parser.add_argument(
-        "--subset", type=float | list[float], default=1.0,
-        help="share of the training words that is used, in (0, 1]; several (0.01 0.1 1) make a grid of runs",
+        "--subset", type=float | list[float], default=1.0, bounds=Bounds(above=0, high=1),
+        help="share of the training words that is used; several (0.01 0.1 1) make a grid of runs",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=int | list[int], default=[], help="seeds of a grid of runs (0 1 2); empty: seed alone"
+        "--seeds", type=int | list[int], default=[], bounds=Bounds(low=0),
+        help="seeds of a grid of runs (0 1 2); empty: seed alone",
     )
-    parser.spread = ("--subset", "--seeds")  # type: ignore[attr-defined]
+    parser.spread = ("--subset", "--seeds")
 
 
 def run(arguments: Namespace) -> int:

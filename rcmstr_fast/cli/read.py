@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from rcmstr_fast.config import ConfigError, DataConfig
+from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.config import DataConfig
+from rcmstr_fast.fields import Bounds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +27,7 @@ NAME = "read"
 HELP = "read word images: a line, CSV row or JSON object a picture"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Images, the recogniser, where to write, and how to read."""
     parser.add_argument(
         "images", nargs="+",
@@ -52,7 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--precision", choices=["auto", "fp32", "bf16"], default="auto",
         help="auto: the one it was trained and tested in; bf16 is several times faster where the hardware has it",
     )  # fmt: skip
-    parser.add_argument("--batch_size", type=int, default=256, help="words a forward pass")
+    parser.add_argument("--batch_size", type=int, default=256, bounds=Bounds(low=1), help="words a forward pass")
 
 
 def run(arguments: Namespace) -> int:
@@ -67,8 +69,6 @@ def run(arguments: Namespace) -> int:
     from rcmstr_fast.exchange.reading import Reader
     from rcmstr_fast.exchange.tables import Table, format_of
 
-    if arguments.batch_size < 1:
-        raise ConfigError(f"batch_size must be 1 or more, got {arguments.batch_size}")
     kind = format_of(arguments.format, arguments.out)
     reader = Reader.load(arguments.recogniser, device=arguments.device, precision=arguments.precision)
     if arguments.charset:

@@ -2,16 +2,16 @@
 
 import os
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from rcmstr_fast.cli.arguments import add_dataclass, to_dataclass
+from rcmstr_fast.cli.arguments import Parser, add_dataclass, to_dataclass
 from rcmstr_fast.evaluation.config import SegmentConfig
 
 NAME = "segment"
 HELP = "train a segmentation of text over an encoder and test it; run it again to continue"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Every field of SegmentConfig."""
     add_dataclass(parser, SegmentConfig)
 

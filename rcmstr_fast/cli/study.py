@@ -3,20 +3,21 @@
 import json
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from rcmstr_fast.config import ConfigError
+from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.fields import Bounds
 
 NAME = "study"
 HELP = "run a list of pretrainings x evaluations x seeds and report them; run it again to continue"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The study, where it runs, and its data."""
     parser.add_argument("study", type=str, help="a study: YAML file, or the name of one that comes with the package")
     parser.add_argument("--out", type=str, default="", help="folder of the study; empty: runs/NAME")
     parser.add_argument("--data", type=dict[str, str], default={}, help="paths of its data: --data '{words: PATH}'")
-    parser.add_argument("--jobs", type=int, default=1, help="commands at the same time")
+    parser.add_argument("--jobs", type=int, default=1, bounds=Bounds(low=1, high=1024), help="commands at the same time")
     parser.add_argument("--only", type=list[str], default=[], help="only these rows")
     parser.add_argument("--record", type=str, default="", help="also write what was found to this JSON file")
     parser.add_argument("--plan", type=bool, default=False, help="only print the commands that are left")
@@ -30,8 +31,6 @@ def run(arguments: Namespace) -> int:
     from rcmstr_fast.study.records import study_record
     from rcmstr_fast.study.run import console_log, data_paths, read_record, run_study
 
-    if arguments.jobs < 1:
-        raise ConfigError(f"jobs must be at least 1, got {arguments.jobs}")
     study = read_study(find(arguments.study, "studies"))
     folder = Path(arguments.out or f"runs/{study.name}")
     planned = cells(study, folder, data_paths(study, folder, arguments.data), find)

@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 
 from rcmstr_fast.cli.arguments import Parser, add_pretraining, to_pretraining
 from rcmstr_fast.config import ConfigError, resolve
+from rcmstr_fast.fields import Bounds
 
 NAME = "tune"
 HELP = "measure on this machine what a run may choose: storage, launches, threads, decoders"
@@ -16,14 +17,14 @@ def add_arguments(parser: Parser) -> None:
     """Every field of PretrainConfig, and what is measured for how long."""
     add_pretraining(parser)
     parser.add_argument("--again", type=bool, default=False, nargs="?", const=True, help="measure anew what is kept")
-    parser.add_argument("--seconds", type=float, default=90.0, help="budget of all measurements together")
+    parser.add_argument(
+        "--seconds", type=float, default=90.0, bounds=Bounds(above=0), help="budget of all measurements together"
+    )
     parser.add_argument("--only", type=str, default="", help="names of choices with commas between; empty: all")
 
 
 def run(arguments: Namespace) -> int:
     """Tune and print the table."""
-    if not arguments.seconds > 0:
-        raise ConfigError(f"seconds must be more than 0, got {arguments.seconds:g}")
     config = resolve(to_pretraining(arguments))
     only = [name.strip() for name in arguments.only.split(",") if name.strip()]
     from rcmstr_fast.train import tuned

@@ -122,7 +122,7 @@ def embed(
             f"levels must be different names out of {', '.join(LEVELS)}, got {' '.join(levels) or 'none'}"
         )
     if batch_size < 1:
-        raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     source, inputs = open_source(encoder), open_inputs(images)
     place = choose_device(device, 0)
     embedder = Embedder(source, levels, num_subwords, precision).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -78,7 +78,7 @@ def test_export_writes_a_card(place, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--batch_size", "0"], "batch_size must be 1 or more"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--out", "words.xyz"], "out must end in"),
         (["--charset", "95"], "charset must be 36, 62, 94 or a file"),
         (["--lexicon", "absent.txt"], "does not exist"),

@@ -345,12 +345,12 @@ def test_photographs_are_used_and_broken_ones_skipped(tmp_path, few, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": 0}, "count must be 1 or more, got 0"),
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"height_min": 50}, "height_min <= height_max"),
+        ({"count": 0}, "count must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"height_min": 50}, "height_min must be at most height_max"),
         ({"numbers": 0.7, "random_text": 0.7}, "must be at most 1"),
-        ({"effects": Effects(noise=1.5)}, r"effects.noise must be a share in \[0, 1\], got 1.5"),
-        ({"effects": Effects(jpeg_min=99)}, "jpeg_min <= jpeg_max"),
+        ({"effects": Effects(noise=1.5)}, r"effects.noise must be at least 0 and at most 1, got 1.5"),
+        ({"effects": Effects(jpeg_min=99)}, "effects.jpeg_min must be at least 1 and at most 95"),
         ({"effects": Effects(min_contrast=200)}, "min_contrast"),
     ],
 )

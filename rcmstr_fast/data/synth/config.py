@@ -1,8 +1,15 @@
 """What `rcmstr data synth` renders: plain dataclasses, one field a choice."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rcmstr_fast.config import ConfigError
+from rcmstr_fast.fields import check_fields, number
+
+
+def _share(default: float) -> Any:
+    """The field of a share."""
+    return number(default, low=0, high=1)
 
 
 @dataclass
@@ -36,28 +43,28 @@ class Effects:
         jpeg_max: highest JPEG quality (1 to 95).
     """
 
-    colour: float = 1.0
-    spacing: float = 0.2
-    stretch: float = 0.6
-    rotation: float = 0.45
-    perspective: float = 0.4
-    curve: float = 0.15
-    outline: float = 0.15
-    shadow: float = 0.2
-    shading: float = 0.15
-    gradient: float = 0.25
-    texture: float = 0.3
-    clutter: float = 0.15
-    photo: float = 0.6
-    lighting: float = 0.35
-    fade: float = 0.2
-    blur: float = 0.35
-    motion: float = 0.1
-    low_resolution: float = 0.25
-    noise: float = 0.5
-    min_contrast: float = 60.0
-    jpeg_min: int = 35
-    jpeg_max: int = 95
+    colour: float = _share(1.0)
+    spacing: float = _share(0.2)
+    stretch: float = _share(0.6)
+    rotation: float = _share(0.45)
+    perspective: float = _share(0.4)
+    curve: float = _share(0.15)
+    outline: float = _share(0.15)
+    shadow: float = _share(0.2)
+    shading: float = _share(0.15)
+    gradient: float = _share(0.25)
+    texture: float = _share(0.3)
+    clutter: float = _share(0.15)
+    photo: float = _share(0.6)
+    lighting: float = _share(0.35)
+    fade: float = _share(0.2)
+    blur: float = _share(0.35)
+    motion: float = _share(0.1)
+    low_resolution: float = _share(0.25)
+    noise: float = _share(0.5)
+    min_contrast: float = number(60.0, low=0, high=90)
+    jpeg_min: int = number(35, low=1, high=95)
+    jpeg_max: int = number(95, low=1, high=95)
 
     @classmethod
     def all_on(cls) -> "Effects":
@@ -97,26 +104,26 @@ class SynthConfig:
     """
 
     out: str = "data/synth"
-    count: int = 100_000
-    seed: int = 0
+    count: int = number(100_000, low=1)
+    seed: int = number(0, low=0)
     words: str = ""
     language: str | None = None
-    num_words: int = 50_000
+    num_words: int = number(50_000, low=1)
     charset: str = "94"
-    max_length: int = 25
-    numbers: float = 0.1
-    random_text: float = 0.05
-    punctuation: float = 0.08
-    upper: float = 0.35
-    capitalised: float = 0.3
+    max_length: int = number(25, low=1)
+    numbers: float = _share(0.1)
+    random_text: float = _share(0.05)
+    punctuation: float = _share(0.08)
+    upper: float = _share(0.35)
+    capitalised: float = _share(0.3)
     fonts: str = ""
     system_fonts: bool = True
     families: list[str] = field(default_factory=list)
     backgrounds: str = ""
-    height_min: int = 32
-    height_max: int = 48
-    processes: int = 0
-    samples: int = 60
+    height_min: int = number(32, low=16, high=256)
+    height_max: int = number(48, low=16, high=256)
+    processes: int = number(0, low=0, high=1024)
+    samples: int = number(60, low=0)
     effects: Effects = field(default_factory=Effects)
 
 
@@ -126,24 +133,13 @@ def validate(config: SynthConfig) -> None:
     Raises:
         ConfigError: naming the field, what was expected and what came.
     """
+    check_fields(config)
     effects = config.effects
-    shares = {f"effects.{f.name}": getattr(effects, f.name) for f in fields(effects) if f.type in (float, "float")}
-    shares.pop("effects.min_contrast")
-    for name in ("numbers", "random_text", "punctuation", "upper", "capitalised"):
-        shares[name] = getattr(config, name)
     rules = [
-        (config.count >= 1, "count must be 1 or more", config.count),
-        (config.seed >= 0, "seed must be 0 or more", config.seed),
-        (config.num_words >= 1, "num_words must be 1 or more", config.num_words),
-        (config.max_length >= 1, "max_length must be 1 or more", config.max_length),
-        (16 <= config.height_min <= config.height_max <= 256, "heights must be 16 <= height_min <= height_max <= 256",
+        (config.height_min <= config.height_max, "height_min must be at most height_max",
          (config.height_min, config.height_max)),
-        (config.processes >= 0, "processes must be 0 or more", config.processes),
-        (config.samples >= 0, "samples must be 0 or more", config.samples),
-        (0 <= effects.min_contrast <= 90, "effects.min_contrast must be in [0, 90]", effects.min_contrast),
-        (1 <= effects.jpeg_min <= effects.jpeg_max <= 95, "effects must have 1 <= jpeg_min <= jpeg_max <= 95",
+        (effects.jpeg_min <= effects.jpeg_max, "effects.jpeg_min must be at most effects.jpeg_max",
          (effects.jpeg_min, effects.jpeg_max)),
-        *((0 <= share <= 1, f"{name} must be a share in [0, 1]", share) for name, share in shares.items()),
         (config.numbers + config.random_text <= 1, "numbers + random_text must be at most 1",
          config.numbers + config.random_text),
         (config.upper + config.capitalised <= 1, "upper + capitalised must be at most 1",
@@ -151,4 +147,4 @@ def validate(config: SynthConfig) -> None:
     ]  # fmt: skip
     for holds, expected, got in rules:
         if not holds:
-            raise ConfigError(f"data synth: {expected}, got {got}")
+            raise ConfigError(f"{expected}, got {got}")

@@ -1,0 +1,152 @@
+"""Every number of every command, at its limits and beyond: one line that names it, or the command begins to work."""
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import typing
+
+import pytest
+
+from rcmstr_fast.cli import main as command_line
+from rcmstr_fast.cli.arguments import Parser
+from rcmstr_fast.methods import every_method
+
+#: What no number may be, may be seldom, or is at its limit.
+NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e30", "1" + 22 * "0")
+LISTS = ("[]", "[1,1]", "[0,0]")
+#: The words that each command needs, and what it calls when it has looked at its arguments and begins to work.
+BEGINNINGS = {
+    "pretrain": ((), "rcmstr_fast.train.loop.joined"),
+    "tune": ((), "rcmstr_fast.train.distributed.joined"),
+    "bench pipeline": (("--data.roots=words",), "rcmstr_fast.measure.pipeline.joined"),
+    "bench step": ((), "rcmstr_fast.train.distributed.joined"),
+    "bench ops": ((), "rcmstr_fast.cli.bench._checkout"),
+    "probe": (("--encoder=random", "--train=words", "--test=words"), "rcmstr_fast.evaluation.running.joined"),
+    "finetune": (("--encoder=random", "--train=words", "--test=words"), "rcmstr_fast.evaluation.running.joined"),
+    "segment": (("--encoder=random", "--train=words", "--test=words"), "rcmstr_fast.evaluation.running.joined"),
+    "embed": (("words", "--encoder=run", "--out=x.npz"), "rcmstr_fast.exchange.embed.embed"),
+    "read": (("words", "--recogniser=run"), "rcmstr_fast.exchange.reading.Reader.load"),
+    "import": (("file", "--from=dtrb", "--out=x"), "rcmstr_fast.exchange.importing.import_encoder"),
+    "study": (("tiny_table1_cnn",), "rcmstr_fast.study.plan.read_study"),
+    "plot tsne": (("words", "--recogniser=run"), "rcmstr_fast.plots.figures.tsne_figure"),
+    "plot masks": (("words",), "rcmstr_fast.plots.figures.masks_figure"),
+    "data synth": ((), "rcmstr_fast.data.synth.build.read_words"),
+    "data check": (("words",), "rcmstr_fast.data.source.open_sources"),
+    "data overlap": (("words",), "rcmstr_fast.data.source.open_sources"),
+    "data stats": (("words",), "rcmstr_fast.data.source.open_sources"),
+}
+#: Commands with the fields of another one, which walks them in full.
+SAME_FIELDS = ("tune", "bench pipeline", "bench step", "finetune")
+
+
+class Begun(BaseException):
+    """The command has accepted its arguments."""
+
+
+made = command_line.parser_of
+
+
+@functools.cache
+def parser_of(name: str, method: str) -> Parser:
+    return made(name, [f"--method.name={method}"] if method else [])
+
+
+def parsers(name: str) -> dict[str, Parser]:
+    """The command itself, or its sub-commands."""
+    parser = parser_of(name, "")
+    return {f"{name} {word}": below for word, below in parser.commands.items()} or {name: parser}
+
+
+def numbers(parser: Parser) -> dict[str, bool]:
+    """Options that take numbers, and whether they take lists of them."""
+    found = {}
+    for action in parser._actions:
+        kinds = parts(getattr(action, "_typehint", None) or action.type)
+        if action.option_strings and kinds & {int, float}:
+            found[action.option_strings[0]] = list in kinds
+    return found
+
+
+def parts(kind) -> set:
+    """A type and everything that it is made of."""
+    origin = typing.get_origin(kind)
+    inner = () if origin is typing.Literal else typing.get_args(kind)
+    return {kind, origin}.union(*(parts(one) for one in inner))
+
+
+def attempt(argv: list[str]) -> str:
+    """`begun`, or the one line of a refusal; nothing is there afterwards that was not there before."""
+    before, told = sorted(os.listdir()), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            status = command_line.main(argv)
+    except Begun:
+        status = None
+    assert sorted(os.listdir()) == before, argv
+    if status is None:
+        return "begun"
+    lines = told.getvalue().splitlines()
+    assert status == 2 and len(lines) == 1, (argv, status, lines)
+    return lines[0]
+
+
+def sweep(name: str, method: str = "", *, only: str = "--", skip: str = " ") -> list[tuple[str, str]]:
+    """Walk the numbers of a command; (option, value) of all that it accepted."""
+    chosen = dict(parsers(name.split()[0]))[name] if not method else parser_of(name, method)
+    words, _ = BEGINNINGS[name]
+    if method:
+        encoder = next(spec.encoders for spec in every_method() if spec.name == method)[0]
+        words = (*words, f"--method.name={method}", f"--model.encoder={encoder}")
+    accepted = []
+    assert attempt([*name.split(), *words]) == "begun"
+    for option, is_list in numbers(chosen).items():
+        if not option.startswith(only) or option.startswith(skip):
+            continue
+        values = ("nan",) if name in SAME_FIELDS else NUMBERS
+        for value in (*values, *(LISTS if is_list else ())):
+            given = f"[{value}]" if is_list and value[0] != "[" else value
+            said = attempt([*name.split(), *words, f"{option}={given}"])
+            if said == "begun":
+                accepted.append((option, given))
+            else:
+                assert option.rsplit(".", 1)[-1].strip("-") in said.partition(": ")[2], (option, given, said)
+    return accepted
+
+
+@pytest.fixture
+def beginning(monkeypatch, tmp_path):
+    """Commands stop where they begin to work, and parsers are made once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        command_line, "parser_of",
+        lambda name, argv: parser_of(name, next((x[14:] for x in argv if x.startswith("--method.name=")), "")),
+    )  # fmt: skip
+
+    def begin(*args, **kwargs):
+        raise Begun
+
+    for _, place in BEGINNINGS.values():
+        module, _, attribute = place.rpartition(".")
+        try:
+            holder = importlib.import_module(module)
+        except ModuleNotFoundError:
+            module, _, kind = module.rpartition(".")
+            holder = getattr(importlib.import_module(module), kind)
+        monkeypatch.setattr(holder, attribute, begin)
+
+
+def test_every_command_with_numbers_is_walked():
+    with_numbers = {x for name in command_line.available() for x, parser in parsers(name).items() if numbers(parser)}
+    assert with_numbers == set(BEGINNINGS)
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_a_command(name, beginning):
+    sweep(name)
+
+
+@pytest.mark.parametrize("method", [spec.name for spec in every_method()])
+def test_the_fields_of_a_method(method, beginning):
+    sweep("pretrain", method, only="--method.")
