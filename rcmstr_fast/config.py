@@ -372,6 +372,8 @@ def _check(config: PretrainConfig) -> None:
          model.tps_checkpoint),
         (not config.data.weights or len(config.data.weights) == len(config.data.roots),
          "data.weights must have one weight a root", config.data.weights),
+        (config.method.bn_group_size != 1, "method.bn_group_size must be 0 or at least 2: one image has no batch "
+         "statistics", config.method.bn_group_size),
         (float(config.optim.min_lr or 0) <= float(config.optim.lr or 0), "optim.min_lr must be at most optim.lr",
          config.optim.min_lr),
     ]  # fmt: skip

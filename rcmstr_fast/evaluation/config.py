@@ -237,6 +237,8 @@ def check_trained(config: TrainedConfig) -> None:
          "train_weights must be one number for each folder of train", config.train_weights),
         (config.layer_decay == 1 or config.mode != "frozen", "layer_decay goes with a trained encoder, not mode=frozen",
          config.layer_decay),
+        (config.bn_group_size != 1, "bn_group_size must be 0 or at least 2: one word has no batch statistics",
+         config.bn_group_size),
         (not one_cycle or config.warmup_steps is None, "warmup_steps goes with schedule=cosine or step",
          config.warmup_steps),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, ModelConfig, num_frames, resolve_model
 from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
+from rcmstr_fast.fields import Bounds, check_fields, check_value
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder, frames_needed
@@ -187,7 +188,9 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _check_format(path, header)
         refuse_nonfinite(tensors, str(path))
-        model = ModelConfig(**header["model"])
+        model, facts = ModelConfig(**header["model"]), header["facts"]
+        check_fields(model)
+        check_value("hidden", header["hidden"], Bounds(low=1))
         # The weights of the rectifier are in this file: its own checkpoint is not needed any more.
         checkpoint = "random" if model.tps == "frozen" else ""
         built = resolve_model(ModelConfig(**(header["model"] | {"tps_checkpoint": checkpoint})))
@@ -203,7 +206,7 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: expected a whole recogniser.safetensors of rcmstr_fast: {reason}") from error
     recogniser.rotate = "tall" if header.get("rotate") == "tall" else "never"
-    return recogniser.eval(), header["facts"]
+    return recogniser.eval(), facts
 
 
 def _check_format(path: Path, header: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, RunError
 from rcmstr_fast.train.heartbeat import Heartbeat
+from rcmstr_fast.train.meeting import meet
 
 T = TypeVar("T")
 
@@ -119,9 +120,10 @@ def joined(device: str, timeout_minutes: float = 10.0) -> Iterator[World]:
     backend = "nccl" if place.type == "cuda" else "gloo"
     patience = timedelta(minutes=timeout_minutes)
     try:
-        dist.init_process_group(backend, timeout=patience, rank=rank, world_size=size)
+        store, start = meet(rank, size, patience)
+        dist.init_process_group(backend, timeout=patience, rank=rank, world_size=size, store=store)
         gradients = dist.new_group(backend=backend, timeout=patience)
-        heart = Heartbeat(rank, size, interval=min(1.0, 6 * timeout_minutes))
+        heart = Heartbeat(rank, size, start, interval=min(1.0, 6 * timeout_minutes))
     except RuntimeError as error:
         meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RunError(f"rank {rank} cannot meet the other processes at {meeting} ({_first_line(error)})") from error

@@ -22,11 +22,12 @@ class Heartbeat:
     Args:
         rank: of this process.
         world_size: processes.
+        start: name of this start of them, so that signs of an earlier one are not read.
         interval: seconds between signs.
     """
 
-    def __init__(self, rank: int, world_size: int, interval: float = 1.0) -> None:
-        self.rank, self.world_size, self.interval = rank, world_size, interval
+    def __init__(self, rank: int, world_size: int, start: str, interval: float = 1.0) -> None:
+        self.rank, self.world_size, self.start, self.interval = rank, world_size, start, interval
         self.exchanges = 0
         self._place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = self._connect()
@@ -41,7 +42,7 @@ class Heartbeat:
         )
 
     def _key(self, rank: int) -> str:
-        return f"rcmstr_fast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/alive/{rank}"
+        return f"rcmstr_fast/{self.start}/alive/{rank}"
 
     def _tell(self) -> None:
         who, number = f"{os.getpid()} {socket.gethostname()}", 0
@@ -72,6 +73,10 @@ class Heartbeat:
         time.sleep(3 * self.interval)
         try:
             after = self._signs(store)
+            end = time.monotonic() + _PATIENCE
+            while after[self.rank][0] < before[self.rank][0] + 3 and time.monotonic() < end:  # a busy machine
+                time.sleep(self.interval)
+                after = self._signs(store)
         except RuntimeError:
             after = before
         if after.get(self.rank) == before[self.rank]:

@@ -53,7 +53,7 @@ def refused(capsys, words, run, **fields) -> str:
         ("optim.lr", "-1"), ("optim.lr", ".inf"), ("optim.lr", ".nan"), ("optim.beta1", "1.0"), ("optim.beta2", "1.5"),
         ("optim.weight_decay", ".nan"), ("optim.clip", ".nan"), ("optim.min_lr", ".nan"), ("optim.min_lr", "1.0"),
         ("model.feature_dim", "-1"), ("model.projector_hidden", "-1"), ("method.num_blocks", "-1"),
-        ("method.bn_group_size", "-1"), ("seed", "99999999999999999999999"), ("data.workers", "-1"),
+        ("method.bn_group_size", "-1"), ("method.bn_group_size", "1"), ("seed", "99999999999999999999999"), ("data.workers", "-1"),
         ("train.log_every", "0"), ("train.save_minutes", ".nan"), ("data.epoch_size", "-5"), ("data.weights", "[.nan]"),
         ("model.projector_hidden", "1000000000000"), ("train.timeout_minutes", "0"),
     ],

@@ -24,17 +24,17 @@ def assert_close_runs(one, other, tolerance, but=()):
 
 
 def test_two_processes_equal_one(tmp_path):
-    done = launch("tests.train.toy", str(tmp_path / "two"), "method__bn_group_size=1")
+    done = launch("tests.train.toy", str(tmp_path / "two"), "method__bn_group_size=2")
     assert [status for status, _ in done] == [0, 0], done
-    one = toy_run(tmp_path / "one", method__bn_group_size=1)
+    one = toy_run(tmp_path / "one", method__bn_group_size=2)
     assert_close_runs(one, tmp_path / "two", 1e-5)
     assert checkpoint.load(RunFolder(tmp_path / "two").last)["world_size"] == 2
 
 
 def test_run_of_two_processes_is_continued_by_one(tmp_path):
-    done = launch("tests.train.toy", str(tmp_path / "run"), "method__bn_group_size=1", "train__steps=7")
+    done = launch("tests.train.toy", str(tmp_path / "run"), "method__bn_group_size=2", "train__steps=7")
     assert [status for status, _ in done] == [0, 0], done
-    toy_run(tmp_path / "run", method__bn_group_size=1)
+    toy_run(tmp_path / "run", method__bn_group_size=2)
     assert metrics(tmp_path / "run")[-1]["step"] == 12
 
 
@@ -49,8 +49,8 @@ def test_two_processes_are_continued_bit_exact(tmp_path):
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path):
-    whole = toy_run(tmp_path / "whole", method__bn_group_size=1)
-    parts = toy_run(tmp_path / "parts", method__bn_group_size=1, train__accumulate=4)
+    whole = toy_run(tmp_path / "whole", method__bn_group_size=2)
+    parts = toy_run(tmp_path / "parts", method__bn_group_size=2, train__accumulate=4)
     assert_close_runs(whole, parts, 1e-5)
 
 

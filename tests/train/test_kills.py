@@ -44,7 +44,7 @@ def assert_sound(run: Path) -> None:
 def torchrun(run: Path, points: list[str], **fields) -> subprocess.CompletedProcess:
     """Two processes whose launcher starts them again after each death."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--max-restarts={3 * len(points)}",
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--max-restarts={len(points)}",
         "--monitor-interval=0.1", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
         "-m", DYING, str(run), f"die={','.join(points)}", *words(**fields),
     ]  # fmt: skip

@@ -37,7 +37,7 @@ class ToyMethod(PretrainMethod):
             self.online_encoder, self.rectifier = ToyEncoder(), nn.Identity()
             self.momentum_encoder = ToyEncoder().requires_grad_(False)
             self.register_buffer("queue", torch.randn(16, 4))
-        if config.method.bn_group_size == 1:  # no exchange between images: the same result however they are divided
+        if config.method.bn_group_size == 2:  # no exchange between images: the same result however they are divided
             for encoder in (self.online_encoder, self.momentum_encoder):
                 encoder[1] = nn.Identity()
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
