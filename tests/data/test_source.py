@@ -126,6 +126,27 @@ def test_num_samples_beyond_the_keys_is_told(tree, caplog):
     assert "90 pictures missing, 0 pictures not reached" in caplog.text
 
 
+def test_a_sparse_file_as_large_as_its_map_is_read_like_any_other(tree):
+    """LMDB on Windows leaves a file of the whole map size, here a terabyte of which nothing is written."""
+    expected = open_sources([tree / "one"]).read(range(10))
+    os.truncate(tree / "one" / "data.mdb", 1 << 40)
+    source = open_sources([tree / "one"])
+    assert source.read(range(10)) == expected and source.labels([3]) == ["Wörd"]
+
+
+def test_a_database_of_labels_alone_and_one_that_was_never_written(tree):
+    """MMOCR 0.x keeps JSON lines under plain numbers; a copy that failed leaves a file of no bytes."""
+    with lmdb.open(str(tree / "mmocr"), map_size=1 << 20) as env, env.begin(write=True) as txn:
+        txn.put(b"0", b'{"filename": "0.jpg", "text": "abc"}')
+        txn.put(b"total_number", b"1")
+    with pytest.raises(ConfigError, match="expected keys image-000000001, .. in .*, got 2 keys such as b'0'"):
+        open_sources([tree / "mmocr"])
+    (tree / "many" / "empty").mkdir()
+    (tree / "many" / "empty" / "data.mdb").touch()
+    with pytest.raises(ConfigError, match=r"many/empty/data\.mdb: not an LMDB data file"):
+        open_sources([tree / "many"])
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 
 import numpy as np
 import pytest
@@ -85,27 +86,42 @@ def test_words_beyond_ctc_are_dropped_counted_and_named(tmp_path):
 
 
 def test_the_numbers_of_every_table_add_up(tmp_path):
-    """kept + left out by each reason = total, over random sets, subsets and protocols."""
+    """kept + left out by each reason = total, over random sets with broken pictures, subsets and protocols."""
     draw = random.Random(0)
-    alphabet = "ab1!é你 A"
-    made = ["".join(draw.choices(alphabet, k=draw.choice([1, 2, 3, 30]))) for _ in range(60)]
-    write_words(tmp_path / "random", [draw.choice([None, label, label]) for label in made])
-    write_words(tmp_path / "other", made[:20])
+
+    def words(count):
+        made = ["".join(draw.choices("ab1!é你 A", k=draw.choice([1, 2, 3, 30]))) for _ in range(count)]
+        return [draw.choice([None, label, label]) for label in made]
+
+    def write(name, labels):
+        pictures = [picture("1", f"{name} {i}") if draw.random() < 0.8 else b"" for i in range(len(labels))]
+        write_lmdb(tmp_path / name, zip(pictures, labels))
+        return str(tmp_path / name)
+
+    tests = {f"t{i}": words(draw.randint(8, 30)) for i in range(4)}
     names = [name for name in PROTOCOLS if name != "bctr"]
     result = probe(
         tiny_config(
-            tmp_path, train=[str(tmp_path / "random")], test=[f"o={tmp_path / 'other'}"], val=[], subset=0.5, steps=1,
-            protocols=names, batch_size=4,
+            tmp_path, train=[write("random", words(80))], test=[f"{n}={write(n, x)}" for n, x in tests.items()], val=[],
+            subset=0.5, steps=1, protocols=names, batch_size=4,
         )
     )  # fmt: skip
+    shown = (tmp_path / "run/table.md").read_text()
     for entry in result.info["words"].values():
         assert entry["kept"] + sum(entry["dropped"].values()) == entry["total"], entry
-    assert result.info["words"]["training"]["total"] == 60
-    assert len(result.sets) == len(names)
+    assert result.info["words"]["training"]["total"] == 80
+    assert len(result.sets) == len(names) * len(tests)
     for found in result.sets:
-        assert found.score.count + sum(found.dropped.values()) == found.total == 20
+        labels = [label for label in tests[found.name] if label]
+        assert found.score.count + sum(found.dropped.values()) == found.total == len(labels)
         protocol = get_protocol(found.protocol)
-        assert found.emptied == sum(protocol.target(x) == ("", None) for x in made[:20] if x)
+        assert found.emptied == sum(protocol.target(x) == ("", None) for x in labels)
+        assert f"| {found.name} ({found.protocol})" in shown
+    for line in shown.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 5 and cells[1].isdigit():  # the table of words: N total, N kept, left out by each reason
+            left_out = [int(part) for part in re.findall(r"(?:^|, )(\d+) ", cells[3])]
+            assert int(cells[2]) + sum(left_out) == int(cells[1]), line
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,9 +1,12 @@
 """Independent re-creations of other projects' networks: their names, their order of operations, written from memory."""
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -260,6 +263,23 @@ _MODULES = {
     "modules.transformation": {"TPS_SpatialTransformerNetwork": TPS_SpatialTransformerNetwork},
     "modules.sequence_modeling": {"BidirectionalLSTM": BidirectionalLSTM},
 }
+
+
+def timm_itself():
+    """The vision transformers of the real library, or the test is skipped.
+
+    timm imports torchvision for its pictures. Where that was built for another torch than the one at hand (for CUDA, say,
+    beside a torch for CPUs), its compiled operators do not load, and it then asks for two of them while it is imported.
+    They are declared, without a body: no transformer uses them.
+    """
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    with suppress(RuntimeError):
+        import torchvision  # noqa: F401
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return import_module("timm.models.vision_transformer")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import io
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -11,9 +10,11 @@ from PIL import Image
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.exchange.export import FORMATS, export
+from rcmstr_fast.exchange.importing import import_encoder
 from rcmstr_fast.exchange.reading import Reader
+from rcmstr_fast.train.export import load_encoder
 from tests.evaluation.rendered import picture
-from tests.exchange.foreign import installed
+from tests.exchange.foreign import installed, timm_itself
 from tests.exchange.tiny import CNN, TPS, VIT, write_encoder, write_recogniser
 
 
@@ -64,13 +65,20 @@ def test_encoders(tmp_path, monkeypatch, kind, suffix, model, tolerance):
     assert (frames - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_timm_itself_takes_the_file(tmp_path, monkeypatch):
-    pytest.importorskip("timm", reason="timm is not installed (it needs torchvision)", exc_type=ImportError)
-    encoder, _, _ = write_encoder(tmp_path / "encoder.safetensors", **VIT)
+@pytest.mark.parametrize("model", [VIT, VIT | {"class_token": True, "final_norm": False}])
+def test_timm_itself_takes_the_file_and_gives_it_back(tmp_path, monkeypatch, model):
+    timm_itself()
+    encoder, _, _ = write_encoder(tmp_path / "encoder.safetensors", **model)
     _, card = export(tmp_path / "encoder.safetensors", "timm", tmp_path / "made.safetensors")
-    frames = run_snippet(card, monkeypatch)["frames"]
+    found = run_snippet(card, monkeypatch)
+    assert type(found["encoder"]).__module__ == "timm.models.vision_transformer"
     with torch.no_grad():
-        assert torch.equal(frames, encoder(word((32, 32))))
+        assert torch.equal(found["frames"], encoder(word((32, 32))))
+    torch.save(found["encoder"].state_dict(), tmp_path / "theirs.pth")
+    import_encoder(tmp_path / "theirs.pth", "timm", tmp_path / "back.safetensors")
+    back, _, _ = load_encoder(tmp_path / "back.safetensors")
+    with torch.no_grad():
+        assert torch.equal(back(word((32, 32))), encoder(word((32, 32))))
 
 
 @pytest.mark.parametrize(
@@ -179,4 +187,4 @@ def test_formats_of_the_command_line_are_those_of_the_package():
 
     words = {node.value for node in ast.walk(ast.parse(Path(command.__file__).read_text()))
              if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # fmt: skip
-    assert set(FORMATS) <= words and "timm" not in sys.modules
+    assert set(FORMATS) <= words

@@ -124,9 +124,12 @@ def test_dig(tmp_path):
 
 
 @pytest.mark.parametrize("token", [True, False])
-def test_timm(tmp_path, token):
+@pytest.mark.parametrize("project", [lambda: foreign, foreign.timm_itself], ids=["names", "itself"])
+def test_timm(tmp_path, project, token):
     torch.manual_seed(0)
-    network = foreign.VisionTransformer((32, 32), 4, 192, 1, 3, token, global_pool="", num_classes=0).eval()
+    made = project().VisionTransformer
+    network = made((32, 32), 4, embed_dim=192, depth=1, num_heads=3, class_token=token, global_pool="", num_classes=0)
+    network.eval()
     torch.save(network.state_dict() | {"head.weight": torch.zeros(10, 192)}, tmp_path / "theirs.bin")
     made = import_encoder(tmp_path / "theirs.bin", "timm", tmp_path / "ours.safetensors")
     got, header = frames_of(tmp_path / "ours.safetensors", pictures(32, 32))
