@@ -106,7 +106,7 @@ def _place(row: Row) -> tuple:
 def _step_cells(row: Row) -> list[str]:
     return [
         _network(row), _method(row), row["batch"], _provider(row), number(row["ms"]), number(row["images_per_s"], 0),
-        number(row["share_of_roofline"], 0, 100), number(row.get("mfu"), 0, 100), number(row["reserved_gib"] or None),
+        number(row.get("share_of_roofline"), 0, 100), number(row.get("mfu"), 0, 100), number(row["reserved_gib"] or None),
     ]  # fmt: skip
 
 

@@ -1,11 +1,15 @@
 """The whole step beside its baselines: providers, the parts of a step, its bare products."""
 
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from bench.report import recipes
 from bench.step import parts, products
+from bench.step.baseline import lacks
 from bench.step.providers import MODES, build, factory
 from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.measure.ceilings import measure_ceilings
@@ -18,11 +22,12 @@ from rcmstr_fast.measure.running import (
     made_up_batches,
     precision_of,
     release,
+    with_batch,
 )
-from rcmstr_fast.measure.step import Factory
+from rcmstr_fast.measure.step import Factory, measure
 from rcmstr_fast.train.distributed import World
 
-__all__ = ["factories", "part_rows", "product_rows"]
+__all__ = ["factories", "method_rows", "part_rows", "product_rows"]
 
 
 def factories(names: list[str]) -> dict[str, Factory]:
@@ -35,6 +40,28 @@ def factories(names: list[str]) -> dict[str, Factory]:
         if name not in MODES:
             raise ConfigError(f"providers must be of ours, {', '.join(MODES)}, got {name!r}")
     return {name: factory(name) for name in names}
+
+
+def method_rows(
+    names: list[str], world: World, batch: int, precision: str, repetitions: int
+) -> Iterator[list[Row]]:
+    """Rows of each recipe, ours and plain PyTorch in turn; `recipe` names it, `by_hand` says which baseline it met.
+
+    Args:
+        names: recipes.
+        world: a single process.
+        batch: images a step; 0: the recipe's.
+        precision: of all: auto, fp32 or bf16.
+        repetitions: timed steps of each.
+    """
+    ceilings = None
+    for name in names:
+        config = recipes.load(name)
+        config = replace(config, train=replace(config.train, precision=precision))
+        config = with_batch(config, batch) if batch else config
+        ceilings = ceilings or measure_ceilings(world.device, precision_of(config, world.device))
+        found = measure(config, world, factories(["eager"]), repetitions, ceilings)
+        yield [row | {"recipe": name, "by_hand": not lacks(config)} for row in found]
 
 
 def part_rows(config: PretrainConfig, names: list[str], world: World, repetitions: int) -> list[Row]:

@@ -278,13 +278,17 @@ _FIXED = {
 }
 
 
-def check(config: PretrainConfig) -> None:
-    """Raise ConfigError where the configuration has a switch that the baseline lacks."""
+def lacks(config: PretrainConfig) -> str:
+    """The method or the first switch of a configuration that the baseline does not have; empty: it has all."""
     method = config.method
     if not isinstance(method, RelationalSettings):
-        raise ConfigError(f"the baseline step knows seqmoco, rclstr and rcmstr, got {method.name}")
+        return f"method.name={method.name}"
     given = {f"method.{name}": (getattr(method, name, fixed), fixed) for name, fixed in _FIXED.items()}
     given |= {"model.tps": (config.model.tps, "none"), "train.accumulate": (config.train.accumulate, 1)}
-    for name, (value, fixed) in given.items():
-        if value != fixed:
-            raise ConfigError(f"the baseline step does not have {name}={value}; measure with --providers ours")
+    return next((f"{name}={value}" for name, (value, fixed) in given.items() if value != fixed), "")
+
+
+def check(config: PretrainConfig) -> None:
+    """Raise ConfigError where the configuration has a switch that the baseline lacks."""
+    if missing := lacks(config):
+        raise ConfigError(f"the baseline step does not have {missing}; measure with --providers ours")

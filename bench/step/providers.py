@@ -1,14 +1,19 @@
-"""The baselines as providers of `rcmstr_fast.measure.step`: eager, compiled, compiled with max-autotune."""
+"""The baselines as providers of `rcmstr_fast.measure.step`: eager, compiled, compiled with max-autotune.
+
+Eager is written out by hand where `baseline` knows the method and its switches; else it is the method in `plain`
+PyTorch. Only what is written out by hand is compiled.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.step.baseline import Baseline
+from bench.step.baseline import Baseline, lacks
+from bench.step.plain import PlainStep
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.measure.running import inputs, precision_of
-from rcmstr_fast.measure.step import Factory
+from rcmstr_fast.measure.step import Factory, StepProvider
 
 #: provider -> mode of torch.compile; empty: eager
 MODES = {"eager": "", "compile": "default", "compile_max": "max-autotune-no-cudagraphs"}
@@ -40,4 +45,11 @@ def build(name: str, config: PretrainConfig, device: torch.device, state: dict[s
 
 def factory(name: str) -> Factory:
     """What `measure.step.measure` takes for a provider name."""
-    return lambda config, device, state: BaselineStep(build(name, config, device, state))
+
+
+    def make(config: PretrainConfig, device: torch.device, state: dict[str, Tensor]) -> StepProvider:
+        if not MODES[name] and lacks(config):
+            return PlainStep(config, device, state)
+        return BaselineStep(build(name, config, device, state))
+
+    return make

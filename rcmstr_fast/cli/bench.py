@@ -1,4 +1,4 @@
-"""`rcmstr bench pipeline|step|ops`: what the data path and the training step of a recipe deliver here."""
+"""`rcmstr bench pipeline|step|methods|ops`: what the data path and the training step of a recipe deliver here."""
 
 import importlib
 import sys
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 import rcmstr_fast
+from rcmstr_fast import recipe_files
 from rcmstr_fast.cli.arguments import Parser, add_pretraining, to_pretraining
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
 from rcmstr_fast.fields import Bounds
@@ -62,6 +63,14 @@ def add_arguments(parser: Parser) -> None:
     add_pretraining(step, parser.given)
     commands.add_subcommand("step", step, help="whole training steps against plain PyTorch, images/s, memory")
 
+    every = make(description="Time the whole step of every recipe against plain PyTorch (needs a checkout).")
+    every.add_argument("--recipes", type=str, default="tiny_", help="recipes whose names begin so; all methods have one")
+    every.add_argument("--batch", type=int, default=0, help="images a step; 0: each recipe's own")
+    every.add_argument("--precision", type=str, default="fp32", help="of all of them: auto, fp32 or bf16")
+    every.add_argument("--repetitions", type=int, default=10, help="timed steps of each, ours and plain in turn")
+    every.add_argument("--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none")
+    commands.add_subcommand("methods", every, help="the step of every method against plain PyTorch, in one record")
+
     single = make(description="Time the operations against their peers (needs a checkout).")
     single.add_argument("--only", type=str, default="", help="only entries whose operation and shape contain this text")
     single.add_argument("--repetitions", type=int, default=10, bounds=Bounds(low=1), help="timed calls of each")
@@ -71,7 +80,32 @@ def add_arguments(parser: Parser) -> None:
 
 def run(namespace: Namespace) -> int:
     """Run the chosen sub-command; the exit status."""
-    return {"pipeline": _pipeline, "step": _step, "ops": _ops}[namespace.subcommand](namespace[namespace.subcommand])
+    commands = {"pipeline": _pipeline, "step": _step, "methods": _methods, "ops": _ops}
+    return commands[namespace.subcommand](namespace[namespace.subcommand])
+
+
+def _methods(arguments: Namespace) -> int:
+    """Steps of every recipe; status 1 where the two sides disagree about a loss."""
+    from rcmstr_fast.measure import step
+    from rcmstr_fast.train.distributed import joined
+
+    names = [name for name in recipe_files.names() if name.startswith(arguments.recipes)]
+    if not names or arguments.repetitions < 1 or arguments.batch < 0:
+        raise ConfigError(
+            "recipes must begin a name that `rcmstr recipes` lists, repetitions be 1 or more and batch 0 or more, "
+            f"got {arguments.recipes!r}, {arguments.repetitions} and {arguments.batch}"
+        )
+    bench, rows = _checkout("step"), []
+    with joined("auto") as world:
+        for found in bench.method_rows(names, world, arguments.batch, arguments.precision, arguments.repetitions):
+            rows += found
+            for row in found:
+                print(step.line(row), flush=True)
+    if arguments.out:
+        from rcmstr_fast.measure import records
+
+        print(records.write(Path(arguments.out), records.name_with_version("methods"), records.record(rows)))
+    return int(any(row["status"] != "ok" for row in rows))
 
 
 def _ops(arguments: Namespace) -> int:

@@ -55,7 +55,8 @@ class TrainedConfig:
         clip: gradient-norm limit; 0: off.
         eval_every: steps between validations and checkpoints; 0: twenty times in the run.
         log_every: steps between lines of metrics.jsonl.
-        precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it).
+        precision: fp32, bf16 (autocast) or auto (bf16 where the hardware multiplies it); fp64 is for comparing runs, its
+            files hold float32.
         device: auto, cpu or cuda.
         workers: decoding threads; 0: all CPUs of the process.
         decoder_threads: CPU threads of the training steps (a small decoder over kept frames is fastest on one);
@@ -94,7 +95,7 @@ class TrainedConfig:
     clip: float = number(5.0, low=0)
     eval_every: int = number(0, low=0)
     log_every: int = number(10, low=1)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = number(0, low=0)
     decoder_threads: int = number(0, low=0)

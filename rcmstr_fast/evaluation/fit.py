@@ -72,7 +72,8 @@ class Fit:
         self._running = [x for name, x in recogniser.named_buffers() if name.endswith(("running_mean", "running_var"))]
         self._look = 1 if world.device.type == "cpu" else 10  # steps between looks at what the processes ask for
         self._stopping = torch.zeros((), device=world.device)
-        self._parts = [torch.zeros(2, device=world.device)]  # loss and weight of the micro-batches of a step
+        dtype = torch.float64 if recogniser.precision == "fp64" else torch.float32
+        self._parts = [torch.zeros(2, device=world.device, dtype=dtype)]  # loss and weight of the micro-batches of a step
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the folder, if there is one.

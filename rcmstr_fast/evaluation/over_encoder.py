@@ -10,7 +10,7 @@ from rcmstr_fast.data.decode import Rotate
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.ops.augment_views import PresetLike
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp64"]
 
 
 class OverEncoder(nn.Module):
@@ -19,7 +19,8 @@ class OverEncoder(nn.Module):
     Attributes:
         kind: what it is, for messages.
         model: the network's configuration, resolved.
-        precision: of everything it computes, in training and in reading: fp32, or bf16 (autocast).
+        precision: of everything it computes, in training and in reading: fp32, bf16 (autocast), or fp64 (its weights then are
+            float64, too).
         frozen: rectifier and encoder keep their weights and give frames without gradient.
         bn: while what stands on a frozen encoder trains: `running` statistics, or `batch` statistics that also
             re-estimate the running ones.
@@ -81,9 +82,22 @@ class OverEncoder(nn.Module):
             `[B, 3, H, W]` in the model's precision.
         """
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return augment_views(
+        made = augment_views(
             images, seed=seed, epoch=epoch, index=index, num_views=1, size=self.size, preset=preset, dtype=dtype
         )[0]
+        return made.double() if self.precision == "fp64" else made
+
+    def move(self, device: torch.device) -> None:
+        """Move this network to a device, and its weights to the dtype of its precision."""
+        dtype = torch.float64 if self.precision == "fp64" else torch.float32
+        self.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def stored(self) -> tuple[Precision, dict[str, Tensor]]:
+        """What its file holds: precision and float32 weights, also of one that was trained in float64 to compare runs."""
+        held = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
+        if self.precision != "fp64":
+            return self.precision, held
+        return "fp32", {name: x.float() if x.dtype == torch.float64 else x for name, x in held.items()}
 
     def frames(self, views: Tensor) -> Tensor:
         """Normalised images `[B, 3, H, W]` to what is trained on them, `[B, N, C]`, without gradient where frozen."""

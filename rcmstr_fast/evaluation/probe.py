@@ -24,12 +24,12 @@ from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
 from rcmstr_fast.evaluation.reading import read_words
 from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.evaluation.report import RunResult, full_table, load_result
-from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, threads, words_of
+from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, precision_of, threads, words_of
 from rcmstr_fast.evaluation.schedule import Order, Schedule
 from rcmstr_fast.evaluation.testing import parse_test_sets, test_set, write_results
 from rcmstr_fast.models.batch_norm import set_bn_groups
 from rcmstr_fast.train.checkpoint import write_whole
-from rcmstr_fast.train.distributed import World, use_bf16
+from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.environment import commit
 from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder
@@ -76,12 +76,13 @@ def _run(
     digest: str,
     world: World,
 ) -> RunResult:
-    precision: Precision = "bf16" if use_bf16(config.precision, world.device) else "fp32"
+    precision = precision_of(config, world)
     with contextlib.ExitStack() as stack:
         world.on_rank0(lambda: folder.write_description(config, world.world_size))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         charset = Charset.load(config.charset)
-        recogniser = build_recogniser(config, charset, precision).to(world.device, memory_format=torch.channels_last)
+        recogniser = build_recogniser(config, charset, precision)
+        recogniser.move(world.device)
         set_bn_groups(recogniser, config.bn_group_size)
         data = open_data(config, protocols[0], charset, tests, recogniser.ctc_frames)
         pool = stack.enter_context(ThreadPoolExecutor(config.workers or env.threads()))

@@ -149,6 +149,7 @@ class Recogniser(OverEncoder):
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write weights, network, decoder and charset, with further facts (JSON values) for the reader."""
+        precision, tensors = self.stored()
         header = {
             "format": FORMAT,
             "model": asdict(self.model),
@@ -157,13 +158,12 @@ class Recogniser(OverEncoder):
             "normalise": self.normalise,
             "memory": self.memory,
             "max_length": self.max_length,
-            "precision": self.precision,
+            "precision": precision,
             "charset": self.charset.to_list(),
             "normalisation": {"mean": 0.5, "std": 0.5, "size": self.size},
             "rotate": self.rotate,
             "facts": facts,
         }
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         data = save(tensors, {"rcmstr_fast": json.dumps(header, ensure_ascii=False)})
         write_whole(path, lambda file: file.write(data))
 

@@ -16,15 +16,22 @@ from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation.assemble import ProbeData
 from rcmstr_fast.evaluation.config import FREE_FIELDS, TrainedConfig
 from rcmstr_fast.evaluation.decoder_data import Feed
-from rcmstr_fast.evaluation.over_encoder import OverEncoder
+from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
 from rcmstr_fast.evaluation.reading import progress
 from rcmstr_fast.evaluation.schedule import Schedule
-from rcmstr_fast.train.distributed import World, joined
+from rcmstr_fast.train.distributed import World, joined, use_bf16
 from rcmstr_fast.train.runfolder import RunFolder, differences
 
 R = TypeVar("R")
 
 _log = logging.getLogger(__name__)
+
+
+def precision_of(config: TrainedConfig, world: World) -> Precision:
+    """What a run computes in here."""
+    if config.precision == "fp64":
+        return "fp64"
+    return "bf16" if use_bf16(config.precision, world.device) else "fp32"
 
 
 def evaluate(

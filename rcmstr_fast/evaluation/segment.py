@@ -20,7 +20,7 @@ from rcmstr_fast.evaluation.decoder_data import Words, ahead, estimate_statistic
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.over_encoder import Precision
 from rcmstr_fast.evaluation.reading import gather_objects, progress
-from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, threads, words_of
+from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, precision_of, threads, words_of
 from rcmstr_fast.evaluation.schedule import Order, Schedule
 from rcmstr_fast.evaluation.segment_data import PairFeed, PairImages, Pairs, open_segment_data
 from rcmstr_fast.evaluation.segment_report import (
@@ -37,7 +37,7 @@ from rcmstr_fast.evaluation.segmenter import Segmenter
 from rcmstr_fast.evaluation.testing import parse_test_sets
 from rcmstr_fast.models.batch_norm import set_bn_groups
 from rcmstr_fast.train.checkpoint import write_whole
-from rcmstr_fast.train.distributed import World, use_bf16
+from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.environment import commit
 from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder
@@ -94,10 +94,11 @@ def build_segmenter(config: SegmentConfig, precision: Precision = "fp32") -> Seg
 
 
 def _run(config: SegmentConfig, folder: RunFolder, tests: dict[str, str], digest: str, world: World) -> SegmentResult:
-    precision: Precision = "bf16" if use_bf16(config.precision, world.device) else "fp32"
+    precision = precision_of(config, world)
     with contextlib.ExitStack() as stack:
         data = open_segment_data(config, tests)
-        network = build_segmenter(config, precision).to(world.device, memory_format=torch.channels_last)
+        network = build_segmenter(config, precision)
+        network.move(world.device)
         world.on_rank0(lambda: folder.write_description(config, world.world_size))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         set_bn_groups(network, config.bn_group_size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rcmstr_fast.config import ConfigError, ModelConfig, is_vit
 from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
 from rcmstr_fast.models import build_encoder
+from rcmstr_fast.models.precision import full_precision
 from rcmstr_fast.models.segmentation import SegmentationHead
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import refuse_nonfinite
@@ -60,7 +61,7 @@ class Segmenter(OverEncoder):
     def forward(self, frames: Tensor) -> Tensor:
         """What `frames` gave to `[B, H, W]` float32, near 1 where there is text."""
         with self.autocast():
-            return self.head(frames).float()
+            return full_precision(self.head(frames))
 
     def loss(self, frames: Tensor, targets: Tensor) -> Tensor:
         """L1 between prediction and masks (paper section IV-D).
@@ -84,15 +85,15 @@ class Segmenter(OverEncoder):
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write weights and network, with further facts (JSON values) for the reader."""
+        precision, tensors = self.stored()
         header = {
             "format": FORMAT,
             "model": asdict(self.model),
-            "precision": self.precision,
+            "precision": precision,
             "rotate": self.rotate,
             "facts": facts,
             **self.shape,
         }
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         data = save(tensors, {"rcmstr_fast": json.dumps(header, ensure_ascii=False)})
         write_whole(path, lambda file: file.write(data))
 

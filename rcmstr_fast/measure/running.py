@@ -16,6 +16,7 @@ from rcmstr_fast.train.loop import OneStep, Trainer, numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.stream import Stream
+from rcmstr_fast.train.targets import Targets
 from rcmstr_fast.train.views import ViewMaker
 
 #: Images of the made-up epoch that a plan is made for.
@@ -111,7 +112,10 @@ def made_up_batches(config: PretrainConfig, plan: Plan, world: World, count: int
         first = (number * world.world_size + world.rank) * plan.micro_batch
         index = torch.arange(first, first + plan.micro_batch).to(world.device)
         images = smooth_pictures(plan.micro_batch, size, seed=number).to(world.device)
-        drawn = {name: x.to(world.device) for name, x in method.draw(config, index.cpu(), 0).items()}
+        chosen = method.draw(config, index.cpu(), 0)
+        if method.spec.labels:
+            chosen = chosen | Targets(config.method)([f"word{i}" for i in index.tolist()])  # type: ignore[arg-type]
+        drawn = {name: x.to(world.device) for name, x in chosen.items()}
         views = maker(images, index, 0, drawn.get("order"), torch.float32)
         made.append(Batch(views, index, 0, drawn, images=images))
     return [made[i * parts : (i + 1) * parts] for i in range(count)]

@@ -111,7 +111,8 @@ class Contest:
         self.batches = made_up_batches(config, self.plan, world, _BATCHES)
         known = isinstance(config.method, RelationalSettings)  # of other methods there is no floor yet
         works = step_works(config, self.plan.local_batch, self.precision) if known else []
-        self.flop, self.floor_ms = sum(w.flop for w in works), ceilings.ms(works)
+        self.flop = sum(w.flop for w in works)
+        self.floor_ms = ceilings.ms(works) if known else None
         self.rows: list[Row] = []
 
     @functools.cached_property
@@ -195,13 +196,16 @@ class Contest:
         }  # fmt: skip
 
     def numbers(self, ms: float) -> Row:
-        """What follows from a step of `ms`: images/s, shares of roofline and product rate, MFU for a known data sheet."""
+        """What follows from a step of `ms`: images/s; where the floor is known shares of roofline and product rate, and MFU."""
+        images = {"status": "ok", "images_per_s": 1e3 * self.plan.global_batch / ms, "ceilings": self.ceilings.source}
+        if self.floor_ms is None:
+            return images
         rate, known = self.flop / (ms / 1e3), peak(self.ceilings.source)
-        return {
-            "status": "ok", "images_per_s": 1e3 * self.plan.global_batch / ms, "tflop": self.flop / 1e12,
+        return images | {
+            "tflop": self.flop / 1e12,
             "floor_ms": self.floor_ms, "share_of_roofline": self.floor_ms / ms,
             "share_of_product_ceiling": rate / self.ceilings.flop_per_s,
-            "mfu": rate / known.sheet if known and self.precision == "bf16" else None, "ceilings": self.ceilings.source,
+            "mfu": rate / known.sheet if known and self.precision == "bf16" else None,
         }  # fmt: skip
 
 
@@ -216,9 +220,9 @@ def line(row: Row) -> str:
     head = f"{row['provider']:<12} {row.get('part') or row['method']:<16} {row['encoder']:<10} B={row['batch']:<5}"
     if row["status"] != "ok":
         return f"{head} {row['status']}"
-    times = (
-        f"{row['ms']:10.2f} ms (floor {row['floor_ms']:.2f}, {100 * row['share_of_roofline']:.1f} % of the roofline)"
-    )
+    times = f"{row['ms']:10.2f} ms"
+    if "floor_ms" in row:
+        times += f" (floor {row['floor_ms']:.2f}, {100 * row['share_of_roofline']:.1f} % of the roofline)"
     if "images_per_s" not in row:
         return f"{head} {times}"
     return f"{head} {times} {row['images_per_s']:9.1f} images/s, {row['peak_gib']:.2f} GiB"

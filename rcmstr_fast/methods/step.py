@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rcmstr_fast.models.precision import full_precision as full_precision
+
 
 @dataclass
 class Batch:
@@ -96,8 +98,3 @@ class Local:
     def mean(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
-    return x.float() if x.element_size() < 4 else x

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.models.decoders.trace import Trace
+from rcmstr_fast.models.precision import full_precision
 
 SOS, EOS, PAD = 0, 1, 2
 #: longest word in characters, unless a decoder is made for another
@@ -63,7 +64,7 @@ class AutoregressiveDecoder(nn.Module):
             0-d float32.
         """
         inputs, outputs = teacher(targets, lengths)
-        logits = self(frames, inputs).float()
+        logits = full_precision(self(frames, inputs))
         return F.cross_entropy(logits.flatten(0, 1), outputs.flatten(), ignore_index=PAD)
 
     def terms(self, lengths: Sequence[int]) -> int:
@@ -92,14 +93,14 @@ class AutoregressiveDecoder(nn.Module):
         written, probabilities, looked = [], [], []
         for _ in range(self.max_length):
             logits, state = self.step(ids, state)
-            logits = logits.float()
+            logits = full_precision(logits)
             logits[:, [SOS, PAD]] = -torch.inf
             probability, ids = logits.softmax(1).max(1)
             ids = ids.masked_fill(ended, PAD)
             written.append(ids)
             probabilities.append(probability.masked_fill(ended, 1.0))
             if attention:
-                looked.append(state.attention.float().masked_fill(ended[:, None], 0.0))
+                looked.append(full_precision(state.attention).masked_fill(ended[:, None], 0.0))
             ended = ended | (ids == EOS)
             if bool(ended.all()):
                 break

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast.models.decoders.autoregressive import MAX_LENGTH
 from rcmstr_fast.models.decoders.trace import Trace
+from rcmstr_fast.models.precision import full_precision
 from rcmstr_fast.models.recurrent import bilstm_stack
 
 #: class of "no character"
@@ -53,7 +54,7 @@ class CTCDecoder(nn.Module):
         Returns:
             0-d float32.
         """
-        log_probs = F.log_softmax(self(frames).float(), dim=2).transpose(0, 1)
+        log_probs = F.log_softmax(full_precision(self(frames)), dim=2).transpose(0, 1)
         steps = torch.full_like(lengths, frames.shape[1])
         return F.ctc_loss(log_probs, targets.clamp_min(0), steps, lengths, blank=BLANK, zero_infinity=True)
 
@@ -69,7 +70,7 @@ class CTCDecoder(nn.Module):
             ids: `[B, T]` int64, characters first, filled up with 0.
             confidence: `[B]` float32, probability of the best path.
         """
-        probability, best = self(frames).float().softmax(2).max(2)
+        probability, best = full_precision(self(frames)).softmax(2).max(2)
         first = best.masked_fill(best == _before(best), BLANK)
         to_front = torch.argsort((first == BLANK).byte(), dim=1, stable=True)
         return first.gather(1, to_front), probability.prod(1)
@@ -80,7 +81,7 @@ class CTCDecoder(nn.Module):
 
         Its probability is the highest of those frames.
         """
-        probability, best = self(frames).float().softmax(2).max(2)
+        probability, best = full_precision(self(frames)).softmax(2).max(2)
         starts = (best != BLANK) & (best != _before(best))
         place = starts.cumsum(1) - 1  # of the run's character in the word
         runs = F.one_hot(place.clamp_min(0), best.shape[1]).transpose(1, 2) * (best != BLANK)[:, None]
