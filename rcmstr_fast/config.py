@@ -180,6 +180,8 @@ class OptimConfig:
         name: adamw, sgd or adadelta; null: by method.
         lr: learning rate at the given batch; null: by method (1.5e-4 * batch / 256 for most).
         weight_decay: null: by method and encoder; AdamW leaves out batch norm, biases and tokens.
+        weight_decay_end: AdamW's weight decay at the end of the run, reached from weight_decay by half a cosine; null:
+            it stays.
         sgd_momentum: momentum of SGD.
         beta1: AdamW.
         beta2: AdamW.
@@ -194,6 +196,7 @@ class OptimConfig:
     name: Literal["adamw", "sgd", "adadelta"] | None = None
     lr: float | None = number(None, above=0)
     weight_decay: float | None = number(None, low=0)
+    weight_decay_end: float | None = number(None, low=0)
     sgd_momentum: float = number(0.9, low=0, below=1)
     beta1: float = number(0.9, low=0, below=1)
     beta2: float = number(0.999, low=0, below=1)
@@ -374,6 +377,8 @@ def _check(config: PretrainConfig) -> None:
          "data.weights must have one weight a root", config.data.weights),
         (config.method.bn_group_size != 1, "method.bn_group_size must be 0 or at least 2: one image has no batch "
          "statistics", config.method.bn_group_size),
+        (config.optim.weight_decay_end is None or config.optim.name == "adamw",
+         "optim.name must be adamw for optim.weight_decay_end", config.optim.name),
         (float(config.optim.min_lr or 0) <= float(config.optim.lr or 0), "optim.min_lr must be at most optim.lr",
          config.optim.min_lr),
     ]  # fmt: skip

@@ -42,9 +42,7 @@ def factories(names: list[str]) -> dict[str, Factory]:
     return {name: factory(name) for name in names}
 
 
-def method_rows(
-    names: list[str], world: World, batch: int, precision: str, repetitions: int
-) -> Iterator[list[Row]]:
+def method_rows(names: list[str], world: World, batch: int, precision: str, repetitions: int) -> Iterator[list[Row]]:
     """Rows of each recipe, ours and plain PyTorch in turn; `recipe` names it, `by_hand` says which baseline it met.
 
     Args:

@@ -97,4 +97,6 @@ def optimizer(method: torch.nn.Module, config: PretrainConfig) -> torch.optim.Op
         return build_optimizer(method, config.optim)
     trained = [p for p in method.parameters() if p.requires_grad]
     optim = config.optim
-    return torch.optim.Adadelta(trained, lr=float(optim.lr or 0), rho=optim.rho, weight_decay=float(optim.weight_decay or 0))
+    return torch.optim.Adadelta(
+        trained, lr=float(optim.lr or 0), rho=optim.rho, weight_decay=float(optim.weight_decay or 0)
+    )

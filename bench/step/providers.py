@@ -46,7 +46,6 @@ def build(name: str, config: PretrainConfig, device: torch.device, state: dict[s
 def factory(name: str) -> Factory:
     """What `measure.step.measure` takes for a provider name."""
 
-
     def make(config: PretrainConfig, device: torch.device, state: dict[str, Tensor]) -> StepProvider:
         if not MODES[name] and lacks(config):
             return PlainStep(config, device, state)

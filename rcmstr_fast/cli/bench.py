@@ -64,11 +64,15 @@ def add_arguments(parser: Parser) -> None:
     commands.add_subcommand("step", step, help="whole training steps against plain PyTorch, images/s, memory")
 
     every = make(description="Time the whole step of every recipe against plain PyTorch (needs a checkout).")
-    every.add_argument("--recipes", type=str, default="tiny_", help="recipes whose names begin so; all methods have one")
+    every.add_argument(
+        "--recipes", type=str, default="tiny_", help="recipes whose names begin so; all methods have one"
+    )
     every.add_argument("--batch", type=int, default=0, help="images a step; 0: each recipe's own")
     every.add_argument("--precision", type=str, default="fp32", help="of all of them: auto, fp32 or bf16")
     every.add_argument("--repetitions", type=int, default=10, help="timed steps of each, ours and plain in turn")
-    every.add_argument("--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none")
+    every.add_argument(
+        "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
+    )
     commands.add_subcommand("methods", every, help="the step of every method against plain PyTorch, in one record")
 
     single = make(description="Time the operations against their peers (needs a checkout).")

@@ -73,7 +73,9 @@ class Fit:
         self._look = 1 if world.device.type == "cpu" else 10  # steps between looks at what the processes ask for
         self._stopping = torch.zeros((), device=world.device)
         dtype = torch.float64 if recogniser.precision == "fp64" else torch.float32
-        self._parts = [torch.zeros(2, device=world.device, dtype=dtype)]  # loss and weight of the micro-batches of a step
+        self._parts = [
+            torch.zeros(2, device=world.device, dtype=dtype)
+        ]  # loss and weight of the micro-batches of a step
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the folder, if there is one.

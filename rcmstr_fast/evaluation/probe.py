@@ -18,7 +18,6 @@ from rcmstr_fast.evaluation.config import ProbeConfig, check
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.metrics import score
-from rcmstr_fast.evaluation.over_encoder import Precision
 from rcmstr_fast.evaluation.pictures import Reading
 from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
 from rcmstr_fast.evaluation.reading import read_words

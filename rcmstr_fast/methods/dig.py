@@ -30,6 +30,7 @@ class DiGConfig(MethodConfig, MaskSettings, MomentumSettings):
         momentum_ramp: none (m stays) or cosine (m rises to 1 by a half cosine over the run).
         windows: windows of columns an image, each an instance.
         temperature: of the similarities; the loss is multiplied by its double.
+        label_smoothing: share of each target that is spread evenly over all candidates; the released command has none.
         pixel_weight: weight of loss_mim.
         contrast_weight: weight of loss_contrast.
     """
@@ -40,6 +41,7 @@ class DiGConfig(MethodConfig, MaskSettings, MomentumSettings):
     momentum_ramp: Literal["none", "cosine"] = "cosine"
     windows: int = number(4, low=1)
     temperature: float = number(0.2, above=0)
+    label_smoothing: float = number(0.0, low=0, below=1)
     pixel_weight: float = number(1.0, low=0)
     contrast_weight: float = number(0.1, low=0)
 
@@ -155,4 +157,9 @@ class DiG(PretrainMethod):
         first = self.collectives.rank * len(query)
         positive = torch.arange(first, first + len(query), device=query.device)
         candidates, t = self.collectives.gather(key), self.settings.temperature
-        return 2 * t * ops.info_nce(query, candidates, positive, temperature=t)
+        loss = ops.info_nce(query, candidates, positive, temperature=t)
+        if smoothing := self.settings.label_smoothing:
+            # The mean similarity to all candidates is the one to their mean: no matrix of them all is needed.
+            spread_over = (query * (candidates[positive] - candidates.mean(0))).sum(1).mean() / t
+            loss = loss + smoothing * spread_over
+        return 2 * t * loss

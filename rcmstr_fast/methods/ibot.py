@@ -18,7 +18,7 @@ from rcmstr_fast.methods.parts.monitors import entropy, spread
 from rcmstr_fast.methods.registry import VIT, register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 from rcmstr_fast.models.encoder import Features
-from rcmstr_fast.models.vit import PATCH
+from rcmstr_fast.models.vit import PATCH, drop_paths
 from rcmstr_fast.ops.augment_views import PRESETS
 
 
@@ -47,6 +47,8 @@ class IBOTConfig(MethodConfig, MomentumSettings):
         frozen_epochs: epochs in which the last layer gets no gradient.
         local_crops: small crops of half the height and width, seen by the student alone; 0: no multi-crop.
         local_area: largest share of the picture in a small crop.
+        drop_path: chance with which a branch of the student's last block is left out for an image (stochastic depth);
+            it grows linearly from 0 in the first block.
         kept: the network that is exported.
     """
 
@@ -69,6 +71,7 @@ class IBOTConfig(MethodConfig, MomentumSettings):
     frozen_epochs: int = number(1, low=0)
     local_crops: int = number(0, low=0, high=16)
     local_area: float = number(0.14, above=0.05, high=1)
+    drop_path: float = number(0.0, low=0, below=1)
     kept: Literal["teacher", "student"] = "teacher"
 
     def fill(self, run: PretrainConfig) -> None:
@@ -151,9 +154,14 @@ class IBOT(PretrainMethod):
 
     @classmethod
     def draw(cls, config: PretrainConfig, index: Tensor, epoch: int) -> dict[str, Tensor]:
-        """Which tokens of each large crop are hidden: `masks` [B, 2, H/4, W/4]."""
-        ratio = config.method.mask_ratio  # type: ignore[attr-defined]
-        return {"masks": block_masks(index, seed=config.seed, epoch=epoch, grid=_grid(config), ratio=ratio)}
+        """Which tokens of each large crop are hidden, `masks` [B, 2, H/4, W/4], and `paths` of `drop_paths`, if any."""
+        own: IBOTConfig = config.method  # type: ignore[assignment]
+        masks = block_masks(index, seed=config.seed, epoch=epoch, grid=_grid(config), ratio=own.mask_ratio)
+        if not own.drop_path:
+            return {"masks": masks}
+        views, depth = 2 + own.local_crops, config.model.depth
+        paths = drop_paths(index, seed=config.seed, epoch=epoch, views=views, depth=depth, rate=own.drop_path)
+        return {"masks": masks, "paths": paths}
 
     def exported(self) -> dict[str, nn.Module]:
         """Encoder and rectifier of the network that is kept."""
@@ -177,12 +185,16 @@ class IBOT(PretrainMethod):
         moving = torch.as_tensor(batch.epoch, device=grid.device) >= own.frozen_epochs
         head = self.student.head
         images = self.student.rectify(batch.views["one"], batch.views["two"])
-        found = self.student.encoder.features(images, ops.Masks(grid, hidden))
+        dropped = batch.drawn.get("paths")
+        paths = [None] * (1 + own.local_crops)
+        if dropped is not None:
+            paths = [dropped[:, :2].transpose(0, 1).flatten(0, 1), *dropped[:, 2:].unbind(1)]
+        found = self.student.encoder.features(images, ops.Masks(grid, hidden), paths=paths[0])
         rows = [head(global_token(found)), head(_picked(found.tokens, places))]
         student_patch = head.scores(rows[1], moving)
         student_global = [*head.scores(rows[0], moving).chunk(2)]
         for i in range(own.local_crops):
-            crop = self.student.encoder.crop_features(batch.views[f"local{i}"])
+            crop = self.student.encoder.crop_features(batch.views[f"local{i}"], paths[1 + i])
             student_global.append(head.scores(head(global_token(crop)), moving))
         pairs = [
             cross_entropy(taught, guess / own.tau_student).mean()

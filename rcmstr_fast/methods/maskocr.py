@@ -37,7 +37,9 @@ class MaskOCRConfig(MethodConfig, LabelSettings):
         language: the language half too, on the words that have labels (rendered ones, say).
         language_layers: transformer layers of its decoder.
         language_weight: weight of its loss.
-        language_frozen: its loss does not reach the encoder (the paper's second stage, with the encoder frozen).
+        language_frozen: its loss does not reach the encoder.
+        language_only: the paper's second stage: the encoder, which train.init names, stays as it is, and the language
+            half alone is trained.
     """
 
     name: str = "maskocr"
@@ -49,6 +51,7 @@ class MaskOCRConfig(MethodConfig, LabelSettings):
     language_layers: int = number(4, low=1, high=24)
     language_weight: float = number(1.0, low=0)
     language_frozen: bool = True
+    language_only: bool = False
 
     def check(self, run: PretrainConfig) -> None:
         """Something is hidden, something is seen, and no sequence model is left without a gradient."""
@@ -58,6 +61,7 @@ class MaskOCRConfig(MethodConfig, LabelSettings):
         )
         require(1 <= int(self.mask_ratio * strips) < strips, expected, self.mask_ratio)
         require(run.model.sequence == "none", f"model.sequence must be none for method {self.name}", run.model.sequence)
+        require(self.language or not self.language_only, "method.language must be true for method.language_only", False)
 
 
 @register(
@@ -67,7 +71,7 @@ class MaskOCRConfig(MethodConfig, LabelSettings):
           "bn_group_size": 2},
 )  # fmt: skip
 class MaskOCR(EncoderMethod):
-    """loss = loss_pixels + align_weight * loss_latents (+ language_weight * loss_language).
+    """loss = loss_pixels + align_weight * loss_latents (+ language_weight * loss_language), or loss_language alone.
 
     The ViT encodes the tokens of the visible strips alone, and those of the hidden ones alone, without gradient, as the
     latents to regress. The CNN works on the visible sites (unit `column`); the latents to regress are those of a pass
@@ -83,10 +87,14 @@ class MaskOCR(EncoderMethod):
         self.size = config.model.height, config.model.image_width
         self.rows = self.size[0] // PATCH if self.vit else 1
         channels, places = self.encoder.token_channels, self.num_frames * self.rows
-        self.regressor = Regressor(channels, places, own.regressor_layers)
-        patch = 3 * PATCH * (PATCH if self.vit else self.size[0])
-        self.decoder = StripDecoder(channels, places, patch, own.decoder_layers)
         self.reader: nn.Module | None = None
+        if own.language_only:
+            self.encoder.requires_grad_(False)
+            self.rectifier.requires_grad_(False)
+        else:
+            self.regressor = Regressor(channels, places, own.regressor_layers)
+            patch = 3 * PATCH * (PATCH if self.vit else self.size[0])
+            self.decoder = StripDecoder(channels, places, patch, own.decoder_layers)
         if own.language:
             characters = len(Charset.load(own.charset).characters)
             self.reader = Reader(channels, places, characters, own.max_length, own.language_layers)
@@ -95,6 +103,22 @@ class MaskOCR(EncoderMethod):
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """The word as it is."""
         return (ViewSpec("image", "none"),)
+
+    def train(self, mode: bool = True) -> "MaskOCR":
+        """Training or evaluation mode; in the second stage encoder and rectifier stay in evaluation mode."""
+        super().train(mode)
+        if self.own.language_only:
+            self.encoder.eval()
+            self.rectifier.eval()
+        return self
+
+    def remarks(self) -> list[str]:
+        """A second stage needs a first one."""
+        if not self.own.language_only or self.config.train.init:
+            return []
+        return [
+            "method.language_only leaves an untrained encoder as it is; train.init names the run of the first stage"
+        ]
 
     def masks(self, batch: Batch) -> ops.Masks:
         """Hidden strips, a function of (seed, epoch, index)."""
@@ -106,6 +130,8 @@ class MaskOCR(EncoderMethod):
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""
         images, masks = self.rectifier(batch.views["image"]), self.masks(batch)
+        if self.own.language_only:
+            return self.read(images, masks, batch, monitor, pictures)
         encode = self.encode_tokens if self.vit else self.encode_frames
         seen, seen_at, unseen, wanted, wanted_at, counted = encode(images, masks)
         guessed = self.regressor(seen, seen_at, unseen, wanted_at)
@@ -117,12 +143,11 @@ class MaskOCR(EncoderMethod):
         loss = pixels + self.own.align_weight * latents
         terms, watched, sheet = {"loss_pixels": pixels.detach(), "loss_latents": latents.detach()}, {}, {}
         if self.reader is not None:
-            logits = self.reader(seen.detach() if self.own.language_frozen else seen, seen_at, unseen)
-            read = read_losses(logits, batch.drawn["targets"], batch.drawn["lengths"]).mean()
+            read, right = self.language(seen.detach() if self.own.language_frozen else seen, seen_at, unseen, batch)
             loss = loss + self.own.language_weight * read
             terms["loss_language"] = read.detach()
             if monitor:
-                watched["accuracy"] = right_words(logits, batch.drawn["targets"], batch.drawn["lengths"])
+                watched["accuracy"] = right
         if monitor:
             watched |= {
                 "spread": spread(F.normalize(full_precision(seen.detach()).mean(1), dim=1)),
@@ -134,13 +159,43 @@ class MaskOCR(EncoderMethod):
             sheet = {"masked": shown.masked_fill(hidden, 0.5), "reconstruction": guess.where(hidden, shown)}
         return StepOutput(loss, terms | {"loss": loss.detach()}, watched, sheet)
 
-    def encode_tokens(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, None, Tensor, Tensor, Tensor]:
-        """The ViT's latents of visible strips, their places, None, latents of hidden ones, their places, ones."""
+    def read(self, images: Tensor, masks: ops.Masks, batch: Batch, monitor: bool, pictures: bool) -> StepOutput:
+        """The second stage: `forward` without regression and reconstruction."""
+        with torch.no_grad():
+            seen, seen_at, unseen = (self.seen_tokens if self.vit else self.seen_frames)(images, masks)
+        loss, right = self.language(seen, seen_at, unseen, batch)
+        watched = {"accuracy": right, "spread": spread(F.normalize(full_precision(seen).mean(1), dim=1))}
+        sheet = {"masked": to_pixels(images).masked_fill(masks.pixels[:PICTURES], 0.5)} if pictures else {}
+        return StepOutput(loss, {"loss_language": loss.detach()}, watched if monitor else {}, sheet)
+
+    def language(self, seen: Tensor, seen_at: Tensor, unseen: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        """loss_language of what is seen of a batch, and the share of its words that are read without a fault."""
+        assert self.reader is not None
+        targets, lengths = batch.drawn["targets"], batch.drawn["lengths"]
+        logits = self.reader(seen, seen_at, unseen)
+        return read_losses(logits, targets, lengths).mean(), right_words(logits, targets, lengths)
+
+    def seen_tokens(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, None]:
+        """The ViT's latents of visible strips, their places, None."""
+        seen_at = self.places(masks)[1]
+        return self.encoder.part(images, seen_at), seen_at, None
+
+    def seen_frames(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, Tensor]:
+        """The CNN's frames of the sparse pass, all places, the frames that saw nothing."""
+        seen, active = self.encoder.forward_masked(images, masks, "anchored")
+        return seen, torch.arange(seen.shape[1], device=seen.device).expand(len(seen), -1), ~active
+
+    def places(self, masks: ops.Masks) -> tuple[Tensor, Tensor]:
+        """Places of the hidden tokens of a ViT, and of the visible ones, each `[B, n]` int64."""
         grid = masks.grid.expand(-1, self.rows, -1).flatten(1)
         hidden = int(self.own.mask_ratio * masks.grid.shape[2]) * self.rows
         order = torch.argsort(grid.byte(), dim=1, stable=True, descending=True)
-        wanted_at, seen_at = order[:, :hidden], order[:, hidden:]
-        seen = self.encoder.part(images, seen_at)
+        return order[:, :hidden], order[:, hidden:]
+
+    def encode_tokens(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, None, Tensor, Tensor, Tensor]:
+        """The ViT's latents of visible strips, their places, None, latents of hidden ones, their places, ones."""
+        wanted_at = self.places(masks)[0]
+        seen, seen_at, _ = self.seen_tokens(images, masks)
         with torch.no_grad():
             wanted = self.encoder.part(images, wanted_at)
         return seen, seen_at, None, wanted, wanted_at, torch.ones_like(wanted[..., 0])
@@ -148,11 +203,10 @@ class MaskOCR(EncoderMethod):
     def encode_frames(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The CNN's frames of the sparse pass, all places, the frames that saw nothing, frames of the whole word, all
         places, and 1 for each frame that saw nothing."""
-        seen, active = self.encoder.forward_masked(images, masks, "anchored")
+        seen, every, unseen = self.seen_frames(images, masks)
         with torch.no_grad():
             wanted = self.encoder.tokens(images)
-        every = torch.arange(seen.shape[1], device=seen.device).expand(len(seen), -1)
-        return seen, every, ~active, wanted, every, (~active).to(full_precision(seen).dtype)
+        return seen, every, unseen, wanted, every, unseen.to(full_precision(seen).dtype)
 
     def paint(self, values: Tensor, places: Tensor) -> Tensor:
         """Values of patches [B, m, pixels] at places [B, m] as pictures [B, 3, H, W], grey where there are none."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcmstr_fast import random
 from rcmstr_fast.models.encoder import Encoder, Features, check_images
 from rcmstr_fast.models.recompute import run_part
 from rcmstr_fast.ops import Masks, replace_tokens
@@ -72,10 +73,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x `[B, N, dim]` to `[B, N, dim]`."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
+        """x `[B, N, dim]` to `[B, N, dim]`; paths `[B, 2]`, factors of attention and MLP (stochastic depth)."""
+        attended = self.attn(self.norm1(x))
+        x = x + (attended if paths is None else attended * paths[:, 0, None, None].to(attended.dtype))
+        mixed = self.mlp(self.norm2(x))
+        return x + (mixed if paths is None else mixed * paths[:, 1, None, None].to(mixed.dtype))
 
 
 class VisionTransformer(Encoder):
@@ -118,8 +121,13 @@ class VisionTransformer(Encoder):
         """A ViT masks its tokens, whatever the configuration says of the CNN."""
         return "token"
 
-    def features(self, images: Tensor, masks: Masks | None = None, rule: str = "anchored") -> Features:
-        """See `Encoder`; hidden tokens are replaced by `mask_token`, and `rule` has no use here."""
+    def features(
+        self, images: Tensor, masks: Masks | None = None, rule: str = "anchored", *, paths: Tensor | None = None
+    ) -> Features:
+        """See `Encoder`; hidden tokens are replaced by `mask_token`, and `rule` has no use here.
+
+        `paths` `[B, depth, 2]`, of `drop_paths`, are the factors of each block's two branches.
+        """
         check_images(images, *self.size)
         if masks is None:
             tokens = self.patch_embed(images) + self.pos_embed
@@ -131,20 +139,21 @@ class VisionTransformer(Encoder):
             # Cleared pixels keep NaN out of the weight gradient, where a replaced token would still let 0 * NaN in.
             tokens = self.patch_embed(torch.where(masks.pixels, 0.0, images))
             tokens = replace_tokens(tokens, self.mask_token, self.pos_embed[0], masks.grid.flatten(1))
-        return self._features(tokens)
+        return self._features(tokens, paths)
 
-    def crop_features(self, images: Tensor) -> Features:
+    def crop_features(self, images: Tensor, paths: Tensor | None = None) -> Features:
         """Features of pictures smaller than the encoder's own, as multi-crop training has them.
 
         Args:
             images: `[B, 3, h, w]`, normalised; h and w are multiples of 4, at most the encoder's own. Each token takes
                 the position of the token of a whole picture that is at its place there.
+            paths: as of `features`.
         """
         check_images(images, *images.shape[2:])
         grid = images.shape[2] // PATCH, images.shape[3] // PATCH
         positions = self.pos_embed.unflatten(1, self.grid).permute(0, 3, 1, 2)
         positions = F.interpolate(positions, grid, mode="nearest").flatten(2).transpose(1, 2)
-        return self._features(self.patch_embed(images) + positions)
+        return self._features(self.patch_embed(images) + positions, paths)
 
     def levels(self, images: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See `Encoder`."""
@@ -174,8 +183,8 @@ class VisionTransformer(Encoder):
         tokens = self._entered(tokens + self.pos_embed.expand(len(images), -1, -1).gather(1, at))
         return self._encode(tokens)[:, tokens.shape[1] - places.shape[1] :]
 
-    def _features(self, tokens: Tensor) -> Features:
-        tokens = self._encode(self._entered(tokens))
+    def _features(self, tokens: Tensor, paths: Tensor | None = None) -> Features:
+        tokens = self._encode(self._entered(tokens), paths)
         return Features(tokens) if self.cls_token is None else Features(tokens[:, 1:], tokens[:, 0])
 
     def _entered(self, tokens: Tensor) -> Tensor:
@@ -188,10 +197,32 @@ class VisionTransformer(Encoder):
         """Tokens `[B, N, C]` to the mean of each column, `[B, W/4, C]`."""
         return tokens.unflatten(1, self.grid).mean(1)
 
-    def _encode(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = run_part(block, x, recompute=self.checkpointing)
+    def _encode(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
+        of_blocks = [()] * len(self.blocks) if paths is None else [(found,) for found in paths.unbind(1)]
+        for block, found in zip(self.blocks, of_blocks, strict=True):
+            x = run_part(block, x, *found, recompute=self.checkpointing)
         return self.norm(x)
+
+
+def drop_paths(index: Tensor, *, seed: int, epoch: int, views: int, depth: int, rate: float) -> Tensor:
+    """Which branches of a ViT's blocks are left out (stochastic depth; Huang et al., ECCV 2016).
+
+    A branch of block i is left out with the chance rate * i / (depth - 1), for each image and view on its own; the
+    others grow by the inverse of the chance to stay, so that their mean is that of the whole network.
+
+    Args:
+        index: `[B]` int64 slots.
+        seed: of the run.
+        epoch: 0-based.
+        views: passes an image.
+        depth: blocks.
+        rate: the chance in the last block, below 1.
+    Returns:
+        `[B, views, depth, 2]` float32 factors of attention and MLP, 0 where left out.
+    """
+    drawn = random.uniform(random.words(index, views * depth * 2, seed=seed, stream=random.PATHS, epoch=epoch))
+    chance = torch.linspace(0, rate, depth)[:, None]
+    return (drawn.view(len(index), views, depth, 2) >= chance) / (1 - chance)
 
 
 def _init(module: nn.Module) -> None:

@@ -12,6 +12,8 @@ from rcmstr_fast.train.plan import Plan
 
 #: Key of a parameter group's factor of the learning rate.
 RATE = "rate"
+#: Key of a parameter group whose weight decay changes from step to step.
+RAMPED = "ramped"
 
 
 def is_vector(parameter: Tensor) -> bool:
@@ -33,7 +35,7 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.Optim
         config: resolved.
     """
     lr, decay = float(config.lr or 0.0), float(config.weight_decay or 0.0)
-    groups = _groups(method, decay if config.name == "adamw" else None)
+    groups = _groups(method, decay if config.name == "adamw" else None, config.weight_decay_end is not None)
     if config.name == "adadelta":
         return Adadelta(groups, lr=lr, rho=config.rho, weight_decay=decay)
     if config.name == "sgd":
@@ -47,8 +49,11 @@ def build_optimizer(method: nn.Module, config: OptimConfig) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=lr, betas=(config.beta1, config.beta2), fused=True, capturable=on_gpu)
 
 
-def _groups(method: nn.Module, decay: float | None) -> list[dict[str, Any]]:
-    """Parameter groups by factor of the rate; with `decay` also apart by whether they are decayed."""
+def _groups(method: nn.Module, decay: float | None, ramped: bool = False) -> list[dict[str, Any]]:
+    """Parameter groups by factor of the rate; with `decay` also apart by whether they are decayed.
+
+    A ramped decay is left to `apply_gradients`: torch's own is a number of the host, which a recorded step would keep.
+    """
     rates = method.rates() if hasattr(method, "rates") else {}
     trainable: dict[float, list[Tensor]] = {1.0: []}
     for name, parameter in method.named_parameters():
@@ -61,7 +66,8 @@ def _groups(method: nn.Module, decay: float | None) -> list[dict[str, Any]]:
         if decay is None:
             groups.append({"params": found, **own})
             continue
-        groups.append({"params": [p for p in found if not is_vector(p)], "weight_decay": decay, **own})
+        decayed = {"weight_decay": 0.0, RAMPED: True} if ramped else {"weight_decay": decay}
+        groups.append({"params": [p for p in found if not is_vector(p)], **decayed, **own})
         groups.append({"params": [p for p in found if is_vector(p)], "weight_decay": 0.0, **own})
     return [group for group in groups if group["params"]]
 
@@ -82,9 +88,25 @@ def learning_rate(step: int, config: OptimConfig, plan: Plan) -> float:
     return min(lr, least + 0.5 * (lr - least) * (1 + math.cos(math.pi * min(part, 1.0))))
 
 
+def weight_decay(progress: Tensor, config: OptimConfig) -> Tensor | None:
+    """Weight decay of a step, where it is ramped: by half a cosine over the whole run (as DINO and iBOT have it).
+
+    Args:
+        progress: 0-d, share of the run that is done.
+        config: resolved.
+    Returns:
+        0-d float32; None where the optimiser's own decay stays.
+    """
+    if config.weight_decay_end is None:
+        return None
+    start, end = float(config.weight_decay or 0.0), config.weight_decay_end
+    return end + 0.5 * (start - end) * (1 + torch.cos(math.pi * progress))
+
+
 def apply_gradients(
-    optimizer: torch.optim.Optimizer, lr: float | Tensor, norm: Tensor, finite: Tensor, clip: float
-) -> None:
+    optimizer: torch.optim.Optimizer, lr: float | Tensor, norm: Tensor, finite: Tensor, clip: float,
+    decay: Tensor | None = None,
+) -> None:  # fmt: skip
     """One optimiser step, clipped to `clip` (0: not at all); nothing changes where `finite` is False.
 
     Args:
@@ -93,9 +115,14 @@ def apply_gradients(
         norm: 0-d float32, norm of all gradients.
         finite: 0-d bool on the device.
         clip: gradient-norm limit.
+        decay: 0-d, weight decay of the ramped groups; AdamW's, so it shrinks the weights by lr * decay and is no part of
+            the gradient.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group[RATE] if RATE in group else lr
+        if decay is not None and RAMPED in group:
+            with torch.no_grad():
+                torch._foreach_mul_(group["params"], torch.where(finite, 1.0 - group["lr"] * decay, 1.0))
     optimizer.found_inf = (~finite).float()
     optimizer.grad_scale = (norm / clip).clamp(min=1.0).float() if clip else None
     optimizer.step()

@@ -18,7 +18,7 @@ from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.gradients import GradientAverage
 from rcmstr_fast.train.guard import Guard
 from rcmstr_fast.train.log import Meter
-from rcmstr_fast.train.optim import apply_gradients
+from rcmstr_fast.train.optim import apply_gradients, weight_decay
 
 #: Monitors and pictures of a step.
 Shown = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -46,7 +46,7 @@ class Step:
         self.gradients = GradientAverage(self.parameters, world)
         self.bf16 = use_bf16(config.train.precision, world.device)
         self.weights = WorkingWeights(method, torch.bfloat16 if self.bf16 else None)
-        self.clip = float(config.optim.clip or 0.0)
+        self.optim, self.clip = config.optim, float(config.optim.clip or 0.0)
         self.number, self.epoch = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(2))
         self.rate, self.progress = (torch.zeros((), device=world.device) for _ in range(2))
         self.requests, self.requested = (torch.zeros(2, device=world.device) for _ in range(2))
@@ -102,7 +102,8 @@ class Step:
         loss, *requests = self.gradients.finish(torch.cat([terms["loss"][None], self.requests]))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         finite = torch.isfinite(norm) & torch.isfinite(loss)
-        apply_gradients(self.optimizer, self.rate, norm, finite, self.clip)
+        decay = weight_decay(self.progress, self.optim)
+        apply_gradients(self.optimizer, self.rate, norm, finite, self.clip, decay)
         self.method.end_step(finite)
         self.statistics.move(finite)
         self.guard.end_step(self.number, finite, terms)

@@ -68,7 +68,9 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     tiny_config(tmp_path)
     assert main([str(tmp_path / "whole"), str(tmp_path), *words]) == 0
     assert main([str(tmp_path / "parts"), str(tmp_path), *words, "accumulate=4"]) == 0
-    close(tmp_path / "whole", tmp_path / "parts", TRAINED, but=("running", "batches_tracked"))  # they move once a micro-batch
+    close(
+        tmp_path / "whole", tmp_path / "parts", TRAINED, but=("running", "batches_tracked")
+    )  # they move once a micro-batch
 
 
 @pytest.mark.slow

@@ -54,6 +54,27 @@ def test_loss_is_the_formula(made):
     assert float(output.loss.detach()) == pytest.approx(mim + 0.1 * contrast, rel=1e-5)
 
 
+def test_label_smoothing_spreads_a_share_over_all_candidates(made):
+    method, batch = made
+    generator = torch.Generator().manual_seed(0)
+    query, key = (unit(torch.randn(16, 6, generator=generator, dtype=torch.float64).numpy()) for _ in range(2))
+    expected = 0.0
+    for i, row in enumerate(query):
+        logits = key @ row / 0.2
+        logs = logits - np.log(np.exp(logits).sum())
+        target = np.full(16, 0.1 / 16)
+        target[i] += 0.9
+        expected -= 2 * 0.2 * float(target @ logs) / 16
+    method.settings.label_smoothing = 0.1
+    q, k = torch.from_numpy(query).requires_grad_(), torch.from_numpy(key)
+    found = method._info_nce(q, k)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-12)
+    logits = q @ k.T / 0.2
+    torchs = torch.nn.functional.cross_entropy(logits, torch.arange(16), label_smoothing=0.1)
+    torch.testing.assert_close(*(torch.autograd.grad(x, q)[0] for x in (found, 2 * 0.2 * torchs)))
+    method(batch).loss.backward()
+
+
 def test_only_the_online_side_learns(made):
     method, batch = made
     method(batch).loss.backward()

@@ -149,6 +149,8 @@ def test_pictures_and_monitors_come_when_asked(case, whole):
     take_set.set(trainer.step + 1, 0, 0.0)
     output = trainer.method(batches(trainer, 0)[0], monitor=True, pictures=True)
     assert output.monitors and all(torch.isfinite(x) for x in output.monitors.values()), output.monitors
+    # Rows that are all alike, and pictures without detail, are how methods collapse.
+    assert any(name.startswith(("spread", "detail")) for name in output.monitors), output.monitors
     assert output.pictures or len(batches(trainer, 0)[0].views) > 1
     for name, sheet in output.pictures.items():
         assert sheet.dim() == 4 and sheet.shape[1] == 3 and sheet.min() >= 0 and sheet.max() <= 1, name

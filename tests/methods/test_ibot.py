@@ -11,6 +11,7 @@ from scipy.special import log_softmax, softmax
 from rcmstr_fast import ops
 from rcmstr_fast.config import resolve
 from rcmstr_fast.methods.parts.blocks import block_masks
+from rcmstr_fast.models.vit import drop_paths
 from tests.methods.harness import batches, case_config, make_trainer
 from tests.oracles.heads import mlp, unit, weights
 
@@ -94,6 +95,52 @@ def test_losses_are_the_formulas(class_token, crops, tmp_path):
         seen = np.concatenate([fresh[v][place].reshape(-1, 12) for v in ("one", "two")]).mean(0)
         expected = 0.9 * centre[name] + 0.1 * seen
         np.testing.assert_allclose(method.centres[name].mean.numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def by_branches(encoder, images, grid, paths):
+    """Tokens of one image, block by block: a branch is added where its factor is not 0, and grown by that factor."""
+    hidden = grid.repeat_interleave(4, 0).repeat_interleave(4, 1)[None, None]
+    x = encoder.patch_embed(torch.where(hidden, 0.0, images[None]))
+    x = torch.where(grid.flatten()[None, :, None], encoder.mask_token, x) + encoder.pos_embed
+    x = torch.cat([encoder.cls_token, x], 1)
+    for block, (attention, mixing) in zip(encoder.blocks, paths.tolist(), strict=True):
+        x = x + attention * block.attn(block.norm1(x)) if attention else x
+        x = x + mixing * block.mlp(block.norm2(x)) if mlp else x
+    return encoder.norm(x)[0, 0]
+
+
+def test_branches_are_left_out_by_image_and_view(tmp_path):
+    trainer, batch = made(tmp_path, drop_path=0.6, local_crops=1)
+    trainer.config.model.depth = 3
+    trainer = make_trainer(trainer.config, tmp_path / "three")
+    method, encoder = trainer.method, trainer.method.student.encoder
+    batch = batches(trainer, 0)[0]
+    paths, grids = batch.drawn["paths"], batch.drawn["masks"]
+    assert paths.shape == (8, 3, 3, 2) and (paths == 0).any() and (paths[:, :, 0] == 1).all()
+    seen = {}
+    whole = encoder.features
+
+    def features(images, masks, paths=None):
+        seen["found"] = whole(images, masks, paths=paths)
+        return seen["found"]
+
+    encoder.features = features
+    method(batch).loss.backward()
+    with torch.no_grad():
+        for row in (0, 3, 9, 15):
+            view, image = divmod(row, 8)
+            wanted = by_branches(
+                encoder, batch.views[("one", "two")[view]][image], grids[image, view], paths[image, view]
+            )
+            torch.testing.assert_close(seen["found"].class_token[row], wanted)
+    other = drop_paths(torch.arange(4000), seed=1, epoch=2, views=1, depth=3, rate=0.6)
+    for block, chance in enumerate((0.0, 0.3, 0.6)):
+        values = other[:, 0, block]
+        assert float((values == 0).float().mean()) == pytest.approx(chance, abs=0.02)
+        assert values[values > 0].unique().tolist() == pytest.approx([1 / (1 - chance)])
+        assert float(values.mean()) == pytest.approx(1, abs=0.05)
+    part = drop_paths(torch.arange(7, 9), seed=1, epoch=2, views=1, depth=3, rate=0.6)
+    assert torch.equal(part, other[7:9])
 
 
 def test_the_last_layer_waits(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
 from rcmstr_fast.methods import settings
 from rcmstr_fast.methods.parts.regression import read_losses
-from tests.methods.harness import batches, case_config, make_trainer
+from tests.methods.harness import batches, case_config, make_trainer, take
 from tests.oracles.in_batch import pixel_loss
 
 
@@ -104,6 +104,31 @@ def test_the_language_half_leaves_a_frozen_encoder_alone(encoder, tmp_path):
         gradients.append({n: p.grad for n, p in method.encoder.named_parameters() if p.grad is not None})
     assert all(torch.equal(g, gradients[1][n]) for n, g in gradients[0].items())
     assert any(not torch.equal(g, gradients[2][n]) for n, g in gradients[0].items())
+
+
+@pytest.mark.parametrize("encoder", ["resnet29", "vit_tiny"])
+def test_the_second_stage_trains_the_reader_alone(encoder, tmp_path):
+    """Its loss is loss_language of a run of both halves with the same weights; the encoder stays bit for bit."""
+    both, batch = made(encoder, tmp_path / "both")
+    config = case_config("maskocr", encoder, precision="fp64")
+    config.model.image_width = 64
+    config.method = dataclasses.replace(config.method, language_only=True)
+    trainer = make_trainer(resolve(config), tmp_path / "second")
+    method = trainer.method
+    names = {name.split(".")[0] for name, p in method.named_parameters() if p.requires_grad}
+    assert names == {"reader"} and "train.init" in method.remarks()[0]
+    missing = method.load_state_dict(both.state_dict(), strict=False)
+    assert not missing.missing_keys and all(n.startswith(("regressor.", "decoder.")) for n in missing.unexpected_keys)
+    output = method(batch, pictures=True)
+    assert set(output.terms) == {"loss_language"} and set(output.pictures) == {"masked"}
+    assert torch.equal(output.loss.detach(), both(batch).terms["loss_language"])
+    before = {name: x.clone() for name, x in method.state_dict().items()}
+    take(trainer, 2)
+    moved = {name.split(".")[0] for name, x in method.state_dict().items() if not torch.equal(x, before[name])}
+    assert moved == {"reader"}
+    assert not method.encoder.training and method.reader.training
+    with pytest.raises(ConfigError, match=r"method\.language must be true for method\.language_only"):
+        resolve(PretrainConfig(method=settings("maskocr", language_only=True)))
 
 
 def test_words_without_labels_count_as_zero():

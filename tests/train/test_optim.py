@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rcmstr_fast.config import ConfigError, OptimConfig, PretrainConfig, resolve
-from rcmstr_fast.train.optim import apply_gradients, build_optimizer, is_vector, learning_rate
+from rcmstr_fast.train.optim import apply_gradients, build_optimizer, is_vector, learning_rate, weight_decay
 from rcmstr_fast.train.plan import make_plan
 
 
@@ -137,3 +137,30 @@ def test_the_step_schedule_falls_at_60_and_80_per_cent():
     plan = make_plan(made, 100, 1)
     rates = [learning_rate(step, made.optim, plan) for step in (0, 59, 60, 79, 80, 99)]
     assert rates == pytest.approx([10, 10, 1, 1, 0.1, 0.1])
+
+
+def test_weight_decay_rises_by_half_a_cosine_and_is_that_of_torch():
+    """Each step is torch's AdamW with the decay of that step; a step that is not finite decays nothing."""
+    optim = resolve(PretrainConfig(optim=OptimConfig(lr=0.1, weight_decay=0.04, weight_decay_end=0.4))).optim
+    at = [float(weight_decay(torch.tensor(p), optim)) for p in (0.0, 0.25, 0.5, 1.0)]
+    assert at == pytest.approx([0.04, 0.4 - 0.36 * (2 + 2**0.5) / 4, 0.22, 0.4], rel=1e-6)
+    assert weight_decay(torch.tensor(0.5), OptimConfig()) is None
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 4), nn.Linear(3, 4)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(ours, optim)
+    peer = torch.optim.AdamW([{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}], lr=0.1)
+    for step in range(4):
+        decay = weight_decay(torch.tensor(step / 4), optim)
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        finite = torch.tensor(step != 2)
+        apply_gradients(optimizer, 0.1, torch.tensor(1.0), finite, 0.0, decay)
+        peer.param_groups[0]["weight_decay"] = float(decay)
+        if finite:
+            peer.step()
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p, q)
+    with pytest.raises(ConfigError, match=r"optim\.name must be adamw for optim\.weight_decay_end, got 'sgd'"):
+        resolve(PretrainConfig(optim=OptimConfig(name="sgd", weight_decay_end=0.4)))
