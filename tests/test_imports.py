@@ -62,7 +62,7 @@ def layer_of(parts: Sequence[str]) -> str:
     """The layer of a module by the parts of its name inside the package; references, and the plain data
     they are written with, are a layer of their own.
     """
-    plain = {"reference", "parameters", "presets"}
+    plain = {"reference", "parameters", "presets", "layers"}
     return "reference" if parts[0] == "ops" and not plain.isdisjoint(parts) else parts[0]
 
 

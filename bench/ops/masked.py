@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bench.ops.entry import Entry, Provider
 from rcmstr_fast import ops, timer
+from rcmstr_fast.models.conv_norm import WorkingWeights
 from rcmstr_fast.models.resnet import BasicBlock, ResNet29
-from rcmstr_fast.models.working_weights import WorkingWeights
 
 #: Name of a stage -> height and width of its maps, and its channels at width 1; `all` is the whole encoder.
 STAGES = {

@@ -1,9 +1,13 @@
 """What every encoder offers, whatever its architecture."""
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of
 from rcmstr_fast.models.recurrent import bilstm_stack
 from rcmstr_fast.ops import Masks
 
@@ -93,6 +97,25 @@ class Encoder(nn.Module):
         """The pass of masked image modelling: tokens and active of `features`; no hidden pixel reaches them."""
         found = self.features(images, masks, rule)
         return found.tokens, found.active
+
+    def run_part(self, part: nn.Module, *arguments: Any) -> Tensor:
+        """`part(*arguments)`; with `checkpointing` it keeps nothing but its arguments where there will be a backward.
+
+        The second computation divides batch-norm statistics as the first did and leaves the running ones alone.
+
+        Args:
+            part: draws no random numbers.
+            arguments: of its forward.
+        """
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return part(*arguments)
+        norms = norms_of(part)
+        passes = norms[0].passes if norms else 1
+
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), batch_norm_state(norms, passes=passes, tracking=False)
+
+        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     def masked_frames(self, tokens: Tensor) -> Tensor:
         """Tokens `[B, N, C]`, of the masked pass or of the whole image, to frames `[B, T, C]`.

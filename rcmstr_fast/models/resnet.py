@@ -6,58 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.models.batch_norm import GroupedBatchNorm
+from rcmstr_fast.models.conv_norm import ConvBN, Pair, WorkingConv2d, output_size
 from rcmstr_fast.models.encoder import Encoder, Features, check_images
-from rcmstr_fast.models.recompute import run_part
-from rcmstr_fast.models.working_weights import WorkingConv2d
 from rcmstr_fast.ops import (
     Masks,
     Sites,
     active_sites,
-    masked_conv_norm,
     masked_max_pool2d,
     masked_storage,
     unpack_sites,
 )
 
-Pair = tuple[int, int]
 HEIGHT = 32
-
-
-class ConvBN(nn.Module):
-    """Convolution without bias, batch norm, optional residual, optional ReLU: the unit of the network.
-
-    With `sites` the same weights work at the active sites only, and batch norm takes its statistics there.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        stride: Pair = (1, 1),
-        padding: Pair = (1, 1),
-        relu: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = WorkingConv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-        self.bn = GroupedBatchNorm(out_channels, dims=2)
-        self.relu = relu
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor, sites: Sites | None = None, residual: Tensor | None = None) -> Tensor:
-        """x `[B, C, h, w]` to `[B, C', h', w']`; residual `[B, C', h', w']` is added before the ReLU."""
-        conv, bn = self.conv, self.bn
-        if sites is not None:
-            return masked_conv_norm(
-                x, conv.cast_weight(), sites, bn.weight, bn.bias, stride=conv.stride, padding=conv.padding, eps=bn.eps,
-                residual=residual, relu=self.relu, group_size=bn.group_size or None,
-            )  # fmt: skip
-        return bn(conv(x), residual, self.relu)
-
-    def output_size(self, height: int, width: int) -> Pair:
-        """Size of the output map for an input map of height x width."""
-        return _output_size((height, width), self.conv.kernel_size, self.conv.stride, self.conv.padding)
 
 
 class BasicBlock(nn.Module):
@@ -110,7 +70,7 @@ class Stage(nn.Module):
         """Size of the stage's maps for an input map of height x width."""
         size = height, width
         if self.pool is not None:
-            size = _output_size(size, (2, 2), *self.pool)
+            size = output_size(size, (2, 2), *self.pool)
         for layer in self.layers:
             size = layer.output_size(*size)
         return size
@@ -171,7 +131,7 @@ class ResNet29(Encoder):
         check_images(images, HEIGHT)
         x = lower = images
         for behind, stage in enumerate(self.stages, 1):
-            x = run_part(stage, x, None, recompute=self.checkpointing)
+            x = self.run_part(stage, x, None)
             lower = x if behind == early else lower
         return lower, _frames(x)
 
@@ -182,7 +142,7 @@ class ResNet29(Encoder):
     def _run(self, images: Tensor, sites: Sequence[Sites | None]) -> Tensor:
         x = images
         for stage, at in zip(self.stages, sites, strict=True):
-            x = run_part(stage, x, at, recompute=self.checkpointing)
+            x = self.run_part(stage, x, at)
         return x
 
 
@@ -193,8 +153,3 @@ def _frames(x: Tensor) -> Tensor:
 
 def _blocks(in_channels: int, out_channels: int, count: int) -> list[BasicBlock]:
     return [BasicBlock(out_channels if i else in_channels, out_channels) for i in range(count)]
-
-
-def _output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
-    height, width = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
-    return height, width

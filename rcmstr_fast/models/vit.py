@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from rcmstr_fast import random
 from rcmstr_fast.models.encoder import Encoder, Features, check_images
-from rcmstr_fast.models.recompute import run_part
 from rcmstr_fast.ops import Masks, replace_tokens
 
 PATCH = 4
@@ -160,7 +159,7 @@ class VisionTransformer(Encoder):
         check_images(images, *self.size)
         x = lower = self._entered(self.patch_embed(images) + self.pos_embed)
         for behind, block in enumerate(self.blocks, 1):
-            x = run_part(block, x, recompute=self.checkpointing)
+            x = self.run_part(block, x)
             lower = x if behind == early else lower
         first = 0 if self.cls_token is None else 1
         return lower[:, first:].transpose(1, 2).unflatten(2, self.grid), self.norm(x)[:, first:]
@@ -200,7 +199,7 @@ class VisionTransformer(Encoder):
     def _encode(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
         of_blocks = [()] * len(self.blocks) if paths is None else [(found,) for found in paths.unbind(1)]
         for block, found in zip(self.blocks, of_blocks, strict=True):
-            x = run_part(block, x, *found, recompute=self.checkpointing)
+            x = self.run_part(block, x, *found)
         return self.norm(x)
 
 

@@ -1,10 +1,10 @@
 """The compiled extension `rcmstr_fast._C`: operations reach it through this module alone."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 try:
     from rcmstr_fast import _C as extension  # type: ignore[attr-defined]
@@ -45,11 +45,11 @@ def _cuda_refusal(index: int) -> str:
         return function("cuda_refusal")()
 
 
-def function(name: str, dtype: torch.dtype | None = None) -> Any:
-    """A function of the extension; with `dtype` its form for rows of that dtype."""
-    return getattr(extension, name if dtype is None else f"{name}_{str(dtype).removeprefix('torch.')}")
+def function(name: str) -> Any:
+    """A function of the extension; None where this build has none of that name."""
+    return getattr(extension, name, None)
 
 
-def address(tensor: Tensor | None) -> int:
-    """Address of a tensor's first element, 0 for None: the extension takes memory as plain integers."""
-    return 0 if tensor is None else tensor.data_ptr()
+def for_dtypes(name: str, dtypes: Sequence[torch.dtype]) -> dict[torch.dtype, Any]:
+    """The forms of a function of the extension for rows of these dtypes."""
+    return {dtype: function(f"{name}_{str(dtype).removeprefix('torch.')}") for dtype in dtypes}

@@ -13,7 +13,7 @@ from torch import Tensor
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.methods import Batch, PretrainMethod, StepOutput
 from rcmstr_fast.models.batch_norm import HeldStatistics, norms_of
-from rcmstr_fast.models.working_weights import WorkingWeights
+from rcmstr_fast.models.conv_norm import WorkingWeights
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.gradients import GradientAverage
 from rcmstr_fast.train.guard import Guard

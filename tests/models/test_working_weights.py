@@ -6,8 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rcmstr_fast import ops
 from rcmstr_fast.methods import build_method
+from rcmstr_fast.models.conv_norm import WorkingConv2d, WorkingWeights
 from rcmstr_fast.models.resnet import ConvBN, ResNet29, Stage
-from rcmstr_fast.models.working_weights import WorkingConv2d, WorkingWeights
 from rcmstr_fast.ops import CastWeight, triton_backend
 from tests.methods.tiny import random_batch, tiny_config
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rcmstr_fast.models.working_weights import WorkingWeights
+from rcmstr_fast.models.conv_norm import WorkingWeights
 from rcmstr_fast.train import step
 from tests.train.test_captured import assert_equal_state, make_trainer, take, tape
 

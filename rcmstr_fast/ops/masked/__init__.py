@@ -11,19 +11,16 @@ from torch import Tensor
 from rcmstr_fast.ops import checks, native, triton_backend
 from rcmstr_fast.ops.dispatch import operation, register
 from rcmstr_fast.ops.masked import cpu, dense, layers, triton
-from rcmstr_fast.ops.masked.layers import Layer, Norm, Window
-from rcmstr_fast.ops.masked.reference import CastWeight, Sites, values
-from rcmstr_fast.ops.masked.rows import RowSites
+from rcmstr_fast.ops.masked.cpu import RowSites
+from rcmstr_fast.ops.masked.layers import CastWeight, Layer, Norm, Sites, StoredSites, Window, values
 from rcmstr_fast.ops.masked.sites import active_sites as active_sites
+from rcmstr_fast.ops.masked.storage import LAYERS
 from rcmstr_fast.ops.masked.storage import masked_storage as masked_storage
 from rcmstr_fast.ops.masked.storage import unpack_sites as unpack_sites
 
 Pair = int | tuple[int, int]
 
-_OPERATIONS = {
-    name: operation(name, dense.masked_layer)
-    for name in ("masked_conv_norm", "masked_conv2d", "masked_batch_norm", "masked_max_pool2d")
-}
+_OPERATIONS = {name: operation(name, dense.masked_layer) for name in LAYERS}
 for _operation in _OPERATIONS.values():
     triton_backend.register(
         _operation,
@@ -39,6 +36,20 @@ for _operation in _OPERATIONS.values():
         available=native.reasons,
         avoid=lambda layer: layers.avoid(layer, "cpp"),
     )
+
+
+def _run(name: str, layer: Layer, backend: str | None) -> Tensor:
+    """Run a layer on the backend of its stage's storage, else on the one that the general dispatch finds.
+
+    `masked_storage` has asked already what speaks against the backend of a stage that it keeps. What remains to be
+    asked of each layer is whether that backend can compute it.
+    """
+    sites = layer.sites
+    if backend is None and isinstance(sites, StoredSites) and sites.kept:
+        chosen = _OPERATIONS[name].backends[sites.backend]
+        if not chosen.unsupported_reasons(layer):
+            return chosen.run(layer)
+    return _OPERATIONS[name](layer, backend=backend)
 
 
 def masked_conv_norm(
@@ -84,7 +95,7 @@ def masked_conv_norm(
     window, size = _check_convolution(name, x, weight, sites, stride, padding)
     layer = Layer(x, sites, window, weight, Norm(norm_weight, norm_bias, eps, residual, relu, group_size))
     _check_norm(name, layer, values(weight).shape[0], size)
-    return _OPERATIONS[name](layer, backend=backend)
+    return _run(name, layer, backend)
 
 
 def masked_conv2d(
@@ -117,7 +128,7 @@ def masked_conv2d(
     """
     name = "masked_conv2d"
     window, _ = _check_convolution(name, x, weight, sites, stride, padding)
-    return _OPERATIONS[name](Layer(x, sites, window, weight), backend=backend)
+    return _run(name, Layer(x, sites, window, weight), backend)
 
 
 def masked_batch_norm(
@@ -160,7 +171,7 @@ def masked_batch_norm(
     size = _check_input(name, x, sites, None)
     layer = Layer(x, sites, norm=Norm(weight, bias, eps, residual, relu, group_size))
     _check_norm(name, layer, x.shape[1], size)
-    return _OPERATIONS[name](layer, backend=backend)
+    return _run(name, layer, backend)
 
 
 def masked_max_pool2d(
@@ -187,7 +198,7 @@ def masked_max_pool2d(
     if any(2 * p > k for p, k in zip(window.padding, window.kernel)):
         raise ValueError(f"{name}: padding must be at most half of {kernel_size}, got {padding}")
     _check_input(name, x, sites, window)
-    return _OPERATIONS[name](Layer(x, sites, window), backend=backend)
+    return _run(name, Layer(x, sites, window), backend)
 
 
 def _pair(value: Pair) -> tuple[int, int]:

@@ -6,9 +6,31 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rcmstr_fast.ops.masked.reference import CastWeight, Sites
-
 Pair = tuple[int, int]
+
+
+class Sites(NamedTuple):
+    """Active sites `active` [B, 1, h, w] bool of one stage; `source` [B, 1, h0, w0] those of the stage before it."""
+
+    active: Tensor
+    source: Tensor | None
+
+
+class CastWeight(NamedTuple):
+    """A weight and its one copy in the dtype of autocast; the masked convolutions take it instead of a weight.
+
+    Attributes:
+        full: [O, C, kh, kw] float32; takes the gradients that are summed in float32.
+        low: the same values in the dtype of autocast; takes the gradients of the layers that know only this dtype.
+    """
+
+    full: Tensor
+    low: Tensor
+
+
+def values(weight: Tensor | CastWeight) -> Tensor:
+    """The tensor whose shape and device are those of the weight, and which any layer can multiply with."""
+    return weight.low if isinstance(weight, CastWeight) else weight
 
 
 class Window(NamedTuple):

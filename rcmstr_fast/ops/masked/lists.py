@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 from typing_extensions import Self
 
 from rcmstr_fast.ops import native
-from rcmstr_fast.ops.masked.layers import Pair, StoredSites, Window
-from rcmstr_fast.ops.masked.reference import Sites, input_map, keep
+from rcmstr_fast.ops.masked.layers import Pair, Sites, StoredSites, Window
+from rcmstr_fast.ops.masked.reference import input_map, keep
 
 #: Input map, output map and window of a convolution.
 Request = tuple[Tensor, Tensor, Window]

@@ -7,7 +7,7 @@ from torch import Tensor
 from rcmstr_fast.ops import checks
 from rcmstr_fast.ops.dispatch import only_reference
 from rcmstr_fast.ops.masked import reference
-from rcmstr_fast.ops.masked.reference import Sites
+from rcmstr_fast.ops.masked.layers import Sites
 
 _NAME = "active_sites"
 

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, native, triton_backend
+from rcmstr_fast.ops import checks, dispatch, native, triton_backend
 from rcmstr_fast.ops.dispatch import BackendError
-from rcmstr_fast.ops.masked.layers import Pair, StoredSites, Window
+from rcmstr_fast.ops.masked.cpu import RowList, RowSites
+from rcmstr_fast.ops.masked.layers import Pair, Sites, StoredSites, Window
 from rcmstr_fast.ops.masked.lists import ListSites, prepare
-from rcmstr_fast.ops.masked.reference import Sites
-from rcmstr_fast.ops.masked.rows import RowList, RowSites
 from rcmstr_fast.tuning import choices
 from rcmstr_fast.tuning.choices import Choice, Setting, Value
 
 _NAME = "masked_storage"
+#: The operations that work on what is stored here.
+LAYERS = ("masked_conv_norm", "masked_conv2d", "masked_batch_norm", "masked_max_pool2d")
 
 #: The prior: device -> sites of a stage's map -> largest share of active sites at which hidden ones are skipped. Of the
 #: entries that are not above the stage's sites the largest decides. On a CPU these are break-evens of forward and backward
@@ -85,6 +86,12 @@ STAGES = choices.declare(
 )
 
 
+def _refused(backend: str) -> list[str]:
+    """What the self-check has against a backend of the masked layers; asked where a pass is stored, not by layers."""
+    known = dispatch.operations()
+    return [reason for name in LAYERS for reason in known[name].refusal(backend)]
+
+
 def refusals(sites: Sequence[Sites]) -> list[str]:
     """Why this masked pass cannot be stored as packed rows."""
     found = native.reasons()
@@ -103,7 +110,7 @@ WindowShape = tuple[Pair, Pair, Pair]
 
 def _listed(sites: Sequence[Sites], visible: float | None) -> list[Sites]:
     """Stages on CUDA: listed where hidden sites are skipped, else as they are."""
-    if visible is None or triton_backend.reasons() or torch.compiler.is_compiling():
+    if visible is None or triton_backend.reasons() or torch.compiler.is_compiling() or _refused("triton"):
         return list(sites)
     return [
         ListSites.make(stage) if _skips("cuda", stage.active.shape[2] * stage.active.shape[3], visible) else stage
@@ -148,7 +155,7 @@ def masked_storage(
     reasons = refusals(sites)
     if order == "cpp" and reasons:
         raise BackendError(f"{_NAME}: backend cpp cannot: {', '.join(reasons)}")
-    if reasons or order not in (None, "cpp"):
+    if reasons or order not in (None, "cpp") or (order is None and _refused("cpp")):
         return list(sites)
     stored: list[Sites] = []
     before: RowList | None = None

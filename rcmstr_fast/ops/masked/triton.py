@@ -13,10 +13,10 @@ from torch import Tensor
 from rcmstr_fast.ops import triton_backend
 from rcmstr_fast.ops.batch_norm.reference import group_sizes
 from rcmstr_fast.ops.masked import triton_pool
-from rcmstr_fast.ops.masked.layers import Layer, Pair, Window, operands, over_maps
+from rcmstr_fast.ops.masked.layers import Layer, Pair, Window, operands, over_maps, values
 from rcmstr_fast.ops.masked.lists import ListSites, WindowLists
 from rcmstr_fast.ops.masked.maps import empty, nhwc, room
-from rcmstr_fast.ops.masked.reference import input_map, values
+from rcmstr_fast.ops.masked.reference import input_map
 
 
 def _size(x: Tensor) -> Pair:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rcmstr_fast.ops import chunks, native
 from rcmstr_fast.ops.queue_losses.reference import LossTerm
+from rcmstr_fast.ops.rows import addresses
 
 #: Similarities of a chunk of rows with all K keys.
 CHUNK = chunks.declare("relational_losses")
@@ -104,9 +105,7 @@ def _compiled_rows(
     weight = torch.empty_like(a) if with_gradient else None
     positive, ratio, scale_info = (None, 1.0, 0.0) if info is None else (info.positive.contiguous(), *info[1:])
     tensors = (a, b, p, place, positive, weight, losses, rest, kl)
-    native.function("loss_rows")(
-        *map(native.address, tensors), *a.shape, ratio, scale_info, scale_kl, torch.get_num_threads()
-    )
+    native.function("loss_rows")(*addresses(*tensors), *a.shape, ratio, scale_info, scale_kl, torch.get_num_threads())
     return _Rows(kl, losses, rest, weight)
 
 

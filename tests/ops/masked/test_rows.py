@@ -7,10 +7,10 @@ import torch
 from rcmstr_fast import ops
 from rcmstr_fast.models.resnet import ResNet29
 from rcmstr_fast.ops import Sites, dispatch, native
-from rcmstr_fast.ops.batch_norm.cpu import norm_rows
 from rcmstr_fast.ops.masked import storage
+from rcmstr_fast.ops.masked.cpu import RowList, WindowTable
 from rcmstr_fast.ops.masked.layers import StoredSites, Window
-from rcmstr_fast.ops.masked.rows import RowList, WindowTable
+from rcmstr_fast.ops.rows import norm_rows
 from tests.ops.cases import assert_near, normal
 
 pytestmark = pytest.mark.skipif(bool(native.reasons()), reason=f"{native.reasons()}")

@@ -1,4 +1,6 @@
-"""One copy of each convolution's weight in the dtype of autocast for every pass, and one sum of its gradients.
+"""The unit of a CNN, a convolution with its batch norm, and the copies of its weight that passes share.
+
+There is one copy of each convolution's weight in the dtype of autocast for every pass, and one sum of its gradients.
 
 Autocast would cast a weight for the dense pass, the sparse kernels once more, and each cast would send back a gradient
 of its own, rounded. Here the copies are made together once a step; in a micro-batch a weight enters the autograd graph
@@ -13,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcmstr_fast.ops import CastWeight
+from rcmstr_fast.models.batch_norm import GroupedBatchNorm
+from rcmstr_fast.ops import CastWeight, Sites, masked_conv_norm
+
+Pair = tuple[int, int]
 
 
 class _Cast(torch.autograd.Function):
@@ -69,6 +74,51 @@ class WorkingConv2d(nn.Conv2d):
         return self._conv_forward(x, weight.low if isinstance(weight, CastWeight) else weight, self.bias)
 
 
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm, optional residual, optional ReLU: the unit of the network.
+
+    With `sites` the same weights work at the active sites only, and batch norm takes its statistics there.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: Pair = (1, 1),
+        padding: Pair = (1, 1),
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = WorkingConv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.bn = GroupedBatchNorm(out_channels, dims=2)
+        self.relu = relu
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, sites: Sites | None = None, residual: Tensor | None = None) -> Tensor:
+        """x `[B, C, h, w]` to `[B, C', h', w']`; residual `[B, C', h', w']` is added before the ReLU."""
+        conv, bn = self.conv, self.bn
+        if sites is not None:
+            return masked_conv_norm(
+                x,
+                conv.cast_weight(),
+                sites,
+                bn.weight,
+                bn.bias,
+                stride=conv.stride,
+                padding=conv.padding,
+                eps=bn.eps,
+                residual=residual,
+                relu=self.relu,
+                group_size=bn.group_size or None,
+            )
+        return bn(conv(x), residual, self.relu)
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """Size of the output map for an input map of height x width."""
+        return output_size((height, width), self.conv.kernel_size, self.conv.stride, self.conv.padding)
+
+
 class WorkingWeights:
     """The copies of all convolutions inside a module; their memory stays, so that a step may be recorded.
 
@@ -98,3 +148,9 @@ class WorkingWeights:
         finally:
             for layer in self._layers:
                 layer.working = None
+
+
+def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    """Size of the output map of a window over an input map of `size`."""
+    height, width = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+    return height, width
