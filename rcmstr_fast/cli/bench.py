@@ -32,8 +32,12 @@ def add_arguments(parser: Parser) -> None:
     make = type(parser)
 
     pipeline = make(description="Measure data only, model only and both, and each stage of the data path.")
-    pipeline.add_argument("--seconds", type=float, default=10.0, bounds=Bounds(above=0), help="length of each of the three measurements")
-    pipeline.add_argument("--repetitions", type=int, default=5, bounds=Bounds(low=1), help="timed calls of each stage; the best counts")
+    pipeline.add_argument(
+        "--seconds", type=float, default=10.0, bounds=Bounds(above=0), help="length of each of the three measurements"
+    )
+    pipeline.add_argument(
+        "--repetitions", type=int, default=5, bounds=Bounds(low=1), help="timed calls of each stage; the best counts"
+    )
     pipeline.add_argument("--peers", type=bool, default=False, help="also time other libraries (needs a checkout)")
     pipeline.add_argument(
         "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
@@ -56,7 +60,9 @@ def add_arguments(parser: Parser) -> None:
     step.add_argument(
         "--compare", type=str, default="", help="JSON of an earlier run; exit status 1 where it was faster"
     )
-    step.add_argument("--margin", type=float, default=0.05, bounds=Bounds(low=0), help="how much slower is still the same, as a share")
+    step.add_argument(
+        "--margin", type=float, default=0.05, bounds=Bounds(low=0), help="how much slower is still the same, as a share"
+    )
     step.add_argument(
         "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
     )

@@ -57,11 +57,17 @@ def add_arguments(parser: Parser) -> None:
     _add_roots(check)
     limits = DataConfig()
     check.add_argument(
-        "--max_pixels", type=int, default=limits.max_pixels, bounds=Bounds(low=1),
+        "--max_pixels",
+        type=int,
+        default=limits.max_pixels,
+        bounds=Bounds(low=1),
         help="larger pictures are broken (width x height)",
     )
     check.add_argument(
-        "--min_side", type=int, default=limits.min_side, bounds=Bounds(low=1),
+        "--min_side",
+        type=int,
+        default=limits.min_side,
+        bounds=Bounds(low=1),
         help="pictures with a shorter side are broken (pixels)",
     )
     commands.add_subcommand("check", check, help="decode every image, look at every label, name what is wrong")
@@ -80,7 +86,9 @@ def add_arguments(parser: Parser) -> None:
 
 def _add_roots(parser: Parser) -> None:
     parser.add_argument("roots", nargs="+", type=str, help="LMDBs, folders that hold LMDBs, or folders of images")
-    parser.add_argument("--threads", type=int, default=0, bounds=Bounds(low=0, high=1024), help="threads; 0: all CPUs of this process")
+    parser.add_argument(
+        "--threads", type=int, default=0, bounds=Bounds(low=0, high=1024), help="threads; 0: all CPUs of this process"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 

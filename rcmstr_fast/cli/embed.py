@@ -26,7 +26,9 @@ def add_arguments(parser: Parser) -> None:
         "--levels", type=str, nargs="+", default=["word"],
         help="what of each picture: word (mean of the frames), subword, frame, token; several make several columns",
     )  # fmt: skip
-    parser.add_argument("--num_subwords", type=int, default=4, bounds=Bounds(low=1), help="windows of the level subword")
+    parser.add_argument(
+        "--num_subwords", type=int, default=4, bounds=Bounds(low=1), help="windows of the level subword"
+    )
     parser.add_argument(
         "--dtype", choices=["float32", "float16"], default="float32", help="of the features in the file"
     )

@@ -29,7 +29,10 @@ def add_arguments(parser: Parser) -> None:
     tsne.add_argument("--recogniser", required=True, help="run folder of a probe, whose encoder gives the frames")
     tsne.add_argument("--most", type=int, default=3000, bounds=Bounds(low=1), help="frames")
     tsne.add_argument(
-        "--colours", type=int, default=20, bounds=Bounds(low=1),
+        "--colours",
+        type=int,
+        default=20,
+        bounds=Bounds(low=1),
         help="characters with a colour of their own, the frequent ones",
     )
     tsne.add_argument("--perplexity", type=float, default=30.0, bounds=Bounds(above=0), help="of t-SNE")
@@ -48,8 +51,16 @@ def add_arguments(parser: Parser) -> None:
     masks.add_argument("images", nargs="+", help="pictures of one word each")
     masks.add_argument("--run", type=str, default="", help="run folder of a pretraining, whose masks are shown")
     masks.add_argument("--unit", type=str, default="token", help="token, lattice, stage3 or column")
-    masks.add_argument("--mask_ratio", type=float, default=0.7, bounds=Bounds(low=0, high=1), help="hidden share of the units")
-    masks.add_argument("--num_blocks", type=int, default=1, bounds=Bounds(low=0, high=64), help="hidden blocks of 16 pixels, full height")
+    masks.add_argument(
+        "--mask_ratio", type=float, default=0.7, bounds=Bounds(low=0, high=1), help="hidden share of the units"
+    )
+    masks.add_argument(
+        "--num_blocks",
+        type=int,
+        default=1,
+        bounds=Bounds(low=0, high=64),
+        help="hidden blocks of 16 pixels, full height",
+    )
     masks.add_argument("--draws", type=int, default=3, bounds=Bounds(low=1), help="masks of each picture")
     masks.add_argument("--seed", type=int, default=0, help="of the masks")
     _out(masks, "masks")

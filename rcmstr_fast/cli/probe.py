@@ -20,7 +20,10 @@ def add_arguments(parser: Parser, cls: type[ProbeConfig] = ProbeConfig) -> None:
         help="share of the training words that is used; several (0.01 0.1 1) make a grid of runs",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=int | list[int], default=[], bounds=Bounds(low=0),
+        "--seeds",
+        type=int | list[int],
+        default=[],
+        bounds=Bounds(low=0),
         help="seeds of a grid of runs (0 1 2); empty: seed alone",
     )
     parser.spread = ("--subset", "--seeds")

@@ -17,7 +17,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("study", type=str, help="a study: YAML file, or the name of one that comes with the package")
     parser.add_argument("--out", type=str, default="", help="folder of the study; empty: runs/NAME")
     parser.add_argument("--data", type=dict[str, str], default={}, help="paths of its data: --data '{words: PATH}'")
-    parser.add_argument("--jobs", type=int, default=1, bounds=Bounds(low=1, high=1024), help="commands at the same time")
+    parser.add_argument(
+        "--jobs", type=int, default=1, bounds=Bounds(low=1, high=1024), help="commands at the same time"
+    )
     parser.add_argument("--only", type=list[str], default=[], help="only these rows")
     parser.add_argument("--record", type=str, default="", help="also write what was found to this JSON file")
     parser.add_argument("--plan", type=bool, default=False, help="only print the commands that are left")

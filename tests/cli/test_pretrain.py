@@ -109,15 +109,8 @@ def test_every_recipe_parses(parsed):
 def test_a_field_of_another_method_is_named(capsys):
     assert main(["pretrain", "--method.name", "rclstr", "--method.mask_ratio", "0.5"]) == 2
     error = capsys.readouterr().err
-<<<<<<< HEAD
     having = "method dig, ibot, maskocr, persec, rcmstr, simmim has"
     start = f"rcmstr pretrain: method rclstr has no field mask_ratio ({having}); expected one of "
-=======
-    start = (
-        "rcmstr pretrain: method rclstr has no field mask_ratio "
-        "(method dig, ibot, maskocr, persec, rcmstr, simmim has); expected one of "
-    )
->>>>>>> ee98681 (A masked unit passes six files on a CPU: the storage of a stage is its backend, rows are computed in one file, the unit stands with its weight)
     assert error.startswith(start) and "alpha" in error and error.count("\n") == 1
 
 
