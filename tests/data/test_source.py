@@ -139,7 +139,7 @@ def test_a_database_of_labels_alone_and_one_that_was_never_written(tree):
     with lmdb.open(str(tree / "mmocr"), map_size=1 << 20) as env, env.begin(write=True) as txn:
         txn.put(b"0", b'{"filename": "0.jpg", "text": "abc"}')
         txn.put(b"total_number", b"1")
-    with pytest.raises(ConfigError, match="expected keys image-000000001, .. in .*, got 2 keys such as b'0'"):
+    with pytest.raises(ConfigError, match=r"expected keys image-000000001, .. in .*, got 2 keys such as b'0'"):
         open_sources([tree / "mmocr"])
     (tree / "many" / "empty").mkdir()
     (tree / "many" / "empty" / "data.mdb").touch()
