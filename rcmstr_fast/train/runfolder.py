@@ -138,6 +138,9 @@ class RunFolder:
     def adopt(self, config: PretrainConfig) -> PretrainConfig:
         """Check that `config` may be run here, before anything is written.
 
+        That is: the folder is new or empty, or holds a run with this configuration, or one that never saved anything,
+        such as one whose first step did not fit into the memory.
+
         A warm-up that `config` leaves open is the one of the run that is continued.
 
         Returns:
@@ -146,7 +149,7 @@ class RunFolder:
             ConfigError: naming every field that differs, with both values.
         """
         held = self.read_config()
-        if held is None:
+        if held is None or not self.checkpoints.exists():
             return config
         if config.optim.warmup_steps is None:
             config.optim.warmup_steps = held["optim"].get("warmup_steps")
@@ -159,7 +162,12 @@ class RunFolder:
         return config
 
     def computed_with(self) -> dict[str, Any] | None:
-        """What the last session of the run computed with, {} if it does not say; None where there is no session."""
+        """What the last session of the run computed with, {} if it does not say; None where there is no session.
+
+        One that never saved anything does not count: the run begins anew.
+        """
+        if not self.checkpoints.exists():
+            return None
         sessions = self._sessions()
         held = sessions[-1].get("tuned") if sessions and isinstance(sessions[-1], dict) else None
         return (held if isinstance(held, dict) else {}) if sessions or self.config.is_file() else None

@@ -72,6 +72,15 @@ def test_a_wrong_rectifier_leaves_the_folder_to_the_corrected_command(words, tmp
     assert RunFolder(run).last.is_file()
 
 
+def test_a_run_that_never_saved_leaves_the_folder_to_the_corrected_command(words, tmp_path, capsys):
+    """Its first step does not fit into the memory, which is known only then."""
+    run = tmp_path / "run"
+    assert "allocate memory" in refused(capsys, words, run, method__group_size=10**15)
+    assert RunFolder(run).config.is_file()
+    assert main(flags(words, run)) == 0
+    assert main(flags(words, run, method__group_size=4)) == 2  # from now on it is the run's
+
+
 @pytest.mark.parametrize(
     "fields", [{"optim__lr": 1e18, "optim__warmup_steps": 0}, {"optim__name": "sgd", "optim__lr": 1e18}]
 )
