@@ -34,6 +34,10 @@ def test_defaults_need_no_words():
     assert warnings(Setting(config, make_plan(config, 1_000_000, 1), 1_000_000, 1)) == []
 
 
+IBOT, MASKOCR = ({"method__name": x, "method__queue_size": None, "model__encoder": "vit_tiny"} for x in ("ibot", "maskocr"))
+SIMAN = {"method__name": "siman", "method__queue_size": None}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -55,6 +59,13 @@ def test_defaults_need_no_words():
         ({"optim__name": "sgd", "optim__beta1": 0.5}, "optim.beta1 does nothing here: optim.name=sgd"),
         ({"optim__schedule": "constant", "optim__min_lr": 1e-4}, "optim.min_lr does nothing here"),
         ({"train__epochs": 3}, "train.epochs does nothing here: train.steps decides"),
+        ({"model__tps_align_corners": True}, "model.tps_align_corners does nothing here: model.tps=none"),
+        ({"model__sequence_units": 64}, "model.sequence_units does nothing here: model.sequence=none"),
+        ({"train__probe_words": 90}, "train.probe_words does nothing here: train.probe_every=0"),
+        (IBOT | {"method__local_area": 0.2}, "method.local_area does nothing here: method.local_crops=0"),
+        (IBOT | {"method__tau_rise": 0.0, "method__tau_patch_start": 0.05}, "method.tau_patch_start does nothing here"),
+        (MASKOCR | {"method__language_layers": 2}, "method.language_layers does nothing here: method.language=false"),
+        (SIMAN | {"method__adversarial_weight": 0.0, "method__discriminator_width": 8}, "method.adversarial_weight=0"),
         ({"method__queue": "sharded"}, "method.queue does nothing here: there is one process"),
     ],
 )  # fmt: skip
