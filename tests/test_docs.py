@@ -61,3 +61,15 @@ def test_table_one_rows_switch_one_module_after_the_other():
         assert method(f"{arch}_rclstr") == {"name": "rclstr"}
         assert method(f"{arch}_rcmstr") == {"name": "rcmstr"}
     assert method("cnn_seqmoco_nokl") == {"name": "seqmoco", "kl": False}
+
+
+def test_promises_name_tests_that_there_are():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in page.partition("## ")[0].splitlines() if line.startswith("| ")][1:]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)", row)
+        assert named, row
+        for file, names in named:
+            there = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.M)
+            assert set(re.findall(r"`(test_\w+)`", names)) <= set(there), (file, names)

@@ -8,10 +8,12 @@ import os
 import typing
 
 import pytest
+from safetensors.torch import load_file
 
 from rcmstr_fast.cli import main as command_line
 from rcmstr_fast.cli.arguments import Parser
-from rcmstr_fast.methods import every_method
+from rcmstr_fast.methods import every_method, find
+from tests.train.real import write_words
 
 #: What no number may be, may be seldom, or is at its limit.
 NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e30", "1" + 22 * "0")
@@ -37,6 +39,11 @@ BEGINNINGS = {
     "data overlap": (("words",), "rcmstr_fast.data.source.open_sources"),
     "data stats": (("words",), "rcmstr_fast.data.source.open_sources"),
 }
+#: A run of one small step.
+TINY = {
+    "preset": "fast", "model.width": 0.125, "model.projector_hidden": 16, "model.feature_dim": 16, "data.workers": 1,
+    "train.global_batch_size": 8, "train.steps": 1, "train.device": "cpu", "train.precision": "fp32", "train.trackers": [],
+}  # fmt: skip
 #: Commands with the fields of another one, which walks them in full.
 SAME_FIELDS = ("tune", "bench pipeline", "bench step", "finetune")
 
@@ -150,3 +157,16 @@ def test_a_command(name, beginning):
 @pytest.mark.parametrize("method", [spec.name for spec in every_method()])
 def test_the_fields_of_a_method(method, beginning):
     sweep("pretrain", method, only="--method.")
+
+
+@pytest.mark.parametrize("method", [spec.name for spec in every_method()][::4])
+def test_numbers_at_their_limits_work(method, tmp_path):
+    """A step in which every number of the method that may be 0 is 0."""
+    parser, (encoder, *_) = parser_of("pretrain", method), find(method).encoders
+    own = [option[2:] for option in numbers(parser) if option.startswith("--method.")]
+    fields = TINY | {name: 0 for name in own if parser.ranges[name].low == 0}
+    fields |= {"method.queue_size": 32} if "method.queue_size" in own else {}
+    fields |= {"method.name": method, "model.encoder": encoder, "model.depth": 1, "train.tune": "off"}
+    fields |= {"data.roots": f"[{write_words(tmp_path / 'words')}]", "run": tmp_path / "run"}
+    assert command_line.main(["pretrain", *(f"--{name}={value}" for name, value in fields.items())]) == 0
+    assert load_file(tmp_path / "run" / "encoder.safetensors")
