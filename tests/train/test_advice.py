@@ -34,7 +34,9 @@ def test_defaults_need_no_words():
     assert warnings(Setting(config, make_plan(config, 1_000_000, 1), 1_000_000, 1)) == []
 
 
-IBOT, MASKOCR = ({"method__name": x, "method__queue_size": None, "model__encoder": "vit_tiny"} for x in ("ibot", "maskocr"))
+IBOT, MASKOCR = (
+    {"method__name": x, "method__queue_size": None, "model__encoder": "vit_tiny"} for x in ("ibot", "maskocr")
+)
 SIMAN = {"method__name": "siman", "method__queue_size": None}
 
 
