@@ -24,6 +24,7 @@ BEGINNINGS = {
     "tune": ((), "rcmstr_fast.train.distributed.joined"),
     "bench pipeline": (("--data.roots=words",), "rcmstr_fast.measure.pipeline.joined"),
     "bench step": ((), "rcmstr_fast.train.distributed.joined"),
+    "bench methods": ((), "rcmstr_fast.cli.bench._checkout"),
     "bench ops": ((), "rcmstr_fast.cli.bench._checkout"),
     "probe": (("--encoder=random", "--train=words", "--test=words"), "rcmstr_fast.evaluation.running.joined"),
     "finetune": (("--encoder=random", "--train=words", "--test=words"), "rcmstr_fast.evaluation.running.joined"),
