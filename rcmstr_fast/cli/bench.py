@@ -73,9 +73,7 @@ def add_arguments(parser: Parser) -> None:
     every.add_argument(
         "--recipes", type=str, default="tiny_", help="recipes whose names begin so; all methods have one"
     )
-    every.add_argument(
-        "--batch", type=int, default=0, bounds=Bounds(low=0), help="images a step; 0: each recipe's own"
-    )
+    every.add_argument("--batch", type=int, default=0, bounds=Bounds(low=0), help="images a step; 0: each recipe's own")
     every.add_argument("--precision", type=str, default="fp32", help="of all of them: auto, fp32 or bf16")
     every.add_argument(
         "--repetitions", type=int, default=10, bounds=Bounds(low=1), help="timed steps of each, ours and plain in turn"
