@@ -112,11 +112,11 @@ def test_the_numbers_of_every_table_add_up(tmp_path):
     assert result.info["words"]["training"]["total"] == 80
     assert len(result.sets) == len(names) * len(tests)
     for found in result.sets:
-        labels = [label for label in tests[found.name] if label]
+        labels = [label for label in tests[found.set] if label]
         assert found.score.count + sum(found.dropped.values()) == found.total == len(labels)
         protocol = get_protocol(found.protocol)
         assert found.emptied == sum(protocol.target(x) == ("", None) for x in labels)
-        assert f"| {found.name} ({found.protocol})" in shown
+        assert f"| {found.set} ({found.protocol})" in shown
     for line in shown.splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 5 and cells[1].isdigit():  # the table of words: N total, N kept, left out by each reason
