@@ -53,6 +53,11 @@ class MaskOCRConfig(MethodConfig, LabelSettings):
     language_frozen: bool = True
     language_only: bool = False
 
+    @property
+    def needs_labels(self) -> bool:
+        """Only for its language half."""
+        return self.language
+
     def check(self, run: PretrainConfig) -> None:
         """Something is hidden, something is seen, and no sequence model is left without a gradient."""
         strips = run.model.image_width // PATCH

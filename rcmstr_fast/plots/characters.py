@@ -24,7 +24,8 @@ class CharacterFrames:
         features: [n, C] float32.
         characters: n characters.
         words: n names of pictures.
-        counts: what became of the words: used, misread, broken.
+        counts: of the words: used; misread, of which all or none are used; unread (nothing was read) and broken, of
+            which none is.
     """
 
     features: np.ndarray
@@ -56,7 +57,7 @@ def character_frames(
     features: list[np.ndarray] = []
     characters: list[str] = []
     words: list[str] = []
-    counts = {"used": 0, "misread": 0, "broken": 0}
+    counts = {"used": 0, "misread": 0, "unread": 0, "broken": 0}
     for first in range(0, len(source), batch_size):
         if len(characters) >= most:
             break
@@ -68,8 +69,10 @@ def character_frames(
         assert trace.attention is not None
         for i, (text, label) in enumerate(zip(texts, labels)):
             wanted = label.lower() if label and fold else label
-            if not text or (wanted is not None and text != wanted and not misread):
-                counts["misread"] += 1
+            wrong = bool(text) and wanted is not None and text != wanted
+            counts["misread"] += wrong
+            counts["unread"] += not text
+            if not text or (wrong and not misread):
                 continue
             counts["used"] += 1
             for place, character in _held(trace.ids[i], trace.attention[i], text, recogniser.decoder.num_special):
@@ -79,7 +82,8 @@ def character_frames(
     if len(characters) < 5:
         raise ConfigError(
             f"expected words that the recogniser reads right, for their frames, found {counts['used']} "
-            f"({counts['misread']} misread, {counts['broken']} broken); --misread takes all"
+            f"({counts['misread']} misread, {counts['unread']} read as nothing, {counts['broken']} broken); --misread takes "
+            "misread ones too"
         )
     return CharacterFrames(np.stack(features[:most]), characters[:most], words[:most], counts)
 

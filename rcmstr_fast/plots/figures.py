@@ -88,7 +88,8 @@ def tsne_figure(
     rows = [[w, c, f"{x:.4f}", f"{y:.4f}"] for w, c, (x, y) in zip(found.words, found.characters, places)]
     text = to_tsv([["picture", "character", "x", "y"], *rows])
     stem.with_name(f"{stem.name}.tsv").write_bytes(text.encode("utf-8", "surrogateescape"))
-    title = f"t-SNE of {len(places)} frames of {found.counts['used']} words ({found.counts['misread']} misread)"
+    wrong = f"{found.counts['misread']} misread {'among them' if misread else 'left out'}"
+    title = f"t-SNE of {len(places)} frames of {found.counts['used']} words ({wrong})"
     return drawing.points(title, places, found.characters, colours)
 
 

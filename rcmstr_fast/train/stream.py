@@ -21,6 +21,9 @@ from rcmstr_fast.train.plan import Plan
 from rcmstr_fast.train.targets import Targets
 from rcmstr_fast.train.views import Make, ViewMaker
 
+#: Records whose labels are looked at together.
+_CHUNK = 4096
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +48,7 @@ class Stream:
     Args:
         config: resolved.
     Raises:
-        ConfigError: no images, or weights that do not fit them.
+        ConfigError: no images, weights that do not fit them, or not one label for a method that learns from labels.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -59,6 +62,8 @@ class Stream:
         self._source = open_sources(config.data.roots)
         for line in files_given_twice(self._source):
             _log.warning("data.roots: %s", line)
+        if self._targets is not None and config.method.needs_labels:  # type: ignore[attr-defined]
+            self._require_labels(self._targets)
         data = config.data
         self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
         self._loader: Loader | None = None
@@ -148,6 +153,19 @@ class Stream:
             made = self._targets(self._source.labels(loaded.records.numpy()))
             drawn |= {name: self._sent(self._pinned(x)) for name, x in made.items()}
         return Batch(views, self._sent(inputs.index), epoch, drawn, images=loaded.images)
+
+    def _require_labels(self, targets: Targets) -> None:
+        """Look for a label that can be learned from; the first is enough, and usually among the first records."""
+        count = len(self._source)
+        for first in range(0, count, _CHUNK):
+            labels = self._source.labels(range(first, min(first + _CHUNK, count)))
+            if any(targets.ids(label) for label in labels):
+                return
+        method = self.config.method
+        raise ConfigError(
+            f"method {method.name} learns from labels: none of the {count} images of data.roots has one with a "
+            f"character of charset {method.charset}"  # type: ignore[attr-defined]
+        )
 
     def _pinned(self, x: Tensor) -> Tensor:
         return x.pin_memory() if self._device.type == "cuda" and x.device.type == "cpu" else x

@@ -24,7 +24,11 @@ class Targets:
         targets = torch.full((len(texts), self.longest), -1, dtype=torch.int64)
         lengths = torch.zeros(len(texts), dtype=torch.int64)
         for i, text in enumerate(texts):
-            ids = self.charset.encode("".join(c for c in text or "" if c in self.charset))[: self.longest]
+            ids = self.ids(text)
             targets[i, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
             lengths[i] = len(ids)
         return {"targets": targets, "lengths": lengths}
+
+    def ids(self, text: str | None) -> list[int]:
+        """A label's characters of the charset, as ids from 0, cut at the longest label; none without a label."""
+        return self.charset.encode("".join(c for c in text or "" if c in self.charset))[: self.longest]

@@ -10,6 +10,7 @@ from PIL import Image
 from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.source import open_sources
+from rcmstr_fast.exchange.reading import Reader
 from rcmstr_fast.plots import characters, figures
 from tests.evaluation.rendered import picture
 from tests.exchange.tiny import CNN, write_recogniser
@@ -68,6 +69,23 @@ def test_tsne(made, tmp_path, capsys):
     network, _ = figures.load_recogniser(made)
     found = characters.character_frames(network, open_sources([words]), misread=True)
     assert [row[1] for row in rows[1:]] == found.characters and len(found.features) == len(found.characters) >= 5
+
+
+def test_the_title_counts_misread_words(made, tmp_path, capsys):
+    """Of six words two are labelled as they are read: four are misread, left out or shown as ordered."""
+    network, _ = figures.load_recogniser(made)
+    files = sorted((made / "words").iterdir())
+    read = Reader(network).read(files)
+    assert all(reading.text for reading in read)
+    for i, (file, reading) in enumerate(zip(files, read)):
+        (tmp_path / "set" / file.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / file.name).write_bytes(file.read_bytes())
+        with open(tmp_path / "set/labels.tsv", "a") as lines:
+            lines.write(f"{file.name}\t{reading.text if i < 2 else 'other'}\n")
+    for more, said in (([], "of 2 words (4 misread left out)"), (["--misread"], "of 6 words (4 misread among them)")):
+        command = ["plot", "tsne", str(tmp_path / "set"), "--recogniser", str(made), "--out", str(tmp_path / "t"), *more]
+        assert main(command) == 0
+        assert said in drawn(capsys, tmp_path / "t")
 
 
 def test_frames_belong_to_the_character_that_looks_at_them():

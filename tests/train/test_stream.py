@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from rcmstr_fast import ops
-from rcmstr_fast.config import ConfigError, resolve
+from rcmstr_fast.config import ConfigError, DataConfig, PretrainConfig, resolve
 from rcmstr_fast.data.lmdb_writer import write_lmdb
-from rcmstr_fast.methods import Batch
+from rcmstr_fast.methods import Batch, find
 from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train import stream as stream_module
 from rcmstr_fast.train.distributed import World
@@ -55,6 +55,26 @@ def test_roots_that_share_files_are_named(data, tmp_path, caplog):
     caplog.clear()
     config.data.roots = [str(data)]
     assert Stream(config).epoch_size == 35 and "twice" not in caplog.text
+
+
+def test_a_method_of_labels_refuses_data_without_any(tmp_path, monkeypatch):
+    """One label is enough, wherever it is; MaskOCR asks for one with its language half alone."""
+    monkeypatch.setattr(stream_module, "_CHUNK", 4)
+    for name, label in (("none", None), ("foreign", "京"), ("one", "a")):
+        write_lmdb(tmp_path / name, ((word(i), label if i == 6 else None) for i in range(9)))
+
+    def opened(name, method):
+        config = PretrainConfig(method=method, data=DataConfig(roots=[str(tmp_path / name)]))
+        return len(Stream(resolve(config))._source)
+
+    supervised, maskocr = find("supervised").config, find("maskocr").config
+    for name in ("none", "foreign"):
+        for method in (supervised(), maskocr(language=True)):
+            line = f"method {method.name} learns from labels: none of the 9 images of data.roots has one"
+            with pytest.raises(ConfigError, match=line):
+                opened(name, method)
+        assert opened(name, maskocr()) == 9
+    assert opened("one", supervised()) == opened("one", maskocr(language=True)) == 9
 
 
 @pytest.mark.parametrize("decoder", ["pillow", "dali"])

@@ -16,3 +16,8 @@ class LabelSettings:
 
     charset: str = "94"
     max_length: int = number(25, low=1, high=1000)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether data without a single label teach the method nothing."""
+        return True
