@@ -83,7 +83,16 @@ def test_the_title_counts_misread_words(made, tmp_path, capsys):
         with open(tmp_path / "set/labels.tsv", "a") as lines:
             lines.write(f"{file.name}\t{reading.text if i < 2 else 'other'}\n")
     for more, said in (([], "of 2 words (4 misread left out)"), (["--misread"], "of 6 words (4 misread among them)")):
-        command = ["plot", "tsne", str(tmp_path / "set"), "--recogniser", str(made), "--out", str(tmp_path / "t"), *more]
+        command = [
+            "plot",
+            "tsne",
+            str(tmp_path / "set"),
+            "--recogniser",
+            str(made),
+            "--out",
+            str(tmp_path / "t"),
+            *more,
+        ]
         assert main(command) == 0
         assert said in drawn(capsys, tmp_path / "t")
 
