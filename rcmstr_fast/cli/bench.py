@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
@@ -73,9 +73,11 @@ def add_arguments(parser: Parser) -> None:
     every.add_argument(
         "--recipes", type=str, default="tiny_", help="recipes whose names begin so; all methods have one"
     )
-    every.add_argument("--batch", type=int, default=0, help="images a step; 0: each recipe's own")
-    every.add_argument("--precision", type=str, default="fp32", help="of all of them: auto, fp32 or bf16")
-    every.add_argument("--repetitions", type=int, default=10, help="timed steps of each, ours and plain in turn")
+    every.add_argument("--batch", type=int, default=0, bounds=Bounds(low=0), help="images a step; 0: each recipe's own")
+    every.add_argument("--precision", type=Literal["auto", "fp32", "bf16"], default="fp32", help="of all of them")
+    every.add_argument(
+        "--repetitions", type=int, default=10, bounds=Bounds(low=1), help="timed steps of each, ours and plain in turn"
+    )
     every.add_argument(
         "--out", type=str, default="bench/results", help="file (x.json) or folder of the JSON; empty: none"
     )
@@ -100,11 +102,8 @@ def _methods(arguments: Namespace) -> int:
     from rcmstr_fast.train.distributed import joined
 
     names = [name for name in recipe_files.names() if name.startswith(arguments.recipes)]
-    if not names or arguments.repetitions < 1 or arguments.batch < 0:
-        raise ConfigError(
-            "recipes must begin a name that `rcmstr recipes` lists, repetitions be 1 or more and batch 0 or more, "
-            f"got {arguments.recipes!r}, {arguments.repetitions} and {arguments.batch}"
-        )
+    if not names:
+        raise ConfigError(f"recipes must begin a name that `rcmstr recipes` lists, got {arguments.recipes!r}")
     bench, rows, path = _checkout("step"), [], None
     with joined("auto") as world:
         for found in bench.method_rows(names, world, arguments.batch, arguments.precision, arguments.repetitions):

@@ -81,7 +81,9 @@ def add_arguments(parser: Parser) -> None:
 
     stats = make(description="Number, sizes, labels and characters of every set.")
     _add_roots(stats)
-    stats.add_argument("--characters", type=str, default="", help="also write all characters of the labels: a charset file")
+    stats.add_argument(
+        "--characters", type=str, default="", help="also write all characters of the labels: a charset file"
+    )
     stats.add_argument("--protocol", type=str, default="exact", help="normalises the labels for --characters")
     stats.add_argument("--charset", type=str, default="94", help="36, 62, 94 or a file: characters outside are listed")
     commands.add_subcommand("stats", stats, help="number, sizes, labels and characters of every set")
@@ -210,7 +212,9 @@ def _stats(arguments: Namespace) -> int:
         protocol = get_protocol(arguments.protocol)
         found = characters_of(source, lambda label: protocol.target(label)[0])
         if not found:
-            raise ConfigError(f"roots must hold labels for a file of their characters, got {', '.join(arguments.roots)}")
+            raise ConfigError(
+                f"roots must hold labels for a file of their characters, got {', '.join(arguments.roots)}"
+            )
         try:
             Path(arguments.characters).write_bytes("".join(f"{c}\n" for c in found).encode("utf-8"))
         except OSError as error:

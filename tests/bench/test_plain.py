@@ -35,9 +35,7 @@ def test_it_takes_the_step_of_the_trainer(case, tmp_path):
     plain.step(batch)
     theirs, before = dict(plain.method.named_parameters()), initial_state(config, world)
     named = {name: x for name, x in ours.trainer.method.named_parameters() if x.requires_grad}
-    wanted, moved = (
-        torch.cat([(side[name] - before[name]).flatten() for name in named]) for side in (named, theirs)
-    )
+    wanted, moved = (torch.cat([(side[name] - before[name]).flatten() for name in named]) for side in (named, theirs))
     # In float32 so small a CNN amplifies the rounding of a sum to per cents of the gradient.
     assert float((moved - wanted).norm()) < 0.05 * float(wanted.norm())
 
