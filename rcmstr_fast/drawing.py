@@ -184,7 +184,7 @@ def heat_rows(title: str, image: np.ndarray, rows: Sequence[tuple[str, np.ndarra
         ConfigError: matplotlib is missing.
     """
     height, width = image.shape[:2]
-    across = 4.6
+    across = min(4.6, max(1.2 * width / height, 2.0))  # a square picture leaves no empty half
     each = min(across * height / width, 1.2) + 0.16
     figure = _needed(across + 2.1, each * (len(rows) + 1) + 1.0)
     all_axes = figure.subplots(len(rows) + 1, 1, squeeze=False)[:, 0]
