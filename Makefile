@@ -43,6 +43,7 @@ bench: .venv/.tested
 	mkdir -p bench/results/cpu
 	$(BIN)/python -m pytest bench -q --benchmark-only --benchmark-json=bench/results/cpu/benchmarks.json
 	$(BIN)/rcmstr bench step --config recipes/tiny_cnn_rcmstr.yaml --train.precision fp32 --repetitions 8
+	$(BIN)/rcmstr bench methods --batch 16
 	$(BIN)/rcmstr bench pipeline --config recipes/tiny_cnn_rcmstr.yaml --train.precision fp32 --seconds 5 --peers true
 	$(BIN)/python -m bench.report
 

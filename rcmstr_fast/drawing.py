@@ -184,7 +184,7 @@ def heat_rows(title: str, image: np.ndarray, rows: Sequence[tuple[str, np.ndarra
         ConfigError: matplotlib is missing.
     """
     height, width = image.shape[:2]
-    across = 4.6
+    across = min(4.6, max(1.2 * width / height, 2.0))  # a square picture leaves no empty half
     each = min(across * height / width, 1.2) + 0.16
     figure = _needed(across + 2.1, each * (len(rows) + 1) + 1.0)
     all_axes = figure.subplots(len(rows) + 1, 1, squeeze=False)[:, 0]
@@ -195,7 +195,7 @@ def heat_rows(title: str, image: np.ndarray, rows: Sequence[tuple[str, np.ndarra
     for axes, (text, values) in zip(all_axes[1:], rows):
         axes.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        drawn = axes.imshow(values, cmap="inferno", alpha=0.6, extent=extent, aspect="auto", vmin=0, vmax=top)
+        drawn = axes.imshow(values, cmap="inferno", alpha=0.6, extent=extent, vmin=0, vmax=top)
         axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=11)
     for axes in all_axes:
         axes.set(xticks=[], yticks=[])

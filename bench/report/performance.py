@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.report import model, predictions
-from bench.report.rows import Records, Row, best, good, gpus, group, number, origin, piece, shortest
+from bench.report.rows import Records, Row, best, good, gpus, group, number, origin, piece, rows_of, shortest
 from rcmstr_fast.evaluation.report import markdown
 
 INTRO = """# Performance
@@ -19,10 +19,11 @@ the rates of a large matrix product and a large copy measured in the same run; t
 is floor over time. MFU is that work over time and the data sheet's dense bf16 rate.
 
 ```sh
-make bench                                                   # all of this for a CPU, some ten minutes
+make bench                                                   # all of this for a CPU, some twenty minutes
 pytest bench --benchmark-only                                # operations, masked pass, data path, step
 pytest bench --benchmark-only --benchmark-compare=bench/results/cpu/benchmarks.json -k relational_loss
 rcmstr bench step --config recipes/tiny_cnn_rcmstr.yaml      # the whole step against plain PyTorch, in turn
+rcmstr bench methods                                         # the same for every method, in one record
 make gpu                                                     # everything that needs a GPU, piece by piece
 python -m bench.gpu --list                                   # the pieces, and what is missing on this machine
 ```"""
@@ -31,7 +32,7 @@ python -m bench.gpu --list                                   # the pieces, and w
 def page(records: Records, results: Path) -> str:
     """The whole page."""
     sections: list[Callable[[Records], str]] = [
-        glance, steps, operations, masked, data_path, parts, memory, real_run,
+        glance, steps, methods, operations, masked, data_path, parts, memory, real_run,
     ]  # fmt: skip
     texts = [INTRO, *(section(records) for section in sections), built(results), model.section(results)]
     texts.append(predictions.section(records))
@@ -122,6 +123,37 @@ def _provider(row: Row) -> str:
     on = [name for name, value in row.get("switches", {}).items() if value in ("on", True)]
     on += [row["masked"]] if row.get("masked") else []
     return row["provider"] + (f" ({', '.join(on)})" if on else "")
+
+
+def methods(records: Records) -> str:
+    """The step of every method beside its plain writing, machine by machine."""
+    blocks = []
+    for machine in records:
+        pairs: dict[str, dict[str, Row]] = {}
+        for row in good(rows_of(records, machine, "methods")):
+            pairs.setdefault(row["recipe"], {})[row["provider"]] = row
+        body = [_beside(name, found) for name, found in sorted(pairs.items()) if {"ours", "eager"} <= found.keys()]
+        if body:
+            head = ["recipe", "method", "batch", "ours, ms", "plain, ms", "ours is", "by processor time", "plain is"]
+            blocks += [f"**{machine}**", markdown(head, body, left=2)]
+    about = (
+        "`rcmstr bench methods` times a step of every recipe in turn with a plain PyTorch writing of the same\n"
+        "method, after both gave the same loss: one written by hand where the baseline has the method, else the\n"
+        "method with every operation its reference, torch's batch norm and optimiser, and neither guard nor\n"
+        "meters. Such a baseline cannot show a formula that is itself written slowly. Ratios are those of the\n"
+        "shortest times; processor time is what counts where a machine was busy."
+    )
+    return "\n\n".join(["## Every method", about, *blocks]) if blocks else ""
+
+
+def _beside(recipe: str, found: dict[str, Row]) -> list[str]:
+    ours, plain = found["ours"], found["eager"]
+    busy = [row.get("best_processor_ms") for row in (plain, ours)]
+    return [
+        f"`{recipe}`", ours["method"], ours["batch"], number(ours["ms"]), number(plain["ms"]),
+        f"{shortest(plain) / shortest(ours):.2f}x", f"{busy[0] / busy[1]:.2f}x" if all(busy) else "-",
+        "by hand" if ours.get("by_hand") else "reference operations",
+    ]  # fmt: skip
 
 
 def operations(records: Records) -> str:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
@@ -74,7 +74,7 @@ def add_arguments(parser: Parser) -> None:
         "--recipes", type=str, default="tiny_", help="recipes whose names begin so; all methods have one"
     )
     every.add_argument("--batch", type=int, default=0, bounds=Bounds(low=0), help="images a step; 0: each recipe's own")
-    every.add_argument("--precision", type=str, default="fp32", help="of all of them: auto, fp32 or bf16")
+    every.add_argument("--precision", type=Literal["auto", "fp32", "bf16"], default="fp32", help="of all of them")
     every.add_argument(
         "--repetitions", type=int, default=10, bounds=Bounds(low=1), help="timed steps of each, ours and plain in turn"
     )
@@ -98,22 +98,22 @@ def run(namespace: Namespace) -> int:
 
 def _methods(arguments: Namespace) -> int:
     """Steps of every recipe; status 1 where the two sides disagree about a loss."""
-    from rcmstr_fast.measure import step
+    from rcmstr_fast.measure import records, step
     from rcmstr_fast.train.distributed import joined
 
     names = [name for name in recipe_files.names() if name.startswith(arguments.recipes)]
     if not names:
         raise ConfigError(f"recipes must begin a name that `rcmstr recipes` lists, got {arguments.recipes!r}")
-    bench, rows = _checkout("step"), []
+    bench, rows, path = _checkout("step"), [], None
     with joined("auto") as world:
         for found in bench.method_rows(names, world, arguments.batch, arguments.precision, arguments.repetitions):
             rows += found
             for row in found:
                 print(step.line(row), flush=True)
-    if arguments.out:
-        from rcmstr_fast.measure import records
-
-        print(records.write(Path(arguments.out), records.name_with_version("methods"), records.record(rows)))
+            if arguments.out:  # anew after each recipe: a measurement that is stopped leaves what it has
+                path = records.write(Path(arguments.out), records.name_with_version("methods"), records.record(rows))
+    if path:
+        print(path)
     return int(any(row["status"] != "ok" for row in rows))
 
 

@@ -7,11 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from jsonargparse import Namespace
 
 from rcmstr_fast.cli.arguments import Parser, add_dataclass, to_dataclass
-from rcmstr_fast.config import DataConfig
+from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.lists import FORMATS
 from rcmstr_fast.data.synth.config import SynthConfig
 from rcmstr_fast.fields import Bounds
@@ -80,6 +81,10 @@ def add_arguments(parser: Parser) -> None:
 
     stats = make(description="Number, sizes, labels and characters of every set.")
     _add_roots(stats)
+    stats.add_argument(
+        "--characters", type=str, default="", help="also write all characters of the labels: a charset file"
+    )
+    stats.add_argument("--protocol", type=str, default="exact", help="normalises the labels for --characters")
     stats.add_argument("--charset", type=str, default="94", help="36, 62, 94 or a file: characters outside are listed")
     commands.add_subcommand("stats", stats, help="number, sizes, labels and characters of every set")
 
@@ -198,10 +203,22 @@ def _overlap(arguments: Namespace) -> int:
 
 
 def _stats(arguments: Namespace) -> int:
-    from rcmstr_fast.data.check import set_stats, stats_table
+    from rcmstr_fast.data.check import characters_of, set_stats, stats_table
     from rcmstr_fast.data.source import open_sources
+    from rcmstr_fast.evaluation.protocols import get_protocol
 
     source = open_sources(arguments.roots)
+    if arguments.characters:
+        protocol = get_protocol(arguments.protocol)
+        found = characters_of(source, lambda label: protocol.target(label)[0])
+        if not found:
+            raise ConfigError(
+                f"roots must hold labels for a file of their characters, got {', '.join(arguments.roots)}"
+            )
+        try:
+            Path(arguments.characters).write_bytes("".join(f"{c}\n" for c in found).encode("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"characters must name a file that can be written: {error}") from error
     stats = [set_stats(found, arguments.charset, arguments.threads) for found in source.sets]
     if arguments.json:
         _print_json([asdict(one) for one in stats])

@@ -1,7 +1,7 @@
 """Looks at every record of a data set: broken pictures and faulty labels by name, and what the set consists of."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -175,6 +175,15 @@ def set_stats(found: ImageSet, charset: str = "94", threads: int = 0) -> SetStat
         inside={name: inside[name] / labelled for name in charsets} if labelled else {},
         outside=dict(strange.most_common(30)),
     )
+
+
+def characters_of(source: ImageSource, normalise: Callable[[str], str] = str) -> str:
+    """Every character of the normalised labels, the most frequent first; line ends and NUL are left out."""
+    letters: Counter[str] = Counter()
+    for first in range(0, len(source), 4096):
+        chunk = np.arange(first, min(first + 4096, len(source)))
+        letters.update("".join(normalise(label) for label in source.labels(chunk) if label))
+    return "".join(sorted((c for c in letters if c not in "\r\n\0"), key=lambda c: (-letters[c], c)))
 
 
 def stats_table(stats: Sequence[SetStats]) -> str:

@@ -14,6 +14,9 @@ from rcmstr_fast.charset import MAX_LENGTH, Charset
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.source import ImageSource
 
+_OUTSIDE = "outside the charset"
+#: Characters outside the charset that are named.
+_SHOWN = 5
 _CHUNK = 65_536
 
 
@@ -49,6 +52,7 @@ class LabelledSet:
         records: [n] int64 record numbers of the source, ascending.
         labels: n normalised labels.
         dropped: reason -> number of records.
+        lacking: character outside the charset -> labels that are dropped for it.
         total: records looked at.
 
     Raises:
@@ -67,6 +71,7 @@ class LabelledSet:
     ) -> None:
         self.source, self.charset, self.total = source, charset, len(source)
         self.dropped: Counter[str] = Counter()
+        self.lacking: Counter[str] = Counter()
         self.labels: list[str] = []
         records: list[int] = []
         for first in range(0, len(source), _CHUNK):
@@ -77,12 +82,13 @@ class LabelledSet:
                 if reason is None and reject is not None and label is not None:
                     reason = reject(label)
                 if label is None or reason is not None:
-                    if reason == "outside the charset" and unknown == "error":
+                    if reason == _OUTSIDE and unknown == "error":
                         raise ConfigError(
                             f"{source.name(record)}: expected a label in the {len(charset)}-character set, "
                             f"got {charset.missing(label or '')!r} in {label!r}"
                         )
                     self.dropped[reason or "unlabelled"] += 1
+                    self.lacking.update(charset.missing(label or "") if reason == _OUTSIDE else "")
                     continue
                 records.append(record)
                 self.labels.append(label)
@@ -97,7 +103,7 @@ class LabelledSet:
             return "empty after normalisation"
         if len(label) > max_length:
             return f"longer than {max_length} characters"
-        return "outside the charset" if self.charset.missing(label) else None
+        return _OUTSIDE if self.charset.missing(label) else None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,6 +111,9 @@ class LabelledSet:
     def describe(self) -> str:
         """One line: how many are kept and why the others are not."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
+        if self.lacking:
+            # After normalisation: a charset of capitals meets labels that a protocol has made small.
+            reasons += "; it lacks " + ", ".join(f"{c!r} of {n} labels" for c, n in self.lacking.most_common(_SHOWN))
         return f"{len(self)} of {self.total} records kept" + (f" ({reasons})" if reasons else "")
 
     def subset(self, share: float, seed: int) -> "LabelledSet":
@@ -121,7 +130,7 @@ class LabelledSet:
     def _choose(self, places: np.ndarray) -> "LabelledSet":
         chosen = object.__new__(LabelledSet)
         chosen.source, chosen.charset, chosen.total = self.source, self.charset, self.total
-        chosen.dropped = self.dropped.copy()
+        chosen.dropped, chosen.lacking = self.dropped.copy(), self.lacking.copy()
         if len(places) < len(self):
             chosen.dropped["not in the subset"] += len(self) - len(places)
         chosen.records = self.records[places]

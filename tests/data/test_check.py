@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcmstr_fast.charset import Charset
+from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.check import check, set_stats, stats_table
 from rcmstr_fast.data.lmdb_writer import write_lmdb
@@ -73,6 +75,22 @@ def test_statistics_are_those_of_the_set(tmp_path):
     assert stats.outside == {"A": 1, "B": 1, "!": 1, "\u4e2d": 1}
     table = stats_table([stats])
     assert "set: 6 images, 33.3% unlabelled, 1 unreadable" in table and "50% 30" in table
+
+
+def test_the_characters_of_a_set_are_a_charset_file(tmp_path, capsys):
+    write_lmdb(tmp_path / "set", [(picture(10, 10), label) for label in ("b a", "ba", "\u4e2d\r", None)])
+    path = tmp_path / "characters.txt"
+    assert main(["data", "stats", str(tmp_path / "set"), "--characters", str(path)]) == 0
+    assert path.read_text(encoding="utf-8").split("\n") == ["a", "b", " ", "\u4e2d", ""]
+    assert Charset.load(str(path)).characters == ("a", "b", " ", "\u4e2d")
+    lower = ["--characters", str(path), "--protocol", "fewer_labels36"]
+    write_lmdb(tmp_path / "capitals", [(picture(10, 10), "AB!")])
+    assert main(["data", "stats", str(tmp_path / "capitals"), *lower]) == 0
+    assert path.read_text(encoding="utf-8").split() == ["a", "b"]
+    assert main(["data", "stats", str(tmp_path / "set"), "--characters", str(tmp_path / "no/x")]) == 2
+    assert "characters must name a file" in capsys.readouterr().err
+    write_lmdb(tmp_path / "bare", [(picture(10, 10), None)])
+    assert main(["data", "stats", str(tmp_path / "bare"), "--characters", str(path)]) == 2
 
 
 def test_a_set_without_labels_or_sizes(tmp_path):

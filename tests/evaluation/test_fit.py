@@ -15,6 +15,7 @@ from rcmstr_fast.evaluation.schedule import Order, Schedule, build_optimizer, la
 from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.adadelta import Adadelta
 from rcmstr_fast.train.optim import RATE
+from tests.evaluation.pairs import tiny_segmentation
 from tests.evaluation.rendered import tiny_config
 from tests.evaluation.toy_fit import main
 from tests.train.launch import launch
@@ -47,12 +48,17 @@ TRAINED = {"mode": "finetune", "bn_group_size": 4, "steps": 5, "eval_every": 5, 
 FROZEN = {"decoder": "ctc", "steps": 9, "eval_every": 3, "log_every": 1}
 
 
+#: The same of a segmentation, which `toy_fit` runs.
+SEGMENTED = {"segment": True, "mode": "finetune", "bn_group_size": 4, "steps": 4, "eval_every": 4, "log_every": 1,
+             "augment": "light", "precision": "fp64"}  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [TRAINED, FROZEN], ids=["finetune", "kept_frames"])
+@pytest.mark.parametrize("fields", [TRAINED, FROZEN, SEGMENTED], ids=["finetune", "kept_frames", "segment"])
 def test_two_processes_equal_one(tmp_path, fields):
     """Texts of different lengths weigh the same whoever reads them; kept frames lie where their owner is."""
     words = [f"{name}={json.dumps(value)}" for name, value in fields.items()]
-    tiny_config(tmp_path)  # writes the words
+    (tiny_segmentation if "segment" in fields else tiny_config)(tmp_path)  # writes the words
     done = launch("tests.evaluation.toy_fit", str(tmp_path / "two"), str(tmp_path), *words)
     assert [status for status, _ in done] == [0, 0], done
     assert main([str(tmp_path / "one"), str(tmp_path), *words]) == 0

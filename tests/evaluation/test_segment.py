@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from rcmstr_fast.config import ConfigError, ModelConfig, RunError
-from rcmstr_fast.evaluation.config import SegmentConfig
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.segment import segment
 from rcmstr_fast.evaluation.segment_data import PairFeed, PairImages, open_pairs
@@ -17,40 +16,7 @@ from rcmstr_fast.evaluation.segmenter import load_segmenter
 from rcmstr_fast.models.segmentation import SegmentationHead
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.train.distributed import World
-from tests.evaluation.rendered import MODEL
-
-WIDTH = 36
-
-
-def write_pairs(folder, count, seed=0, text="\tword"):
-    """Dark bars on light ground; the mask is where the bar is."""
-    draw = np.random.default_rng(seed)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    lines = []
-    for i in range(count):
-        mask = np.zeros((32, WIDTH), np.uint8)
-        x, y = draw.integers(0, WIDTH - 16), draw.integers(0, 16)
-        mask[y : y + 12, x : x + 14] = 255
-        pixels = np.where(mask[..., None] > 0, 20, 230) + draw.integers(0, 20, (32, WIDTH, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"images/{i}.png")
-        Image.fromarray(mask).save(folder / f"masks/{i}.png")
-        lines.append(f"images/{i}.png\tmasks/{i}.png{text}\n")
-    (folder / "pairs.tsv").write_text("".join(lines))
-    return str(folder)
-
-
-def tiny(root, **changes) -> SegmentConfig:
-    """A run over an untrained tiny encoder; the sets are written on the first call."""
-    if not (root / "train").exists():
-        write_pairs(root / "train", 24, 1)
-        write_pairs(root / "test", 6, 2, text="")
-    fields = dict(
-        run=str(root / "run"), encoder="random", model=ModelConfig(**MODEL), train=[str(root / "train")],
-        test=[f"bars={root / 'test'}"], steps=6, batch_size=8, eval_every=3, log_every=3, device="cpu",
-        precision="fp32", workers=1, blocks=1, dim=16, augment="none",
-    )  # fmt: skip
-    return SegmentConfig(**(fields | changes))
+from tests.evaluation.pairs import WIDTH, tiny_segmentation, write_pairs, write_texts
 
 
 def test_iou_counts_all_pixels_of_a_set():
@@ -152,16 +118,16 @@ def test_sets_without_use_are_refused_before_anything_is_written(tmp_path):
         (tmp_path / "no", "must name folders with pairs.tsv"),
     ):
         with pytest.raises(ConfigError, match=message):
-            segment(tiny(tmp_path, train=[str(train)]))
+            segment(tiny_segmentation(tmp_path, train=[str(train)]))
     with pytest.raises(ConfigError, match="train and test bars must be different"):
-        segment(tiny(tmp_path, train=[str(tmp_path / "test")]))
+        segment(tiny_segmentation(tmp_path, train=[str(tmp_path / "test")]))
     with pytest.raises(ConfigError, match="dim must be a multiple of heads"):
-        segment(tiny(tmp_path, dim=15))
+        segment(tiny_segmentation(tmp_path, dim=15))
     assert not (tmp_path / "run/config.yaml").exists()
 
 
 def test_run_learns_and_is_continued_exactly(tmp_path, monkeypatch):
-    result = segment(tiny(tmp_path, mode="finetune", augment="light", lr=0.01))
+    result = segment(tiny_segmentation(tmp_path, mode="finetune", augment="light", lr=0.01))
     run = tmp_path / "run"
     held = json.loads((run / "results.json").read_text())
     (found,) = held["sets"]
@@ -169,7 +135,7 @@ def test_run_learns_and_is_continued_exactly(tmp_path, monkeypatch):
     assert 0 <= found["score"]["iou"] <= found["score"]["mean_iou"] + 0.5 <= 1.5
     assert (
         held["info"]["mode"] == "finetune"
-        and segment(tiny(tmp_path, mode="finetune", augment="light", lr=0.01)) == result
+        and segment(tiny_segmentation(tmp_path, mode="finetune", augment="light", lr=0.01)) == result
     )
     for name in ("table.md", "results.csv", "segments.png", "predictions/bars.tsv", "words.json"):
         assert (run / name).stat().st_size > 0, name
@@ -187,8 +153,23 @@ def test_run_learns_and_is_continued_exactly(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "_update", dies)
         with pytest.raises(RunError, match="gone"):
-            segment(tiny(tmp_path, **changes))
-    again = segment(tiny(tmp_path, **changes))
+            segment(tiny_segmentation(tmp_path, **changes))
+    again = segment(tiny_segmentation(tmp_path, **changes))
     assert again.sets == result.sets
     for one, other in zip(network.state_dict().values(), load_segmenter(tmp_path / "again")[0].state_dict().values()):
         assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_it_learns_where_the_text_is(tmp_path):
+    """All background has an IoU of 0, an untrained head about the share of the text, a sixth."""
+    train, test = write_texts(tmp_path / "texts", 96, 1), write_texts(tmp_path / "others", 24, 2)
+    model = ModelConfig(encoder="vit_tiny", depth=1, image_width=40)
+    fields = dict(
+        mode="finetune", model=model, train=[train], test=[f"words={test}"], batch_size=16, dim=32, eval_every=1000,
+    )  # fmt: skip
+    found = {}
+    for name, steps, rate in (("untrained", 1, 1e-9), ("trained", 120, 2e-3)):
+        made = segment(tiny_segmentation(tmp_path, run=str(tmp_path / name), steps=steps, lr=rate, **fields))
+        found[name] = made.sets[0].score.iou
+    assert found["untrained"] < 0.3 and found["trained"] > 0.6, found

@@ -1,4 +1,7 @@
-"""`main(["RUN", "DATA", "field=value", ...])`: a tiny probe in this process, as torchrun's processes run it."""
+"""`main(["RUN", "DATA", "field=value", ...])`: a tiny probe in this process, as torchrun's processes run it.
+
+`segment=true` makes it a segmentation.
+"""
 
 import json
 import os
@@ -9,6 +12,8 @@ from pathlib import Path
 from rcmstr_fast.config import RunError
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.probe import probe
+from rcmstr_fast.evaluation.segment import segment
+from tests.evaluation.pairs import tiny_segmentation
 from tests.evaluation.rendered import tiny_config
 
 
@@ -16,7 +21,7 @@ def main(words: list[str]) -> int:
     """Exit status of the run; `term=N` sends SIGTERM to rank 1 after N steps."""
     run, data, *fields = words
     changes = {name: json.loads(value) for name, value in (field.split("=", 1) for field in fields)}
-    term = changes.pop("term", None)
+    term, segments = changes.pop("term", None), changes.pop("segment", False)
     whole = Fit._update
 
     def update(self, *arguments):
@@ -26,7 +31,10 @@ def main(words: list[str]) -> int:
 
     Fit._update = update
     try:
-        probe(tiny_config(Path(data), run=run, **changes))
+        if segments:
+            segment(tiny_segmentation(Path(data), run=run, **changes))
+        else:
+            probe(tiny_config(Path(data), run=run, **changes))
     except RunError as error:
         print(error, file=sys.stderr)
         return error.status
