@@ -194,7 +194,8 @@ def between_products(config: PretrainConfig, products: list[Product]) -> float:
     if not config.model.encoder.startswith("vit"):
         return sum(product.outputs * product.share for product in products)
     tokens = config.model.height * config.model.image_width // 16
-    return tokens * encoder_width(config) * (6 * config.model.depth + 1)  # two norms and the MLP's activation a block
+    norms = 6 * config.model.depth + 1  # two norms and the MLP's activation a block
+    return products[0].share * tokens * encoder_width(config) * norms
 
 
 def _head(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
