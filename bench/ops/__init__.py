@@ -12,8 +12,8 @@ import torch
 from bench.ops.entry import BOTH, Disagreement, Entry
 from bench.ops.subjects import Subject, subjects
 from rcmstr_fast import timer
-from rcmstr_fast.measure.ceilings import peak
 from rcmstr_fast.measure.records import Row
+from rcmstr_fast.train.utilisation import peak
 
 __all__ = ["chosen", "line", "rows"]
 

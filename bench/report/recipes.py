@@ -9,10 +9,10 @@ from bench.report.rows import number
 from rcmstr_fast import recipe_files
 from rcmstr_fast.config import PretrainConfig, is_vit, num_frames, resolve
 from rcmstr_fast.evaluation.report import markdown
-from rcmstr_fast.measure import costs
-from rcmstr_fast.measure.ceilings import PEAKS, Ceilings
-from rcmstr_fast.methods import settings
+from rcmstr_fast.measure.ceilings import Ceilings
+from rcmstr_fast.methods import costs, find, settings
 from rcmstr_fast.methods.levels import RelationalSettings, used_levels
+from rcmstr_fast.train.utilisation import PEAKS
 
 #: Images of the data that hours are given for: about those of Union14M-U.
 IMAGES = 10_000_000
@@ -24,12 +24,13 @@ GPUS = {
     "H200": Ceilings(PEAKS["H200"].reached, 4.3e12, "assumed"),
 }
 _PERCENT, _MILLIONS = round(100 * SHARE), IMAGES // 10**6
-NOTE = f"""Hours are arithmetic, not a measurement. The model of a step (`rcmstr_fast/measure/costs.py`) counts
+NOTE = f"""Hours are arithmetic, not a measurement. The model of a step (`rcmstr_fast/methods/costs.py`) counts
 its operations and bytes. Divided by what the GPU reaches at best, this gives the shortest time. A step
 is taken to reach {_PERCENT} % of it. Given are all epochs over {_MILLIONS} million crops on one GPU. Memory is what one GPU
 holds at the recipe's whole batch: weights, optimiser, queues, views, and the activations that backward
 needs, without `train.checkpoint_activations`. Several GPUs divide the batch, and `train.accumulate`
-does so on one GPU. A dash: the model does not know this method yet."""
+does so on one GPU. With a star the encoder's passes alone are counted, not the method's own heads and
+losses: a little less than a run takes, for iBOT, SimAN and MaskOCR clearly less."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,12 @@ def load(name: str) -> PretrainConfig:
     return resolve(config)
 
 
-def need(config: PretrainConfig) -> Need | None:
-    """Hours and memory of a recipe; None for a method that the model of a step does not know.
+def need(config: PretrainConfig) -> Need:
+    """Hours and memory of a recipe.
 
     Args:
         config: resolved.
     """
-    if not isinstance(config.method, RelationalSettings):
-        return None
     batch = int(config.train.global_batch_size or 0)
     works = costs.step_works(config, batch, "bf16")
     steps = config.train.steps or IMAGES // batch * int(config.train.epochs or 0)
@@ -72,17 +71,16 @@ def need(config: PretrainConfig) -> Need | None:
 
 def _activations(config: PretrainConfig, batch: int) -> float:
     """Bytes that backward needs of a bf16 step: inputs of the products and of the norms between them, and the views."""
-    method = config.method
-    masked = method.name == "rcmstr"
-    trained = int(not (masked and method.coupled)) + int(bool(method.permute))  # type: ignore[attr-defined]
-    products = [product for product, _ in costs.encoder_products(config)]
-    kept = trained * (sum(x.inputs for x in products) + costs.between_products(config, products))
-    if masked:
-        visible = costs.masked_products(config)
-        kept += sum(x.inputs * x.share for x in visible) + costs.between_products(config, visible)
-    frames, hidden = num_frames(config.model), config.model.projector_hidden
-    kept += trained * 4 * frames * hidden * (1 if is_vit(config.model) else 10)  # gates of the LSTM, or the MLP
-    views = (2 + trained) * 3 * config.model.height * config.model.image_width
+    kept = 0.0
+    for one in costs.encoder_passes(config):
+        if one.trained:
+            products = costs.pass_products(config, one)
+            kept += sum(x.inputs * x.share for x in products) + costs.between_products(config, products)
+    if isinstance(config.method, RelationalSettings):
+        projected = 1 + bool(config.method.permute)
+        frames, hidden = num_frames(config.model), config.model.projector_hidden
+        kept += projected * 4 * frames * hidden * (1 if is_vit(config.model) else 10)  # gates of the LSTM, or the MLP
+    views = len(find(config.method.name).method.views(config)) * 3 * config.model.height * config.model.image_width
     return 2.0 * batch * (kept + views)
 
 
@@ -90,8 +88,9 @@ def _state(config: PretrainConfig) -> float:
     """Bytes of weights, gradients, optimiser, momentum network and queues."""
     trained, followed = costs.parameters(config)
     own = 16 if config.optim.name == "adamw" else 12
-    levels = used_levels(config.method)  # type: ignore[arg-type]
-    queues = 4 * len(levels) * config.method.queue_size * config.model.feature_dim  # type: ignore[attr-defined]
+    queues = 0
+    if isinstance(config.method, RelationalSettings):
+        queues = 4 * len(used_levels(config.method)) * config.method.queue_size * config.model.feature_dim
     return own * trained + 4 * followed + queues
 
 
@@ -101,10 +100,11 @@ def table(names: Iterable[str]) -> str:
     for name in names:
         config = load(name)
         found = need(config)
-        hours = [number(found and found.hours[gpu], 1 if found and found.hours[gpu] < 10 else 0) for gpu in GPUS]
+        hours = [number(found.hours[gpu], 1 if found.hours[gpu] < 10 else 0) for gpu in GPUS]
+        mark = "" if isinstance(config.method, RelationalSettings) else "*"
         body.append([
             f"`{name}`", config.method.name, _length(config), number(config.train.global_batch_size, 0),
-            f"{config.optim.name} {config.optim.lr:g}", *hours, number(found and found.gib, 0),
+            f"{config.optim.name} {config.optim.lr:g}", *(hour + mark for hour in hours), number(found.gib, 0) + mark,
         ])  # fmt: skip
     heads = ["recipe", "method", "epochs", "batch", "optimiser, rate", *(f"{gpu}, h" for gpu in GPUS), "memory, GiB"]
     return markdown(heads, body, left=2)

@@ -1,6 +1,6 @@
 """Where a step's time goes: each part alone, forward and backward, at the sizes it has in the step.
 
-The parts are those of `rcmstr_fast.measure.costs`; `encoder` is products and norms together, as nothing runs them apart.
+The parts are those of `rcmstr_fast.methods.costs`; `encoder` is products and norms together, as nothing runs them apart.
 On a GPU the parts of ours are timed as graph replays where they can be captured, as they are in the captured step.
 """
 
@@ -14,9 +14,9 @@ from bench.step.baseline import Baseline
 from rcmstr_fast import ops, timer
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.measure.ceilings import Ceilings
-from rcmstr_fast.measure.costs import step_works
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import OurStep, StepInputs, precision_of
+from rcmstr_fast.methods.costs import step_works
 from rcmstr_fast.methods.permutation import permuted_order
 
 Run = Callable[[], Any]

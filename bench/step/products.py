@@ -9,8 +9,8 @@ from torch import nn
 
 from rcmstr_fast import timer
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.measure.costs import encoder_products
 from rcmstr_fast.measure.records import Row
+from rcmstr_fast.methods.costs import encoder_products
 
 DIRECTIONS = ("forward", "data gradient", "weight gradient")
 

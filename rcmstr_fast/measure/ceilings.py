@@ -1,4 +1,4 @@
-"""How fast a device can be at all: rates measured on it, and what is known of some GPUs."""
+"""How fast a device can be at all: rates measured on it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,43 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rcmstr_fast import timer
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Known rates of a GPU.
-
-    Attributes:
-        sheet: dense bf16 operations a second of its data sheet, the usual denominator of MFU.
-        reached: what a large half-precision product reaches, the floor of single operations.
-    """
-
-    sheet: float
-    reached: float
-
-
-#: part of a GPU's name -> its rates
-PEAKS = {"H200": Peak(989e12, 790e12), "H100": Peak(989e12, 790e12), "A100": Peak(312e12, 312e12)}
-
-
-def peak(name: str) -> Peak | None:
-    """The known rates of a GPU of this name; None for other devices."""
-    return next((found for part, found in PEAKS.items() if part in name), None)
-
-
-@dataclass(frozen=True)
-class Work:
-    """One pass over some data.
-
-    Attributes:
-        part: of a training step, one of `costs.PARTS`.
-        flop: floating-point operations.
-        bytes: read and written in device memory.
-    """
-
-    part: str
-    flop: float
-    bytes: float
+from rcmstr_fast.methods.costs import Work
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from rcmstr_fast import timer
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.measure.ceilings import Ceilings, measure_ceilings, peak
-from rcmstr_fast.measure.costs import step_works
+from rcmstr_fast.measure.ceilings import Ceilings, measure_ceilings
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import (
     OurStep,
@@ -31,8 +30,10 @@ from rcmstr_fast.measure.running import (
     precision_of,
     release,
 )
+from rcmstr_fast.methods.costs import step_works
 from rcmstr_fast.methods.levels import RelationalSettings
 from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.utilisation import peak
 
 #: Largest relative difference of the first loss from ours, by precision.
 AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}

@@ -34,6 +34,31 @@ class ViewSpec:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """What a CNN's masked pass leaves out: arguments of `ops.draw_masks` and `ops.active_sites`."""
+
+    unit: str
+    ratio: float
+    blocks: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way of an image through the encoder in a step, as far as its cost is concerned.
+
+    Attributes:
+        trained: with a backward pass.
+        share: of the picture that is encoded.
+        hidden: what a CNN does not compute; None: nothing is hidden.
+    """
+
+    trained: bool = True
+    share: float = 1.0
+    hidden: Hidden | None = None
+
+
+@dataclass(frozen=True)
 class MethodSpec:
     """What is known of a method without making it; see `register`.
 
@@ -98,6 +123,11 @@ class PretrainMethod(nn.Module):
             name -> [B, ..].
         """
         return {}
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """The encoder's passes of an image in a step, from which costs follow; two trained ones unless overridden."""
+        return Pass(), Pass()
 
     def begin_step(self, progress: Tensor | None = None) -> None:
         """Once a step, before the first micro-batch: momentum networks move here.

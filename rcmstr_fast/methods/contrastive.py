@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast import random
 from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
-from rcmstr_fast.methods.base import PretrainMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import Pass, PretrainMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.levels import RelationalSettings, used_levels
 from rcmstr_fast.methods.losses import RelationalLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
@@ -95,6 +95,12 @@ class ContrastiveMethod(PretrainMethod):
     def begin_step(self, progress: Tensor | None = None) -> None:
         """Move the momentum network; once a step, before the first micro-batch."""
         self.momentum.update(self.online, progress)
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """Query and permuted view with gradient, the key view without."""
+        permuted = (Pass(),) if config.method.permute else ()  # type: ignore[attr-defined]
+        return (Pass(), *permuted, Pass(trained=False))
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """Loss of a micro-batch; its keys are kept until `end_step`.

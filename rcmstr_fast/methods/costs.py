@@ -2,10 +2,13 @@
 
 Counted is what the mathematics asks for: hidden sites of a CNN's masked pass are not computed, nothing is computed
 twice, a matrix product's operands are read once and its result is written once. A multiply-add is two operations.
+
+Every method says how an image passes the encoder (`PretrainMethod.passes`). Heads and losses are counted of the
+contrastive methods with queues, and the head of masked image modelling; other methods' heads are left out.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -14,15 +17,33 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import PretrainConfig, num_frames
-from rcmstr_fast.measure.ceilings import Work
-from rcmstr_fast.methods.levels import used_levels
+from rcmstr_fast.methods.base import Pass
+from rcmstr_fast.methods.levels import RelationalSettings, used_levels
+from rcmstr_fast.methods.parts.masking import MaskSettings
+from rcmstr_fast.methods.parts.momentum import MomentumSettings
 from rcmstr_fast.methods.permutation import pairing_windows
+from rcmstr_fast.methods.registry import find
 from rcmstr_fast.models.vit import Attention
 
 #: Parts of a step, in the order of the tables.
 PARTS = ("products", "norms", "masked pass", "reconstruction", "projector", "features", "loss", "update")
 #: Images whose masks give the visible share.
 _MASKS = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pass over some data.
+
+    Attributes:
+        part: of a training step, one of `PARTS`.
+        flop: floating-point operations.
+        bytes: read and written in device memory.
+    """
+
+    part: str
+    flop: float
+    bytes: float
 
 
 @dataclass(frozen=True)
@@ -93,26 +114,36 @@ def _products(module: nn.Module, x: Tensor) -> list[tuple[Product, nn.Module]]:
     return found
 
 
-def masked_products(config: PretrainConfig) -> list[Product]:
-    """The products of the masked pass: of a CNN only pairs of a visible output and a visible input count."""
+def pass_products(config: PretrainConfig, one: Pass) -> list[Product]:
+    """The products of a pass through the encoder; `share` says how much of each is computed.
+
+    Of a ViT the given share of the tokens counts, and its square in attention. Of a CNN's masked pass only pairs of a
+    visible output and a visible input count.
+    """
     products = encoder_products(config)
     if config.model.encoder.startswith("vit"):
-        return [product for product, _ in products]
-    method, size = config.method, (config.model.height, config.model.image_width)
+        return [_shared(x, one.share ** (2 if isinstance(layer, Attention) else 1)) for x, layer in products]
+    if one.hidden is None:
+        return [_shared(product, one.share) for product, _ in products]
+    size = (config.model.height, config.model.image_width)
     masks = ops.draw_masks(
-        torch.arange(_MASKS), seed=config.seed, epoch=0, size=size, unit=method.mask_unit,
-        mask_ratio=method.mask_ratio, num_blocks=method.num_blocks, backend="reference",
+        torch.arange(_MASKS), seed=config.seed, epoch=0, size=size, unit=one.hidden.unit,
+        mask_ratio=one.hidden.ratio, num_blocks=one.hidden.blocks, backend="reference",
     )  # fmt: skip
     encoder = models.ResNet29(0.25)
-    sites = ops.active_sites(masks.grid, encoder.stage_sizes(*size), method.mask_rule, backend="reference")
+    sites = ops.active_sites(masks.grid, encoder.stage_sizes(*size), one.hidden.rule, backend="reference")
     counts = [sum(isinstance(m, nn.Conv2d) for m in stage.modules()) for stage in encoder.stages]
     stages = [i for i, count in enumerate(counts) for _ in range(count)]
     found = []
     for (product, conv), stage in zip(products, stages, strict=True):
         before = stage - (conv.kernel_size == (2, 2))  # these two change the size without a pool
         share = _visible_pairs(sites[before].active.float(), sites[stage].active.float(), conv)  # type: ignore[arg-type]
-        found.append(Product(**{**vars(product), "share": share}))
+        found.append(_shared(product, share))
     return found
+
+
+def _shared(product: Product, share: float) -> Product:
+    return replace(product, share=share)
 
 
 def _visible_pairs(inputs: Tensor, outputs: Tensor, conv: nn.Conv2d) -> float:
@@ -133,27 +164,29 @@ def step_works(config: PretrainConfig, images: int, precision: str) -> list[Work
         images: of this process.
         precision: bf16 or fp32.
     """
-    method, size = config.method, 2 if precision == "bf16" else 4
-    masked = method.name == "rcmstr"
-    trained = int(not (masked and method.coupled)) + int(bool(method.permute))
+    size = 2 if precision == "bf16" else 4
     works: list[Work] = []
-    products = [product for product, _ in encoder_products(config)]
-    for product in products:
-        for _ in range(trained):
-            works += product.works("products", images, size, True)
-        works += product.works("products", images, size, False)
-    # Norm, activation, residual: forward reads and writes a map, backward reads it and its gradient and writes one.
-    works.append(Work("norms", 0.0, size * images * between_products(config, products) * (5 * trained + 2)))
-    if masked:
-        visible = masked_products(config)
-        for product in visible:
-            works += product.works("masked pass", images, size, True)
-        works.append(Work("masked pass", 0.0, size * images * between_products(config, visible) * 5))
+    passes = encoder_passes(config)
+    for one in passes:
+        part = "products" if one.hidden is None else "masked pass"
+        products = pass_products(config, one)
+        for product in products:
+            works += product.works(part, images, size, one.trained)
+        # Norm, activation, residual: forward reads and writes a map, backward reads it and its gradient, writes one.
+        moved = size * images * between_products(config, products) * (5 if one.trained else 2)
+        works.append(Work("norms" if one.hidden is None else part, 0.0, moved))
+    if isinstance(config.method, MaskSettings):
         works += _head(config, images, size)
-    works += _rows(config, images, size, trained)
-    works += _losses(config, images, size)
+    if isinstance(config.method, RelationalSettings):
+        works += _rows(config, images, size, 1 + bool(config.method.permute))
+        works += _losses(config, images, size)
     works.append(_update(config))
     return works
+
+
+def encoder_passes(config: PretrainConfig) -> tuple[Pass, ...]:
+    """How an image goes through the encoder in a step."""
+    return find(config.method.name).method.passes(config)
 
 
 def between_products(config: PretrainConfig, products: list[Product]) -> float:
@@ -161,7 +194,8 @@ def between_products(config: PretrainConfig, products: list[Product]) -> float:
     if not config.model.encoder.startswith("vit"):
         return sum(product.outputs * product.share for product in products)
     tokens = config.model.height * config.model.image_width // 16
-    return tokens * encoder_width(config) * (6 * config.model.depth + 1)  # two norms and the MLP's activation a block
+    norms = 6 * config.model.depth + 1  # two norms and the MLP's activation a block
+    return products[0].share * tokens * encoder_width(config) * norms
 
 
 def _head(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
@@ -226,14 +260,17 @@ def _losses(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
 
 
 def parameters(config: PretrainConfig) -> tuple[int, int]:
-    """Numbers of the weights: those that are trained, and those of them that the momentum network follows."""
+    """Numbers of the weights: those that are trained, and those of them that a momentum network follows."""
+    method = config.method
     with torch.device("meta"):
         encoder = models.build_encoder(config.model)
-        network: list[nn.Module] = [encoder, models.build_projector(config.model, encoder.out_channels)]
-        network += [models.build_predictor(config.model) for _ in used_levels(config.method)]
-        head = [models.build_mim_head(config.model, encoder)] if config.method.name == "rcmstr" else []
+        network: list[nn.Module] = [encoder]
+        if isinstance(method, RelationalSettings):
+            network.append(models.build_projector(config.model, encoder.out_channels))
+            network += [models.build_predictor(config.model) for _ in used_levels(method)]
+        head = [models.build_mim_head(config.model, encoder)] if isinstance(method, MaskSettings) else []
     shared, alone = (sum(p.numel() for m in part for p in m.parameters()) for part in (network, head))
-    return shared + alone, shared
+    return shared + alone, shared if isinstance(method, MomentumSettings) else 0
 
 
 def _update(config: PretrainConfig) -> Work:

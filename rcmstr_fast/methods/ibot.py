@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, PretrainMethod, ViewSpec, in_passes, to_pixels
+from rcmstr_fast.methods.base import PICTURES, Pass, PretrainMethod, ViewSpec, in_passes, to_pixels
 from rcmstr_fast.methods.parts.blocks import block_masks, hidden_tokens
 from rcmstr_fast.methods.parts.distillation import Centre, PrototypeHead, cross_entropy
 from rcmstr_fast.methods.parts.momentum import Momentum, MomentumSettings
@@ -173,6 +173,12 @@ class IBOT(PretrainMethod):
         for centre in self.centres.values():
             centre.begin()
         self.teacher.update(self.student, progress)
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """Two views through both networks, small crops of a quarter of the picture through the student."""
+        crops: int = config.method.local_crops  # type: ignore[attr-defined]
+        return (*[Pass()] * 2, *[Pass(trained=False)] * 2, *[Pass(share=0.25)] * crops)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""

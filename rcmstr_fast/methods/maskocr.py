@@ -14,7 +14,7 @@ from rcmstr_fast import ops
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, EncoderMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import PICTURES, EncoderMethod, Hidden, Pass, ViewSpec, to_pixels
 from rcmstr_fast.methods.parts.labels import LabelSettings
 from rcmstr_fast.methods.parts.monitors import detail, spread
 from rcmstr_fast.methods.parts.regression import Reader, Regressor, StripDecoder, read_losses
@@ -131,6 +131,17 @@ class MaskOCR(EncoderMethod):
             batch.index, seed=self.config.seed, epoch=batch.epoch, size=self.size, unit="column",
             mask_ratio=self.own.mask_ratio, num_blocks=0,
         )  # fmt: skip
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """The visible strips; without gradient, the hidden strips (ViT) or the whole word (CNN)."""
+        method: MaskOCRConfig = config.method  # type: ignore[assignment]
+        trained, shown = not method.language_only, 1 - method.mask_ratio
+        if is_vit(config.model):
+            seen, rest = Pass(trained, shown), Pass(False, method.mask_ratio)
+        else:
+            seen, rest = Pass(trained, hidden=Hidden("column", method.mask_ratio, 0, "anchored")), Pass(False)
+        return (seen, rest) if trained else (seen,)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rcmstr_fast import random
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, num_frames, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, EncoderMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import PICTURES, EncoderMethod, Pass, ViewSpec, to_pixels
 from rcmstr_fast.methods.parts.context import ContextPerceiver, gumbel, others, told_apart, unused
 from rcmstr_fast.methods.parts.monitors import spread
 from rcmstr_fast.methods.registry import register
@@ -111,6 +111,11 @@ class PerSec(EncoderMethod):
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view."""
         return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """The view."""
+        return (Pass(),)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from rcmstr_fast.config import LEVELS, PretrainConfig, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import ViewSpec
+from rcmstr_fast.methods.base import Pass, ViewSpec
 from rcmstr_fast.methods.contrastive import ContrastiveMethod
 from rcmstr_fast.methods.levels import RelationalSettings
-from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings
+from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives
 
@@ -67,6 +67,13 @@ class RCMSTR(ContrastiveMethod):
         """With mim_view=own a third view, which is only masked."""
         wanted = super().views(config)
         return (*wanted, ViewSpec("mim")) if config.method.mim_view == "own" else wanted  # type: ignore[attr-defined]
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """As of the contrastive methods, with the masked view, which is the query where the two are coupled."""
+        method: RCMSTRConfig = config.method  # type: ignore[assignment]
+        plain = super().passes(config)
+        return (Pass(hidden=hidden(method)), *plain[int(method.coupled) :])
 
     def _online_frames(
         self, images: Tensor, passes: int, batch: Batch, pictures: bool

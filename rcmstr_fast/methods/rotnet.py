@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training
-from rcmstr_fast.methods.base import EncoderMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import EncoderMethod, Pass, ViewSpec, to_pixels
 from rcmstr_fast.methods.parts.monitors import entropy, spread
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
@@ -50,6 +50,11 @@ class RotNet(EncoderMethod):
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view; `forward` turns it."""
         return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """Every turn of the view."""
+        return (Pass(),) * TURNS
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""

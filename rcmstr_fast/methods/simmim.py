@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import EncoderMethod, ViewSpec
-from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings
+from rcmstr_fast.methods.base import EncoderMethod, Pass, ViewSpec
+from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
 from rcmstr_fast.methods.parts.monitors import detail, spread
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
@@ -55,6 +55,13 @@ class SimMIM(EncoderMethod):
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view."""
         return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """The masked view; the CNN's whole view without gradient."""
+        method: SimMIMConfig = config.method  # type: ignore[assignment]
+        whole = (Pass(trained=False),) if method.whole_pass and not is_vit(config.model) else ()
+        return (Pass(hidden=hidden(method)), *whole)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""

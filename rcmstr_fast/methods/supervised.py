@@ -10,7 +10,7 @@ from torch import Tensor
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training, is_vit, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import EncoderMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import EncoderMethod, Pass, ViewSpec, to_pixels
 from rcmstr_fast.methods.parts.ctc import ctc_losses, spellable
 from rcmstr_fast.methods.parts.labels import LabelSettings
 from rcmstr_fast.methods.parts.monitors import spread
@@ -73,6 +73,11 @@ class Supervised(EncoderMethod):
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view."""
         return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+
+    @classmethod
+    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
+        """The view."""
+        return (Pass(),)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""

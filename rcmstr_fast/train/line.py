@@ -22,7 +22,7 @@ def due(line: Mapping[str, object], total: int, last_step: int | None, since: fl
 
 
 def short(line: Mapping[str, float | int | None], total: int, eta: str) -> str:
-    """The line in words: step, loss, alignment and spread of the features, speed, waiting; what is wrong, if anything.
+    """The line in words: step, loss, alignment and spread of the features, speed, MFU, waiting; what is wrong, if anything.
 
     Args:
         line: of the metrics: `alignment_<level>` and `spread_<level>` of each level become the mean alignment and the
@@ -41,6 +41,8 @@ def short(line: Mapping[str, float | int | None], total: int, eta: str) -> str:
         parts += [f"{name} {choose(found):.2f}"] if found else []
     if line.get("images_per_s") is not None:
         parts.append(f"{line['images_per_s']:.4g} images/s")
+    if line.get("mfu_percent") is not None:
+        parts.append(f"MFU {line['mfu_percent']:.0f} %")
     if line.get("data_wait_percent") is not None:
         parts.append(f"waiting for data {line['data_wait_percent']:.0f} %")
     for name, text in (("nonfinite", "NOT FINITE: steps"), ("broken", "broken pictures")):

@@ -24,7 +24,7 @@ from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.trackers import Trackers, open_trackers
 
 #: Keys of a metrics line that depend on the clock or the machine; all others repeat exactly on a CPU.
-WALL_CLOCK = ("images_per_s", "data_wait_percent", "memory_gib", "seconds", "broken")
+WALL_CLOCK = ("images_per_s", "mfu_percent", "data_wait_percent", "memory_gib", "seconds", "broken")
 
 _package = logging.getLogger("rcmstr_fast")
 

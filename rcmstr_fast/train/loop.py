@@ -36,6 +36,7 @@ from rcmstr_fast.train.switches import decide
 from rcmstr_fast.train.trackers import check_trackers
 from rcmstr_fast.train.trial import Feed, Trial
 from rcmstr_fast.train.tuned import adopted
+from rcmstr_fast.train.utilisation import images_per_s_at_peak
 
 #: Elements of a buffer that is too large to be looked at in every step of a CPU: the rows of a queue.
 _LARGE = 2**18
@@ -195,6 +196,7 @@ class Trainer:
         if self.switches.compile:
             self.method.compile_networks()
         self.captured = CapturedStep(self.take, GraphRecorder(world.device)) if self.switches.cuda_graph else None
+        self.images_per_s_at_peak = images_per_s_at_peak(config, world.device, self.bf16)
         self.probe: OnlineProbe | None = None
         self.step = 0
         self.observing: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
@@ -279,6 +281,8 @@ class Trainer:
         if means["loss"] is not None:
             self.state.window_loss = means["loss"]
         speed = log.speed(self.step, self.plan.global_batch, self.stream.waited)
+        if self.images_per_s_at_peak is not None:
+            speed["mfu_percent"] = 100 * speed["images_per_s"] / self.world.world_size / self.images_per_s_at_peak
         log.write({
             "step": self.step,
             "epoch": self.step / self.plan.steps_per_epoch,

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rcmstr_fast.config import PretrainConfig, resolve
 from rcmstr_fast.measure.ceilings import Ceilings, measure_ceilings
-from rcmstr_fast.measure.costs import PARTS, encoder_products, masked_products, step_works
 from rcmstr_fast.methods import settings
+from rcmstr_fast.methods.costs import PARTS, encoder_passes, encoder_products, pass_products, step_works
 from rcmstr_fast.models import build_encoder
 from rcmstr_fast.models.vit import Attention
+from rcmstr_fast.train.utilisation import images_per_s_at_peak, peak
 from tests.bench.tiny import CPU, tiny
 
 
@@ -19,6 +20,11 @@ def full(encoder="resnet29", **method):
     config = PretrainConfig(method=settings(method.pop("name", "rcmstr"), **method))
     config.model.encoder, config.train.global_batch_size = encoder, 512
     return resolve(config)
+
+
+def masked_pass(config):
+    (one,) = (one for one in encoder_passes(config) if one.hidden is not None)
+    return pass_products(config, one)
 
 
 def by_part(works):
@@ -60,11 +66,56 @@ def test_a_step_at_the_training_size():
 
 
 def test_hidden_sites_are_not_counted():
-    assert {product.share for product in masked_products(full(mask_ratio=0.0, num_blocks=0))} == {1.0}
-    assert {product.share for product in masked_products(full(mask_ratio=1.0))} == {0.0}
-    shares = [product.share for product in masked_products(full())]
+    assert {product.share for product in masked_pass(full(mask_ratio=0.0, num_blocks=0))} == {1.0}
+    assert {product.share for product in masked_pass(full(mask_ratio=1.0))} == {0.0}
+    shares = [product.share for product in masked_pass(full())]
     assert all(0.0 < share < 0.6 for share in shares) and min(shares) < 0.15  # of 30 % few have all neighbours
-    assert {product.share for product in masked_products(full("vit_small"))} == {1.0}
+    assert {product.share for product in masked_pass(full("vit_small"))} == {1.0}
+
+
+#: method, encoder -> passes of an image in units of one dense pass with both gradients
+PASSES = {
+    ("simclr", "resnet29"): 2, ("seqclr", "vit_small"): 2, ("supervised", "vit_small"): 1, ("persec", "resnet29"): 1,
+    ("siman", "resnet29"): 2, ("rotnet", "vit_small"): 4, ("simmim", "vit_small"): 1, ("dig", "vit_small"): 2 + 2 / 3,
+    ("ibot", "vit_small"): 2 + 2 / 3, ("seqmoco", "vit_small"): 1 + 1 / 3, ("rclstr", "resnet29"): 2 + 1 / 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "encoder"), PASSES)
+def test_passes_of_other_methods(name, encoder):
+    """The first layer has no gradient of its input, so that a trained pass is a little less than three."""
+    config = full(encoder, name=name)
+    dense = sum(product.flop for product, _ in encoder_products(config))
+    flops, _ = by_part(step_works(config, 1, "bf16"))
+    assert (flops["products"] + flops["masked pass"]) / (3 * dense) == pytest.approx(PASSES[name, encoder], rel=0.02)
+
+
+def test_passes_over_a_part_of_the_picture():
+    """MaskOCR's ViT encodes three tenths with gradient and seven without; attention takes the squares of the shares."""
+    config = full("vit_small", name="maskocr")
+    seen, rest = encoder_passes(config)
+    assert (seen.trained, rest.trained) == (True, False) and seen.share + rest.share == pytest.approx(1)
+    for (_, layer), part in zip(encoder_products(config), pass_products(config, seen), strict=True):
+        assert part.share == pytest.approx(seen.share ** (2 if isinstance(layer, Attention) else 1))
+    masked, whole = encoder_passes(full(name="simmim"))
+    assert (
+        masked.hidden is not None
+        and not whole.trained
+        and encoder_passes(full("vit_small", name="simmim")) == (masked,)
+    )
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200", "NVIDIA A100-SXM4-80GB", "unknown"])
+def test_mfu_is_the_share_of_the_data_sheet(monkeypatch, name):
+    """At the images a second that it gives, the operations of the images are those of the sheet."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    config, gpu = full(), torch.device("cuda")
+    rate = images_per_s_at_peak(config, gpu, True)
+    if name == "unknown":
+        assert rate is None
+        return
+    assert rate * sum(w.flop for w in step_works(config, 1, "bf16")) == pytest.approx(peak(name).sheet)
+    assert images_per_s_at_peak(config, gpu, False) is None and images_per_s_at_peak(config, CPU, True) is None
 
 
 def test_switches_remove_work():

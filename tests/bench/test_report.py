@@ -10,7 +10,7 @@ from bench.report import blocks, performance, plots, predictions, recipes, resul
 from bench.report.rows import load, studies
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation import published
-from rcmstr_fast.measure import costs
+from rcmstr_fast.methods import costs
 
 STEP = {
     "group": "step", "status": "ok", "encoder": "resnet29", "width": 1.0, "method": "rcmstr", "batch": 512,

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.measure import ceilings, machine, records
+from rcmstr_fast.measure import machine, records
+from rcmstr_fast.train import utilisation
 
 
 def test_rows_come_back_and_the_machine_goes_along(tmp_path):
@@ -42,4 +43,4 @@ def test_machines_have_names_for_folders():
 
 
 def test_known_gpus_have_one_table():
-    assert ceilings.peak("NVIDIA H200 NVL").sheet == 989e12 and ceilings.peak("cpu, 2 threads") is None
+    assert utilisation.peak("NVIDIA H200 NVL").sheet == 989e12 and utilisation.peak("cpu, 2 threads") is None

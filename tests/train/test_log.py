@@ -12,6 +12,7 @@ from rcmstr_fast.train.line import due, short
 from rcmstr_fast.train.log import Meter, RunLog, cut_metrics, memory_gib
 from rcmstr_fast.train.pictures import CAPTIONS, captions_of, contact_sheet
 from rcmstr_fast.train.runfolder import RunFolder
+from tests.train.toy import toy_run
 
 WORLD = World(torch.device("cpu"))
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -90,7 +91,8 @@ def test_the_text_is_short_while_the_file_has_everything(tmp_path):
     log = RunLog(folder, WORLD)
     log.begin(0, 4000)
     line = {"loss": 7.123456, "alignment_frame": 0.8, "alignment_word": 0.6, "spread_frame": 0.5, "spread_word": 0.9,
-            "loss_mim": 0.1, "grad_norm": 3.0, "images_per_s": 812.0, "data_wait_percent": 1.2, "nonfinite": 0}  # fmt: skip
+            "loss_mim": 0.1, "grad_norm": 3.0, "images_per_s": 812.0, "mfu_percent": 41.2,
+            "data_wait_percent": 1.2, "nonfinite": 0}  # fmt: skip
     for step in range(10, 4001, 10):
         log.write({"step": step, **line})
     log.write({"step": 4000, "val_accuracy": 0.25, "val_ned": 0.5, "val_cer": 0.5})
@@ -100,9 +102,21 @@ def test_the_text_is_short_while_the_file_has_everything(tmp_path):
     assert (
         text[0]
         .split(" ", 2)[2]
-        .startswith("step 10/4000 loss 7.123 alignment 0.70 spread 0.50 812 images/s waiting for data 1 % eta ")
+        .startswith(
+            "step 10/4000 loss 7.123 alignment 0.70 spread 0.50 812 images/s MFU 41 % waiting for data 1 % eta "
+        )
     )
     assert text[-1].endswith("step 4000/4000 validation accuracy 0.25 1-NED 0.5 CER 0.5")
+
+
+@pytest.mark.parametrize("at_peak", [None, 50.0])
+def test_mfu_is_logged_where_the_peak_is_known(tmp_path, monkeypatch, at_peak):
+    monkeypatch.setattr("rcmstr_fast.train.loop.images_per_s_at_peak", lambda config, device, bf16: at_peak)
+    toy_run(tmp_path / "run", train__steps=4)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.get("mfu_percent") == (at_peak and pytest.approx(100 * line["images_per_s"] / at_peak))
+    assert (" MFU " in (tmp_path / "run/log.txt").read_text()) == (at_peak is not None)
 
 
 def test_what_is_wrong_is_in_the_text():

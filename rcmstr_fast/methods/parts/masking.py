@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, to_pixels
+from rcmstr_fast.methods.base import PICTURES, Hidden, to_pixels
 from rcmstr_fast.methods.step import Batch, Collectives, full_precision
 
 
@@ -33,6 +33,11 @@ class MaskSettings:
     mask_rule: Literal["anchored", "any"] = "anchored"
     norm_pix: bool = False
     pixel_loss: Literal["mse", "l1"] = "mse"
+
+
+def hidden(settings: MaskSettings) -> Hidden:
+    """What a CNN leaves out of a pass that is masked so."""
+    return Hidden(settings.mask_unit, settings.mask_ratio, settings.num_blocks, settings.mask_rule)
 
 
 class MaskedImageModelling(nn.Module):
