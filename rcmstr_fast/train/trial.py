@@ -19,7 +19,7 @@ from rcmstr_fast import env
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.methods import Batch
 from rcmstr_fast.ops import dispatch
-from rcmstr_fast.ops.masked.layers import Layer
+from rcmstr_fast.ops.masked import Layer
 from rcmstr_fast.tuning import choices
 from rcmstr_fast.tuning.choices import Choice, Setting, Value
 

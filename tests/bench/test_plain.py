@@ -13,6 +13,7 @@ from rcmstr_fast.cli.main import main
 from rcmstr_fast.measure.running import OurStep, first_loss, initial_state, made_up_batches
 from rcmstr_fast.models.batch_norm import norms_of
 from rcmstr_fast.train.distributed import World
+from rcmstr_fast.train.optim import RATE
 from tests.bench.tiny import CPU
 from tests.methods.harness import case_config
 from tests.methods.test_every_method import cases
@@ -31,7 +32,7 @@ def test_it_takes_the_step_of_the_trainer(case, tmp_path):
     assert plain.first_loss(batch[0]) == pytest.approx(first_loss(config, world, batch[0]), rel=1e-4)
     ours.step(batch)
     for group in plain.optimizer.param_groups:
-        group["lr"] = config.optim.lr / 4  # the trainer's first step, of a warm-up of four
+        group["lr"] = config.optim.lr / 4 * group.get(RATE, 1.0)  # the trainer's first step, of a warm-up of four
     plain.step(batch)
     theirs, before = dict(plain.method.named_parameters()), initial_state(config, world)
     named = {name: x for name, x in ours.trainer.method.named_parameters() if x.requires_grad}

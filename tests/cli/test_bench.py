@@ -99,4 +99,4 @@ def test_the_published_chain_is_the_same_chain(name):
 
 def test_wrong_lengths_are_one_line(data, capsys):
     assert main(["bench", "pipeline", "--data.roots", f"[{data}]", "--seconds", "0"]) == 2
-    assert "seconds must be positive" in capsys.readouterr().err
+    assert "seconds must be more than 0, got 0.0" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def test_attention_and_masks(made, tmp_path, capsys):
     assert "share of the character" in drawn(capsys, tmp_path / "a")
     assert main(["plot", "masks", image, "--draws", "2", "--out", str(tmp_path / "m")]) == 0
     assert "epoch 1" in drawn(capsys, tmp_path / "m")
-    for more, message in ((["--mask_ratio", "2"], "mask_ratio 0 to 1"), (["--run", str(made)], "with masks")):
+    for more, message in ((["--mask_ratio", "2"], "mask_ratio must be at least 0 and at most 1, got 2.0"), (["--run", str(made)], "with masks")):
         assert main(["plot", "masks", image, *more, "--out", str(tmp_path / "n")]) == 2
         assert message in capsys.readouterr().err
 
@@ -107,5 +107,5 @@ def test_misread_words_are_left_out(made):
     network, _ = figures.load_recogniser(made)
     source = open_sources([str(made / "words")])
     source.labels = lambda records: ["never"] * len(records)
-    with pytest.raises(ConfigError, match=r"found 0 \(6 misread, 0 broken\)"):
+    with pytest.raises(ConfigError, match=r"found 0 \(6 misread, 0 read as nothing, 0 broken\)"):
         characters.character_frames(network, source)
