@@ -66,10 +66,10 @@ class Size:
 
 #: Numbers in one font: what a small network learns to read in minutes.
 LAPTOP = Size(
-    10_000, 10_000, 1_000,
-    {"texts": "numbers", "shortest": 2, "longest": 4, "mild": True, "families": ["DejaVu Sans"]},
-    {"width": 0.25, "projector_hidden": 64},
-    1024, 300, 32, 0.98, 2e-3, 4_000, 32, 3e-3, 64, 32, 3e-3, True,
+    14_400, 20_000, 1_000,
+    {"texts": "numbers", "shortest": 2, "longest": 3, "mild": True, "families": ["DejaVu Sans Mono"]},
+    {"width": 0.25, "image_width": 44, "projector_hidden": 64},
+    1024, 450, 32, 0.98, 2e-3, 3_000, 128, 5e-3, 64, 32, 3e-3, True,
 )  # fmt: skip
 GPU = Size(
     200_000, 50_000, 3_000, {"texts": "words", "mixed": True}, {}, 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 256, 1e-3, 256,
@@ -200,7 +200,7 @@ def _pretrain(folder: Path, data: str, size: Size) -> Path:
     from rcmstr_fast.methods import settings
     from rcmstr_fast.train.loop import pretrain
 
-    config = PretrainConfig(run=str(folder), model=ModelConfig(**size.model))
+    config = PretrainConfig(run=str(folder), preset="fast", model=ModelConfig(**size.model))
     config.data.roots = [data]
     config.method = settings("rcmstr", queue_size=size.queue_size, momentum=size.momentum)
     config.optim.lr = size.lr
