@@ -73,10 +73,13 @@ class _Set:
         result: list[str | None] = []
         wrong: dict[int, bytes] = {}
         for i, value in zip(indices, self.raw_labels(indices)):
+            if value is None or value in (b"", UNLABELLED):
+                result.append(None)
+                continue
             try:
-                result.append(None if value in (None, b"", UNLABELLED) else value.decode())  # type: ignore[union-attr]
+                result.append(value.decode())
             except UnicodeDecodeError:
-                wrong[i] = value  # type: ignore[assignment]
+                wrong[i] = value
                 result.append(None)
         if wrong and not self._told:
             self._told = True

@@ -74,10 +74,8 @@ def _in_passes(part: nn.Module, x: Tensor, passes: int) -> Tensor:
         return part(x)
 
 
-class MomentumNetwork(Momentum):
+class MomentumNetwork(Momentum[Network]):
     """The momentum network that gives the keys."""
-
-    network: Network
 
     @torch.no_grad()
     def forward(self, images: Tensor, num_subwords: int, grouping: Tensor | None) -> dict[str, Tensor]:

@@ -1,5 +1,8 @@
 """Networks: encoders, rectifier, projectors, predictors, heads of masked image modelling and decoders."""
 
+from typing import TypeVar
+
+import torch
 from torch import nn
 
 from rcmstr_fast.config import ModelConfig, resolve_model
@@ -15,6 +18,8 @@ __all__ = [
     "Encoder", "Features", "ResNet29", "TPSRectifier", "VisionTransformer",
     "build_encoder", "build_mim_head", "build_predictor", "build_projector", "build_rectifier",
 ]  # fmt: skip
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build_encoder(model: ModelConfig) -> Encoder:
@@ -58,6 +63,11 @@ def build_rectifier(model: ModelConfig) -> nn.Module:
     if model.tps_checkpoint != "random":
         load_rectifier(rectifier, model.tps_checkpoint)
     return rectifier
+
+
+def placed(module: M, device: torch.device, dtype: torch.dtype | None = None) -> M:
+    """Move a module to a device (and dtype) with its convolutions in channels_last memory; the module itself."""
+    return module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def build_projector(model: ModelConfig, in_channels: int) -> BiLSTMProjector | MLPHead:

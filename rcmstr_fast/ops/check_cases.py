@@ -6,6 +6,7 @@ backend over them on the user's machine, and the tests do the same on theirs.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,8 +133,8 @@ def _batch_norm() -> list[Case]:
     def call(relu: bool) -> Callable[[Tensors, str], list[Tensor]]:
         def run(x: Tensors, backend: str) -> list[Tensor]:
             given = (x["x"], x["weight:"], x["bias:"])
-            options = {"group_size": 3, "residual": x["residual"], "relu": relu}
-            return list(ops.grouped_batch_norm(*given, **options, backend=backend))  # type: ignore[arg-type]
+            options: dict[str, Any] = {"group_size": 3, "residual": x["residual"], "relu": relu}
+            return list(ops.grouped_batch_norm(*given, **options, backend=backend))
 
         return run
 
@@ -292,8 +293,8 @@ def _views() -> list[Case]:
         return {"images": images.permute(0, 2, 3, 1).contiguous().to(torch.uint8), "index": torch.arange(3) + (1 << 33)}
 
     def call(x: Tensors, backend: str) -> list[Tensor]:
-        options = {"seed": 11, "epoch": 2, "num_views": 2, "size": (32, 100)}
-        return [ops.augment_views(x["images"], index=x["index"], **options, backend=backend)]  # type: ignore[arg-type]
+        options: dict[str, Any] = {"seed": 11, "epoch": 2, "num_views": 2, "size": (32, 100)}
+        return [ops.augment_views(x["images"], index=x["index"], **options, backend=backend)]
 
     # A twentieth of a grey level; a pixel at the threshold of solarise may fall on either side.
     return [Case("3 images, 2 views", make, call, outliers=1e-3, tolerance=0.05 * 2 / 255)]

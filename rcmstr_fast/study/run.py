@@ -21,7 +21,7 @@ from typing import Any
 
 from rcmstr_fast.config import ConfigError, RunError
 from rcmstr_fast.study.plan import Cell, Study, cells
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.checkpoint import write_text
 from rcmstr_fast.train.environment import commit, processor
 
 _log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class _Runner:
         path = record_path(self.folder, cell.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
         self.outcome.done.append(cell.id)
         _log.info("%s: done in %s", cell.id, _duration(seconds))
 

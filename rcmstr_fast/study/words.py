@@ -12,7 +12,7 @@ from rcmstr_fast.data.synth.words import read_words
 #: Few and mild effects: what a small decoder learns in minutes.
 _OFF = "colour curve outline shadow shading texture clutter fade motion spacing"
 _ON = {"rotation": 0.1, "perspective": 0.1, "lighting": 0.1, "blur": 0.1, "low_resolution": 0.1, "noise": 0.2}
-MILD: dict[str, float] = dict.fromkeys(_OFF.split(), 0.0) | _ON | {"stretch": 0.2}
+MILD: dict[str, Any] = dict.fromkeys(_OFF.split(), 0.0) | _ON | {"stretch": 0.2}
 
 _FIELDS = ("count", "seed", "texts", "longest", "shortest", "held_out", "mild", "mixed", "families", "num_words")
 
