@@ -96,9 +96,15 @@ class GroupedBatchNorm(_BatchNorm):
         bias: Tensor = self.bias if self.affine else torch.zeros_like(self.running_mean)
         rows = x.flatten(1, -2) if self.dims == 1 and x.dim() == 4 else x  # four dimensions are a map to the operation
         made = grouped_batch_norm(
-            rows, weight, bias, passes=self.passes, group_size=self.group_size, eps=self.eps,
-            residual=residual, relu=relu,
-        )  # fmt: skip
+            rows,
+            weight,
+            bias,
+            passes=self.passes,
+            group_size=self.group_size,
+            eps=self.eps,
+            residual=residual,
+            relu=relu,
+        )
         seen = made.mean, made.var, self.passes
         if self.tracking and self.held:
             self.seen.append(seen)

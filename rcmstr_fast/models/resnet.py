@@ -89,13 +89,11 @@ class ResNet29(Encoder):
                 Stage([ConvBN(3, c32), ConvBN(c32, c64)]),
                 Stage([*_blocks(c64, c128, 1), ConvBN(c128, c128)], pool=((2, 2), (0, 0))),
                 Stage([*_blocks(c128, c256, 2), ConvBN(c256, c256)], pool=((2, 2), (0, 0))),
-                Stage(
-                    [*_blocks(c256, c512, 5), ConvBN(c512, c512), *_blocks(c512, c512, 3)], pool=((2, 1), (0, 1))
-                ),
+                Stage([*_blocks(c256, c512, 5), ConvBN(c512, c512), *_blocks(c512, c512, 3)], pool=((2, 1), (0, 1))),
                 Stage([ConvBN(c512, c512, 2, stride=(2, 1), padding=(0, 1))]),
                 Stage([ConvBN(c512, c512, 2, padding=(0, 0))]),
             ]
-        )  # fmt: skip
+        )
 
     def mask_unit(self, wanted: str) -> str:
         """The unit that the configuration names."""

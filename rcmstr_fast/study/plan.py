@@ -290,9 +290,15 @@ def cells(study: Study, folder: Path, data: dict[str, str], recipe: Any) -> list
             for evaluation in [e for e in study.evaluations if e.name in (row.evaluations or [e.name])]:
                 name = f"{_slug(evaluation.name)}/{_slug(row.name)}-s{seed}"
                 values = {
-                    **study.evaluate, **evaluation.set, **row.evaluate, **like, "encoder": encoder, "run": str(folder / name),
-                    "title": row.name, "seed": seed,
-                }  # fmt: skip
+                    **study.evaluate,
+                    **evaluation.set,
+                    **row.evaluate,
+                    **like,
+                    "encoder": encoder,
+                    "run": str(folder / name),
+                    "title": row.name,
+                    "seed": seed,
+                }
                 values = _filled(values, data)
                 made.append(Cell(name, row.name, seed, evaluation.command, evaluation.name, None, values, needs))
     return made

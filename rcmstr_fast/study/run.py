@@ -195,10 +195,18 @@ class _Runner:
 
     def _ended_well(self, cell: Cell, seconds: float, cpu_seconds: float) -> None:
         record = {
-            "id": cell.id, "row": cell.row, "seed": cell.seed, "command": cell.command, "evaluation": cell.evaluation,
-            "arguments": cell.arguments(), "digest": _digest(cell), "seconds": round(seconds, 1),
-            "cpu_seconds": round(cpu_seconds, 1), "processor": processor(), "commit": commit(),
-        }  # fmt: skip
+            "id": cell.id,
+            "row": cell.row,
+            "seed": cell.seed,
+            "command": cell.command,
+            "evaluation": cell.evaluation,
+            "arguments": cell.arguments(),
+            "digest": _digest(cell),
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
+            "processor": processor(),
+            "commit": commit(),
+        }
         path = record_path(self.folder, cell.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"

@@ -53,9 +53,11 @@ def render_set(fields: dict[str, Any], out: Path) -> None:
     if unknown is not None:
         raise ConfigError(f"data to render has the fields {', '.join(_FIELDS)}, got {unknown}")
     chosen = vocabulary(
-        fields.get("texts", "words"), fields.get("shortest", 1), fields.get("longest", 25),
+        fields.get("texts", "words"),
+        fields.get("shortest", 1),
+        fields.get("longest", 25),
         fields.get("num_words", 30_000),
-    )  # fmt: skip
+    )
     chosen = [text for text in chosen if is_held_out(text) == bool(fields.get("held_out", False))]
     if not chosen:
         raise ConfigError(f"data to render: no text fits {fields}")

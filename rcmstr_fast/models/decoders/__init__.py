@@ -46,7 +46,21 @@ def build_decoder(name: str, in_channels: int, characters: int, *, hidden: int, 
 
 
 __all__ = [
-    "BLANK", "DECODERS", "EOS", "MAX_LENGTH", "PAD", "RECURRENT", "SOS",
-    "AttentionDecoder", "AutoregressiveDecoder", "CTCDecoder", "Decoder", "LinearCTCDecoder",
-    "SelectiveAttentionDecoder", "Trace", "TransformerDecoder", "build_decoder", "frames_needed",
-]  # fmt: skip
+    "BLANK",
+    "DECODERS",
+    "EOS",
+    "MAX_LENGTH",
+    "PAD",
+    "RECURRENT",
+    "SOS",
+    "AttentionDecoder",
+    "AutoregressiveDecoder",
+    "CTCDecoder",
+    "Decoder",
+    "LinearCTCDecoder",
+    "SelectiveAttentionDecoder",
+    "Trace",
+    "TransformerDecoder",
+    "build_decoder",
+    "frames_needed",
+]
