@@ -11,7 +11,7 @@ from rcmstr_fast import random
 from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
 from rcmstr_fast.methods.base import Pass, PretrainMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.levels import RelationalSettings, used_levels
-from rcmstr_fast.methods.losses import RelationalLoss, monitors
+from rcmstr_fast.methods.losses import ContrastiveLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
 from rcmstr_fast.methods.parts.queue import Queue, ShardedQueue, StepKeys, WholeQueue, build_queue
 from rcmstr_fast.methods.permutation import PermutedQuery, permuted_order
@@ -46,7 +46,7 @@ class ContrastiveMethod(PretrainMethod):
             level: build_queue(method.queue, size, config.model.feature_dim, collectives)
             for level, size in sizes.items()
         })  # fmt: skip
-        self.loss = RelationalLoss(method, frames)
+        self.loss = ContrastiveLoss(method, frames)
         self._keys = StepKeys(self.levels, collectives)
 
     @property

@@ -12,7 +12,7 @@ from rcmstr_fast.methods.parts.queue import WholeQueue
 from rcmstr_fast.methods.permutation import kept_frames, pairing_windows
 
 
-class RelationalLoss(nn.Module):
+class ContrastiveLoss(nn.Module):
     """loss_rcl of one micro-batch and its parts.
 
     Args:
