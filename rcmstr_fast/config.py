@@ -108,7 +108,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Training:
-    """How a method is trained where the user does not say otherwise (SPEC section 8).
+    """How a method is trained where the user does not say otherwise.
 
     Attributes:
         batch: images a step.
@@ -362,7 +362,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
 
 
 def num_frames(model: ModelConfig) -> int:
-    """Frames T of an image: width / 4, and one more for the CNN (SPEC section 2)."""
+    """Frames T of an image: width / 4, and one more for the CNN."""
     return model.image_width // 4 + (0 if is_vit(model) else 1)
 
 

@@ -39,7 +39,7 @@ class PermutationSettings:
 
 
 def pairing_windows(frames: int, num_subwords: int, pairing: str) -> list[tuple[int, int]]:
-    """Frames that pair with each subword in loss_f2s (SPEC section 4): `stride` or `pool` windows."""
+    """Frames that pair with each subword in loss_f2s: `stride` or `pool` windows."""
     if pairing == "pool":
         return pooling_windows(frames, num_subwords)
     stride = frames // num_subwords

@@ -128,7 +128,8 @@ class HeldStatistics:
     def held(self) -> Iterator[None]:
         """While entered, running statistics stay and layers note what they see; for one pass of each network.
 
-        The notes of a layer are empty at the beginning: what torch.compile makes of a layer holds for that number only.
+        Each layer begins with no notes. torch.compile makes code for the number of notes that it finds, and would make
+        it anew for another number.
         """
         for layer in self._norms:
             layer.held = True

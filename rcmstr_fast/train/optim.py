@@ -1,4 +1,4 @@
-"""Optimiser, parameter groups and the learning rate of a step (SPEC section 8)."""
+"""Optimiser, parameter groups and the learning rate of a step."""
 
 import math
 from typing import Any

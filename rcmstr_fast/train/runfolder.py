@@ -1,4 +1,4 @@
-"""The run folder (SPEC section 11): created once, continued with the same configuration only."""
+"""The run folder: created once, continued with the same configuration only."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Masked image modelling: a branch of a method, or all of one (paper section III-C, SPEC section 6)."""
+"""Masked image modelling: a branch of a method, or all of one (paper section III-C)."""
 
 from dataclasses import dataclass
 from typing import Literal, cast

@@ -52,7 +52,7 @@ class WholeQueue:
 
 
 class Queue(nn.Module):
-    """Ring buffer `rows [K, D]` of keys, filled with normalised Gaussian rows at the start (SPEC section 3).
+    """Ring buffer `rows [K, D]` of keys, filled with normalised Gaussian rows at the start.
 
     Args:
         size: rows K.
