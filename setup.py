@@ -22,12 +22,18 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DRCMSTR_FAST_OUTPUT={output}",
             f"-DRCMSTR_FAST_CUDA={os.environ.get('RCMSTR_FAST_CUDA', 'auto')}",
-        ]  # fmt: skip
+        ]
         architectures = os.environ.get("RCMSTR_FAST_CUDA_ARCHITECTURES")
         if architectures:
             configure.append(f"-DRCMSTR_FAST_CUDA_ARCHITECTURES={architectures}")

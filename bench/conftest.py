@@ -112,8 +112,12 @@ class Bench:
         """Time calls of `run`; most device memory that was allocated beyond what was there, in MiB (0 on a CPU)."""
         cuda = self.device.type == "cuda"
         rounds = rounds or self.rounds
-        benchmark.pedantic(run, rounds=1 if benchmark.disabled else rounds, warmup_rounds=3 if cuda else 1,
-                           setup=timer.cooler(self.device) if cuda else None)  # fmt: skip
+        benchmark.pedantic(
+            run,
+            rounds=1 if benchmark.disabled else rounds,
+            warmup_rounds=3 if cuda else 1,
+            setup=timer.cooler(self.device) if cuda else None,
+        )
         if not cuda:
             return 0.0
         before = torch.cuda.memory_allocated()

@@ -15,22 +15,8 @@ namespace {
 constexpr int64_t kBlock = 1024;    // keys whose sums are taken in float
 constexpr int64_t kWorth = 1 << 14;  // similarities from which other threads pay for their start
 
-namespace narrow {
-#define RCMSTR_VECTOR 16
-#include "loss_blocks.h"
-#undef RCMSTR_VECTOR
-}  // namespace narrow
-
-#if RCMSTR_BROAD
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace broad {
-#define RCMSTR_VECTOR 32
-#include "loss_blocks.h"
-#undef RCMSTR_VECTOR
-}  // namespace broad
-#pragma GCC pop_options
-#endif
+#define RCMSTR_LOOPS "loss_blocks.h"
+#include "two_widths.h"
 
 }  // namespace
 

@@ -11,22 +11,8 @@ namespace {
 
 constexpr int64_t kRows = 64;  // rows of one block: its sums stay accurate in float
 
-namespace narrow {
-#define RCMSTR_VECTOR 16
-#include "norm_blocks.h"
-#undef RCMSTR_VECTOR
-}  // namespace narrow
-
-#if RCMSTR_BROAD
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace broad {
-#define RCMSTR_VECTOR 32
-#include "norm_blocks.h"
-#undef RCMSTR_VECTOR
-}  // namespace broad
-#pragma GCC pop_options
-#endif
+#define RCMSTR_LOOPS "norm_blocks.h"
+#include "two_widths.h"
 
 // Sums over the rows of each group in blocks of kRows. add(first, last, sums [outputs, channels] in W) fills the sums of
 // one block; blocks are then added in order, in double. Result [groups, outputs, channels].

@@ -1,5 +1,5 @@
-// Loops that are compiled for two widths of vectors: a source includes its loops in the namespaces `narrow` and, where
-// RCMSTR_BROAD is 1, `broad` (under the pragma that allows AVX2), and calls one of them by RCMSTR_LOOP.
+// Loops that are compiled for two widths of vectors: a source includes them by two_widths.h, and calls the form that
+// this processor can run by RCMSTR_LOOP.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

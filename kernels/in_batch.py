@@ -45,9 +45,19 @@ def _exponentials(query, candidates, skip, places, K, scale):
 
 @triton.jit
 def _stats_kernel(
-    query_ptr, candidates_ptr, positive_ptr, skip_ptr, total_ptr, loss_ptr, M, K, scale,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    query_ptr,
+    candidates_ptr,
+    positive_ptr,
+    skip_ptr,
+    total_ptr,
+    loss_ptr,
+    M,
+    K,
+    scale,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """Sum of the exponentials and loss of each row (grid: tiles of rows).
 
     Note: reads (M / BLOCK_M) K D 2 bytes through the L2 cache, M K D multiply-adds.
@@ -69,9 +79,20 @@ def _stats_kernel(
 
 @triton.jit
 def _grad_query_kernel(
-    query_ptr, candidates_ptr, positive_ptr, skip_ptr, total_ptr, grad_ptr, M, K, scale, share,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    query_ptr,
+    candidates_ptr,
+    positive_ptr,
+    skip_ptr,
+    total_ptr,
+    grad_ptr,
+    M,
+    K,
+    scale,
+    share,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """share (sum over candidates of softmax x candidate - positive) of each row (grid: tiles of rows)."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query = _rows(query_ptr, rows, M, D)
@@ -91,9 +112,20 @@ def _grad_query_kernel(
 
 @triton.jit
 def _grad_candidates_kernel(
-    query_ptr, candidates_ptr, positive_ptr, skip_ptr, total_ptr, grad_ptr, M, K, scale, share,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    query_ptr,
+    candidates_ptr,
+    positive_ptr,
+    skip_ptr,
+    total_ptr,
+    grad_ptr,
+    M,
+    K,
+    scale,
+    share,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """share x sum over rows of (softmax - 1 at the positive) x row, of each candidate (grid: tiles of candidates)."""
     places = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     candidates = _rows(candidates_ptr, places, K, D)

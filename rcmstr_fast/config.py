@@ -108,7 +108,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Training:
-    """How a method is trained where the user does not say otherwise (SPEC section 8).
+    """How a method is trained where the user does not say otherwise.
 
     Attributes:
         batch: images a step.
@@ -311,9 +311,14 @@ def _fill_training(config: PretrainConfig) -> None:
     lr = training.lr * (batch / training.lr_batch if training.lr_batch else 1.0)
     least = min(training.min_lr, config.optim.lr or lr) if training.min_lr else 0.0
     optim = {
-        "name": training.optimizer, "lr": lr, "weight_decay": training.weight_decay, "schedule": training.schedule,
-        "min_lr": least, "clip": training.clip, "warmup_steps": training.warmup_steps,
-    }  # fmt: skip
+        "name": training.optimizer,
+        "lr": lr,
+        "weight_decay": training.weight_decay,
+        "schedule": training.schedule,
+        "min_lr": least,
+        "clip": training.clip,
+        "warmup_steps": training.warmup_steps,
+    }
     _fill(config.optim, optim)
     _fill(config.train, {"global_batch_size": batch, "epochs": training.epochs})
 
@@ -357,7 +362,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
 
 
 def num_frames(model: ModelConfig) -> int:
-    """Frames T of an image: width / 4, and one more for the CNN (SPEC section 2)."""
+    """Frames T of an image: width / 4, and one more for the CNN."""
     return model.image_width // 4 + (0 if is_vit(model) else 1)
 
 

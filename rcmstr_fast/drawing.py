@@ -166,9 +166,14 @@ def points(title: str, places: np.ndarray, kinds: Sequence[str], most: int = 20)
         axes.scatter(*places[of == kind].T, s=16, marker=mark, color=colour, label=f"{kind} ({counts[kind]})", lw=0)
     axes.set(xticks=[], yticks=[])
     axes.legend(
-        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10, markerscale=1.8,
-        title="character (frames)", ncols=1 if len(shown) <= 22 else 2,
-    )  # fmt: skip
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        fontsize=10,
+        markerscale=1.8,
+        title="character (frames)",
+        ncols=1 if len(shown) <= 22 else 2,
+    )
     return figure
 
 

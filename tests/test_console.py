@@ -101,10 +101,15 @@ def test_an_error_without_stderr_keeps_its_status(tmp_path):
 
 def test_names_that_are_no_utf8_are_printed_as_they_are():
     raw = subprocess.run(
-        [sys.executable, "-c", "import sys; from rcmstr_fast.cli import main as m;"
-         "m._run = lambda *_: print('donn\\udce9es') or 0; sys.exit(m.main(['doctor']))"],
-        capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys; from rcmstr_fast.cli import main as m;"
+            "m._run = lambda *_: print('donn\\udce9es') or 0; sys.exit(m.main(['doctor']))",
+        ],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
     assert raw.stdout == b"donn\xe9es\n"
 
 

@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = shutil.ignore_patterns(
-    ".*", "build", "dist", "runs", "shared", "carry", "*.so", "*.egg-info", "__pycache__"
-)  # fmt: skip
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "runs", "shared", "carry", "*.so", "*.egg-info", "__pycache__")
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +35,7 @@ def built(tmp_path_factory):
     shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=LEFT_OUT)
     options = ["--no-isolation", "--skip-dependency-check", "--outdir", folder / "dist"]
     found = str(Path(build.__file__).parents[1])  # it may stand beside the environment's packages
-    run(sys.executable, "-m", "build", *options, folder=folder / "source",
-        RCMSTR_FAST_CUDA="0", PYTHONPATH=found)  # fmt: skip
+    run(sys.executable, "-m", "build", *options, folder=folder / "source", RCMSTR_FAST_CUDA="0", PYTHONPATH=found)
     return folder / "dist"
 
 
@@ -81,8 +78,9 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
 
 def test_the_installed_wheel_works_away_from_a_checkout(installed):
     command = installed / "venv" / "bin" / "rcmstr"
-    where = run(installed / "venv" / "bin" / "python", "-c", "import rcmstr_fast; print(rcmstr_fast.__file__)",
-                folder=installed)  # fmt: skip
+    where = run(
+        installed / "venv" / "bin" / "python", "-c", "import rcmstr_fast; print(rcmstr_fast.__file__)", folder=installed
+    )
     assert Path(where.strip()).is_relative_to(installed)
     assert "cnn_rcmstr" in run(command, "recipes", folder=installed)
     assert "cnn_rcmstr" in run(command, "methods", folder=installed)
@@ -126,7 +124,17 @@ def test_the_container_file_works_as_shell(tmp_path):
     assert "rcmstr_fast/recipes/cnn_rcmstr.yaml" in (tmp_path / "rcmstr_fast.egg-info/SOURCES.txt").read_text()
     import pybind11
 
-    run("cmake", "-S", ".", "-B", "configured", f"-DPython_EXECUTABLE={sys.executable}", "-DRCMSTR_FAST_CUDA=0",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DRCMSTR_FAST_OUTPUT={tmp_path}", folder=tmp_path)  # fmt: skip
+    run(
+        "cmake",
+        "-S",
+        ".",
+        "-B",
+        "configured",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DRCMSTR_FAST_CUDA=0",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DRCMSTR_FAST_OUTPUT={tmp_path}",
+        folder=tmp_path,
+    )
     (installs,) = [rest for name, rest in steps if name == "RUN" and "--no-deps ." in rest]
     assert "RCMSTR_FAST_CUDA=1" in installs, "without it a missing compiler would go unnoticed"

@@ -60,8 +60,13 @@ def test_moments_are_events_that_wait_when_their_difference_is_taken(monkeypatch
 
 def test_a_gpu_is_timed_by_events_and_kept_busy(monkeypatch):
     order = []
-    for name in ("synchronize", "memory_allocated", "reset_peak_memory_stats", "max_memory_allocated",
-                 "max_memory_reserved"):  # fmt: skip
+    for name in (
+        "synchronize",
+        "memory_allocated",
+        "reset_peak_memory_stats",
+        "max_memory_allocated",
+        "max_memory_reserved",
+    ):
         monkeypatch.setattr(
             torch.cuda, name, lambda *_, name=name: {"max_memory_allocated": 2 << 30}.get(name, 1 << 30)
         )

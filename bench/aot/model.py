@@ -184,9 +184,15 @@ def _stage(height: int, width: int, channels: int) -> str:
 def _lists(height: int, width: int, machine: Machine, channels: int) -> tuple[list[int], list[int]]:
     """Taps of each tile of the forward, in the order of the programs, and pairs of each tap."""
     masks = ops.draw_masks(
-        torch.arange(BATCH), seed=0, epoch=0, size=(32, 100), unit="stage3", mask_ratio=HIDDEN, num_blocks=0,
+        torch.arange(BATCH),
+        seed=0,
+        epoch=0,
+        size=(32, 100),
+        unit="stage3",
+        mask_ratio=HIDDEN,
+        num_blocks=0,
         backend="reference",
-    )  # fmt: skip
+    )
     sites = ops.active_sites(masks.grid, [(32, 100), (16, 50), (8, 25), (4, 26)], "anchored")
     active = next(s.active for s in sites if s.active.shape[2:] == (height, width))
     window = Window((3, 3), (1, 1), (1, 1))
@@ -219,11 +225,17 @@ def totals(rows: list[Row]) -> list[Row]:
         for stage in STAGES:
             layer = [row for row in mine if row["part"] == _stage(*stage)]
             dense, ms = dense_ms(machine, *stage), sum(row["ms"] for row in layer)
-            made.append({
-                "machine": machine.name, "what": f"masked {_stage(*stage)}", "ms": round(ms, 3),
-                "bound_ms": round(sum(row["bound_ms"] for row in layer), 3), "dense_ms": round(dense, 2),
-                "ratio": round(dense / ms, 2), "goal": f"{machine.goal[1]:g} x dense",
-            })  # fmt: skip
+            made.append(
+                {
+                    "machine": machine.name,
+                    "what": f"masked {_stage(*stage)}",
+                    "ms": round(ms, 3),
+                    "bound_ms": round(sum(row["bound_ms"] for row in layer), 3),
+                    "dense_ms": round(dense, 2),
+                    "ratio": round(dense / ms, 2),
+                    "goal": f"{machine.goal[1]:g} x dense",
+                }
+            )
     return made
 
 

@@ -60,12 +60,16 @@ def _head(stage: str, name: str) -> Row:
 def _rows(stage: str, rates: dict[str, Rate]) -> list[Row]:
     ours = next(iter(rates.values()))
     return [
-        _head(stage, name) | {
-            "status": "ok", "images_per_s": rate.images_per_s, "per_core": rate.per_core,
-            "ours_is": ours.images_per_s / rate.images_per_s, "ours_is_per_core": ours.per_core / rate.per_core,
+        _head(stage, name)
+        | {
+            "status": "ok",
+            "images_per_s": rate.images_per_s,
+            "per_core": rate.per_core,
+            "ours_is": ours.images_per_s / rate.images_per_s,
+            "ours_is_per_core": ours.per_core / rate.per_core,
         }
         for name, rate in rates.items()
-    ]  # fmt: skip
+    ]
 
 
 def _readers(sample: Sample) -> dict[str, Call]:

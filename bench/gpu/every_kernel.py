@@ -100,9 +100,13 @@ def whole_steps(device: str) -> None:
     place = torch.device(device)
     for model in ({"encoder": "resnet29", "width": 0.25}, {"encoder": "vit_tiny", "depth": 1}):
         values = {f"model.{name}": value for name, value in model.items()} | {
-            "model.projector_hidden": 64, "model.feature_dim": 64, "method.queue_size": 300,
-            "train.global_batch_size": 6, "train.device": device, "train.cuda_graph": "off",
-        }  # fmt: skip
+            "model.projector_hidden": 64,
+            "model.feature_dim": 64,
+            "method.queue_size": 300,
+            "train.global_batch_size": 6,
+            "train.device": device,
+            "train.cuda_graph": "off",
+        }
         config = configured(values)
         with tempfile.TemporaryDirectory() as folder, exact_or_fast(config, place):
             world = World(place)

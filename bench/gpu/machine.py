@@ -32,10 +32,17 @@ def build(setting: Setting) -> Rows:
     folder = (setting.work / ("configured" if setting.dry else "extension")).absolute()
     output = folder if setting.dry else ROOT / "rcmstr_fast"
     configure = [
-        find_tool("cmake") or "cmake", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DRCMSTR_FAST_OUTPUT={output}",
-        f"-DRCMSTR_FAST_CUDA={setting.choose('auto', '0')}", *(["-G", "Ninja"] if find_tool("ninja") else []),
-    ]  # fmt: skip
+        find_tool("cmake") or "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(folder),
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DRCMSTR_FAST_OUTPUT={output}",
+        f"-DRCMSTR_FAST_CUDA={setting.choose('auto', '0')}",
+        *(["-G", "Ninja"] if find_tool("ninja") else []),
+    ]
     if setting.device == "cuda":
         major, minor = torch.cuda.get_device_capability(0)
         configure.append(f"-DRCMSTR_FAST_CUDA_ARCHITECTURES={major}{minor}-real")
@@ -99,9 +106,20 @@ def tests(setting: Setting, folders: tuple[str, ...]) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
         command = [
-            sys.executable, "-m", "pytest", *chosen, "-q", "--continue-on-collection-errors", "-p", "no:cacheprovider",
-            f"--junitxml={report}", "-W", "ignore", "--ignore=tests/kernels/test_aot.py", *_plugins(setting),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pytest",
+            *chosen,
+            "-q",
+            "--continue-on-collection-errors",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            "-W",
+            "ignore",
+            "--ignore=tests/kernels/test_aot.py",
+            *_plugins(setting),
+        ]
         limit = max(30.0, setting.limit - 10)
         environment = os.environ | {"OMP_NUM_THREADS": "2"}
         try:
@@ -212,9 +230,14 @@ def _watched(ours: OurStep, batches: list, setting: Setting) -> str:
 
 def _small(setting: Setting, encoder: str, graph: str) -> PretrainConfig:
     values: Fields = {
-        "model.encoder": encoder, "train.global_batch_size": 128, "train.device": setting.device,
-        "train.cuda_graph": graph, "train.precision": "bf16",
+        "model.encoder": encoder,
+        "train.global_batch_size": 128,
+        "train.device": setting.device,
+        "train.cuda_graph": graph,
+        "train.precision": "bf16",
         # SGD, whose update is in proportion to the gradient
-        "optim.name": "sgd", "optim.lr": 0.01, "optim.warmup_steps": 0,
-    }  # fmt: skip
+        "optim.name": "sgd",
+        "optim.lr": 0.01,
+        "optim.warmup_steps": 0,
+    }
     return configured(values | (tiny() if setting.dry else {}), setting.changes)

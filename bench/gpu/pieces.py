@@ -18,12 +18,19 @@ _OPERATIONS = {
     "kl": ("relation_kl",),
     "cross-entropy": ("queue_cross_entropy",),
     "levels": ("relational_loss subword", "relational_loss word"),
-    "small": ("hierarchical_pool", "masked_mse", "replace_tokens", "enqueue_", "momentum_update_", "draw_masks",
-              "project"),
+    "small": (
+        "hierarchical_pool",
+        "masked_mse",
+        "replace_tokens",
+        "enqueue_",
+        "momentum_update_",
+        "draw_masks",
+        "project",
+    ),
     **{f"d{width}": (f"relational_loss frame D={width}",) for width in (64, 256, 512)},
     "256": ("five_terms step B=256", "relational_loss frame B=256"),
     "1024": ("five_terms step B=1024", "relational_loss frame B=1024"),
-}  # fmt: skip
+}
 _SMALL, _LARGE = (128, 256, 512), (1024, 2048)
 
 

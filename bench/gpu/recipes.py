@@ -54,6 +54,11 @@ def recipe(setting: Setting, encoder: str, method: str = "rcmstr", batch: int = 
 def tiny() -> Fields:
     """What makes a configuration as small as it can be."""
     return {
-        "model.width": 0.25, "model.depth": 1, "model.projector_hidden": 32, "model.feature_dim": 16,
-        "method.queue_size": 64, "train.global_batch_size": 4, "train.precision": "fp32",
-    }  # fmt: skip
+        "model.width": 0.25,
+        "model.depth": 1,
+        "model.projector_hidden": 32,
+        "model.feature_dim": 16,
+        "method.queue_size": 64,
+        "train.global_batch_size": 4,
+        "train.precision": "fp32",
+    }

@@ -14,12 +14,28 @@ from bench.gpu.words import origin, words
 
 #: Rows of the table: name -> recipe of recipes/, in the paper's order.
 TABLE = {
-    "seqmoco-nokl": "cnn_seqmoco_nokl", "seqmoco": "cnn_seqmoco", "ere": "cnn_ere", "intra": "cnn_ere_intra",
-    "inter": "cnn_rclstr", "rcmstr": "cnn_rcmstr",
-}  # fmt: skip
+    "seqmoco-nokl": "cnn_seqmoco_nokl",
+    "seqmoco": "cnn_seqmoco",
+    "ere": "cnn_ere",
+    "intra": "cnn_ere_intra",
+    "inter": "cnn_rclstr",
+    "rcmstr": "cnn_rcmstr",
+}
 #: Fields of metrics.jsonl that the records keep.
-_KEPT = ("step", "loss", "loss_mim", "loss_rcl", "loss_info_frame", "accuracy_frame", "accuracy_subword",
-         "spread_subword", "images_per_s", "data_wait", "gpu_memory_gib", "grad_norm")  # fmt: skip
+_KEPT = (
+    "step",
+    "loss",
+    "loss_mim",
+    "loss_rcl",
+    "loss_info_frame",
+    "accuracy_frame",
+    "accuracy_subword",
+    "spread_subword",
+    "images_per_s",
+    "data_wait",
+    "gpu_memory_gib",
+    "grad_norm",
+)
 
 
 def real_run(setting: Setting) -> Rows:
@@ -122,29 +138,54 @@ def learning(setting: Setting, row: str) -> Rows:
     folder = setting.work / f"learning-{row}-s{setting.seed}{setting.tag and '-' + setting.tag}"
     steps = setting.steps or setting.choose(3000, 2)
     values |= {
-        "run": str(folder / "pretrain"), "seed": setting.seed, "data.roots": [str(sets["unlabelled"])],
-        "train.global_batch_size": 256, "train.steps": steps, "train.device": setting.device,
-        "train.save_every": steps, "train.log_every": setting.choose(100, 1), "train.precision": "auto",
-    }  # fmt: skip
+        "run": str(folder / "pretrain"),
+        "seed": setting.seed,
+        "data.roots": [str(sets["unlabelled"])],
+        "train.global_batch_size": 256,
+        "train.steps": steps,
+        "train.device": setting.device,
+        "train.save_every": steps,
+        "train.log_every": setting.choose(100, 1),
+        "train.precision": "auto",
+    }
     config = configured(values | (tiny() if setting.dry else {}), setting.changes)
     start = time.monotonic()
     run = pretrain(config)
     trained = time.monotonic() - start
     kept = metrics(Path(run))
-    rows: Rows = [{
-        "what": "pretraining", "row": row, "seed": setting.seed, "steps": steps, "changes": list(setting.changes),
-        "batch": config.train.global_batch_size, "seconds": trained, "render_seconds": rendered,
-        "words": origin(setting), "metrics": kept[-30:], **summary(kept),
-    }]  # fmt: skip
+    rows: Rows = [
+        {
+            "what": "pretraining",
+            "row": row,
+            "seed": setting.seed,
+            "steps": steps,
+            "changes": list(setting.changes),
+            "batch": config.train.global_batch_size,
+            "seconds": trained,
+            "render_seconds": rendered,
+            "words": origin(setting),
+            "metrics": kept[-30:],
+            **summary(kept),
+        }
+    ]
     for decoder in ("ctc", "attention"):
         start = time.monotonic()
         result = probe(_probe_config(setting, folder, run, sets, decoder))
         for found in result.sets:
-            rows.append({
-                "what": "test", "row": row, "seed": setting.seed, "decoder": decoder, "set": found.set,
-                "protocol": found.protocol, "total": found.total, **vars(found.score),
-                "seconds": time.monotonic() - start, "decoder_steps": result.info["steps"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "what": "test",
+                    "row": row,
+                    "seed": setting.seed,
+                    "decoder": decoder,
+                    "set": found.set,
+                    "protocol": found.protocol,
+                    "total": found.total,
+                    **vars(found.score),
+                    "seconds": time.monotonic() - start,
+                    "decoder_steps": result.info["steps"],
+                }
+            )
     return rows
 
 
@@ -172,8 +213,18 @@ def _probe_config(setting: Setting, folder: Path, run: Path, sets: dict[str, Pat
     tests = [f"{name}={path}" for name, path in sets.items() if name not in ("unlabelled", "labelled")]
     steps = setting.choose(2000, 2)
     return ProbeConfig(
-        run=str(folder / decoder), title=f"{folder.name} {decoder}", encoder=str(run), train=[str(sets["labelled"])],
-        test=tests, decoder=decoder, steps=steps, batch_size=setting.choose(256, 4), eval_every=max(1, steps // 4),  # type: ignore[arg-type]
-        lr=1e-3, device=setting.device, seed=setting.seed, augment="none",  # type: ignore[arg-type]
+        run=str(folder / decoder),
+        title=f"{folder.name} {decoder}",
+        encoder=str(run),
+        train=[str(sets["labelled"])],
+        test=tests,
+        decoder=decoder,
+        steps=steps,
+        batch_size=setting.choose(256, 4),
+        eval_every=max(1, steps // 4),  # type: ignore[arg-type]
+        lr=1e-3,
+        device=setting.device,
+        seed=setting.seed,
+        augment="none",  # type: ignore[arg-type]
         decoder_hidden=setting.choose(256, 8),
-    )  # fmt: skip
+    )

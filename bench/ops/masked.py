@@ -19,9 +19,12 @@ from rcmstr_fast.models.resnet import BasicBlock, ResNet29
 
 #: Name of a stage -> height and width of its maps, and its channels at width 1; `all` is the whole encoder.
 STAGES = {
-    "32x100": ((32, 100), 64), "16x50": ((16, 50), 128), "8x25": ((8, 25), 256), "4x26": ((4, 26), 512),
+    "32x100": ((32, 100), 64),
+    "16x50": ((16, 50), 128),
+    "8x25": ((8, 25), 256),
+    "4x26": ((4, 26), 512),
     "all": ((32, 100), 512),
-}  # fmt: skip
+}
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 #: device -> backend of the sparse way
 SPARSE = {"cuda": "triton", "cpu": "cpp"}
@@ -131,8 +134,13 @@ def masked_pass(stage: str, width: float, ratio: float, batch: int, dtype: torch
         run = block_pass(stage, channels, batch, ratio, dtype, device)
     name = str(dtype).removeprefix("torch.")
     about = {
-        "stage": stage, "width": width, "channels": channels, "mask_ratio": ratio, "dtype": name, "batch": batch,
-    }  # fmt: skip
+        "stage": stage,
+        "width": width,
+        "channels": channels,
+        "mask_ratio": ratio,
+        "dtype": name,
+        "batch": batch,
+    }
     return Entry(
         "masked_pass",
         f"{stage} C={channels} B={batch} hidden {100 * ratio:.0f} % {name}",

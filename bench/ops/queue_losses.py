@@ -204,9 +204,12 @@ def queue_cross_entropy(shape: str, rows: int, keys: int, width: int, device: st
 
 
 def _five_by_chunks(
-    ops_of: Sequence[Callable], levels: list[list[Tensor]], queues: list[Tensor], pairs: list[tuple[Tensor, Tensor]],
+    ops_of: Sequence[Callable],
+    levels: list[list[Tensor]],
+    queues: list[Tensor],
+    pairs: list[tuple[Tensor, Tensor]],
     gradient: bool,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """The five terms of `five_terms` by `_by_chunks`, one after the other."""
     loss, kl = ops_of
     values, gradients = [], []

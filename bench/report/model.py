@@ -32,13 +32,26 @@ def section(results: Path) -> str:
         body.append([row["machine"], row["what"], number(row["bound_ms"], 2), was, now, row["goal"]])
     head = ["GPU", "what", "bound, ms", "before, ms / x dense", "predicted, ms / x dense", "goal"]
     kernels = [
-        [row["machine"], row["part"], row["kernel"], row["programs"],
-         *(number(row["cycles"].get(pipe), 0) for pipe in _PIPES), number(row["simulated"], 0),
-         number(row["bound_ms"], 2), number(row["ms"], 2)] for row in record["kernels"]
-    ]  # fmt: skip
+        [
+            row["machine"],
+            row["part"],
+            row["kernel"],
+            row["programs"],
+            *(number(row["cycles"].get(pipe), 0) for pipe in _PIPES),
+            number(row["simulated"], 0),
+            number(row["bound_ms"], 2),
+            number(row["ms"], 2),
+        ]
+        for row in record["kernels"]
+    ]
     heads = ["GPU", "part", "kernel", "programs", *_PIPES, "simulated", "bound, ms", "ms"]
-    return "\n\n".join([
-        "## Predicted from compiled code", _ABOUT, markdown(head, body, left=2),
-        "<details><summary>cycles of an iteration of a program, by pipe</summary>", markdown(heads, kernels, left=3),
-        "</details>",
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "## Predicted from compiled code",
+            _ABOUT,
+            markdown(head, body, left=2),
+            "<details><summary>cycles of an iteration of a program, by pipe</summary>",
+            markdown(heads, kernels, left=3),
+            "</details>",
+        ]
+    )

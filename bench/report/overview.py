@@ -51,9 +51,16 @@ def rendered(folder: Path, seed: int) -> tuple[torch.Tensor, list[str]]:
     """Crops [n, H, W, 3] uint8 and their texts."""
     (folder / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
     config = SynthConfig(
-        out=str(folder / "set"), count=4 * len(WORDS), seed=seed, words=str(folder / "words.txt"), charset="any",
-        numbers=0.0, random_text=0.0, punctuation=0.0, processes=1,
-    )  # fmt: skip
+        out=str(folder / "set"),
+        count=4 * len(WORDS),
+        seed=seed,
+        words=str(folder / "words.txt"),
+        charset="any",
+        numbers=0.0,
+        random_text=0.0,
+        punctuation=0.0,
+        processes=1,
+    )
     render_lmdb(config)
     source = open_sources([config.out])
     found: dict[str, tuple[str, bytes]] = {}  # the first crop of each word
@@ -71,8 +78,9 @@ def columns(crops: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     """Label -> pictures: the crops, two views, the permuted view, the masked view."""
     index, method = torch.arange(len(crops)), settings("rcmstr")
     order = permuted_order(index, 0, method, seed)  # type: ignore[arg-type]
-    made = ops.augment_views(crops, seed=seed, epoch=0, index=index, num_views=2, size=SIZE, preset="pretrain",
-                             order=order)  # fmt: skip
+    made = ops.augment_views(
+        crops, seed=seed, epoch=0, index=index, num_views=2, size=SIZE, preset="pretrain", order=order
+    )
     query, key, permuted = (to_pixels(view) for view in made)
     masks = ops.draw_masks(index, seed=seed, epoch=0, size=SIZE, unit="stage3", mask_ratio=0.7, num_blocks=1)
     return {

@@ -28,13 +28,21 @@ def write(records: Records, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     matplotlib.rcParams |= {
-        "svg.hashsalt": "rcmstr_fast", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.axisbelow": True,
-    }  # fmt: skip
+        "svg.hashsalt": "rcmstr_fast",
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     draws: dict[str, Draw] = {
-        "steps": steps, "operations": operations, "masked-pass": masked_pass, "data": data, "loss": loss,
-    }  # fmt: skip
+        "steps": steps,
+        "operations": operations,
+        "masked-pass": masked_pass,
+        "data": data,
+        "loss": loss,
+    }
     made = [_save(predicted(), folder / "predicted-steps.svg")]
     for machine in records:
         for name, draw in draws.items():
@@ -114,8 +122,9 @@ def operations(records: Records, machine: str) -> Any:
     groups = [(name, bars) for name, bars in groups if bars]
     if not groups:
         return None
-    figure, axes = _axes(f"operations, forward and backward, {machine}", "times as fast as eager PyTorch",
-                         height=_height(groups))  # fmt: skip
+    figure, axes = _axes(
+        f"operations, forward and backward, {machine}", "times as fast as eager PyTorch", height=_height(groups)
+    )
     axes.axvline(1.0, color="black", linewidth=0.8)
     _bars(axes, groups, "x")
     axes.tick_params(axis="y", labelsize=7)
@@ -140,9 +149,14 @@ def masked_pass(records: Records, machine: str) -> Any:
             line = sorted((key[3], ratio) for key, ratio in cells.items() if key[:3] == (stage, width, dtype))
             if line:
                 axes.plot(
-                    *zip(*line, strict=True), marker="o", markersize=3, linestyle=("-", "--")[dtypes.index(dtype) % 2],
-                    color=f"C{stages.index(stage)}", label=f"{stage}, {dtype}", linewidth=2.5 if stage == "all" else 1.2,
-                )  # fmt: skip
+                    *zip(*line, strict=True),
+                    marker="o",
+                    markersize=3,
+                    linestyle=("-", "--")[dtypes.index(dtype) % 2],
+                    color=f"C{stages.index(stage)}",
+                    label=f"{stage}, {dtype}",
+                    linewidth=2.5 if stage == "all" else 1.2,
+                )
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.legend(fontsize=6, ncol=2)
     return figure

@@ -221,17 +221,19 @@ def section(records: Records) -> str:
             "\n\nNothing in this section is measured: no GPU has run `make gpu` for these sources yet. The figures\n"
             "come from a model that stood before any measurement."
         )
-    return "\n\n".join([
-        head,
-        "The model counts operations and bytes of RCMSTR with the CNN at B = 512, 32x100 in bf16, and divides\n"
-        "by assumed rates. Dense convolutions, which cuDNN runs, are two thirds of an optimal step.",
-        "![predicted steps](plots/predicted-steps.svg)",
-        _beside(records, ["whole step", "H200, ms", "A100, ms"], wholes),
-        _beside(records, ["part (H200, ms)", "floor", "eager", "torch.compile", "ours"], parts),
-        _beside(records, ["assumed (H200)", "value"], taken, left=2),
-        "Targets, and the piece of `make gpu` that measures each:",
-        _beside(records, ["target", "piece"], [([t.text, t.piece], t.measured) for t in targets], left=2),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            head,
+            "The model counts operations and bytes of RCMSTR with the CNN at B = 512, 32x100 in bf16, and divides\n"
+            "by assumed rates. Dense convolutions, which cuDNN runs, are two thirds of an optimal step.",
+            "![predicted steps](plots/predicted-steps.svg)",
+            _beside(records, ["whole step", "H200, ms", "A100, ms"], wholes),
+            _beside(records, ["part (H200, ms)", "floor", "eager", "torch.compile", "ours"], parts),
+            _beside(records, ["assumed (H200)", "value"], taken, left=2),
+            "Targets, and the piece of `make gpu` that measures each:",
+            _beside(records, ["target", "piece"], [([t.text, t.piece], t.measured) for t in targets], left=2),
+        ]
+    )
 
 
 def _beside(records: Records, head: list[str], rows: list[tuple[list[str], Found]], left: int = 1) -> str:

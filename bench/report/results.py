@@ -23,9 +23,13 @@ _NONE = """No study with seeds has been recorded yet. Its table will stand here.
 _DECODERS = ("ctc", "attention", "transformer")
 #: row of the GPU's learning table -> key of the papers' rows
 KEYS = {
-    "seqmoco-nokl": "seqmoco_nokl", "seqmoco": "seqmoco", "ere": "ere", "intra": "ere_intra", "inter": "rclstr",
+    "seqmoco-nokl": "seqmoco_nokl",
+    "seqmoco": "seqmoco",
+    "ere": "ere",
+    "intra": "ere_intra",
+    "inter": "rclstr",
     "rcmstr": "rcmstr",
-}  # fmt: skip
+}
 
 
 def page(records: Records, studies: list[Record]) -> str:
@@ -119,9 +123,17 @@ def learning_sections(records: Records) -> Iterable[str]:
         if runs := [row for row in found if row.get("what") == "pretraining"]:
             heads = ["row", "seed", "steps", "batch", "seconds", "words", "changes"]
             cells = [
-                [r["row"], r["seed"], r["steps"], r["batch"], number(r["seconds"], 0), r["words"],
-                 " ".join(r["changes"]) or "-"] for r in runs
-            ]  # fmt: skip
+                [
+                    r["row"],
+                    r["seed"],
+                    r["steps"],
+                    r["batch"],
+                    number(r["seconds"], 0),
+                    r["words"],
+                    " ".join(r["changes"]) or "-",
+                ]
+                for r in runs
+            ]
             yield markdown(heads, cells)
 
 
@@ -134,8 +146,14 @@ def printed(name: str) -> str:
     """A paper's table as it was printed."""
     found = published.table(name)
     body = [
-        [row.name, row.encoder, row.decoder, *(number(row.values.get(column), 2) for column in found.columns),
-         number(row.average, 2)] for row in found.rows
-    ]  # fmt: skip
+        [
+            row.name,
+            row.encoder,
+            row.decoder,
+            *(number(row.values.get(column), 2) for column in found.columns),
+            number(row.average, 2),
+        ]
+        for row in found.rows
+    ]
     table = markdown(["method", "encoder", "decoder", *found.columns, "average"], body, left=3)
     return f"## Printed: {found.title}\n\n{found.source}, {found.place}, {found.metric}.\n\n{table}"

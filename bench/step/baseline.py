@@ -234,18 +234,26 @@ class Baseline(nn.Module):
         """The masks of the batch."""
         method, model = self.config.method, self.config.model
         return reference.draw_masks(
-            batch.index, seed=self.config.seed, epoch=batch.epoch, size=(model.height, model.image_width),
-            unit="token" if self.online.vit else method.mask_unit, mask_ratio=method.mask_ratio,
+            batch.index,
+            seed=self.config.seed,
+            epoch=batch.epoch,
+            size=(model.height, model.image_width),
+            unit="token" if self.online.vit else method.mask_unit,
+            mask_ratio=method.mask_ratio,
             num_blocks=method.num_blocks,
-        )  # fmt: skip
+        )
 
     def order(self, batch: StepInputs) -> Tensor:
         """The permutation of the batch."""
         method = self.config.method
         return reference.draw_order(
-            batch.index, seed=self.config.seed, epoch=batch.epoch, num_patches=method.num_patches,
-            group_size=method.group_size, shared=bool(method.shared_permutation),
-        )  # fmt: skip
+            batch.index,
+            seed=self.config.seed,
+            epoch=batch.epoch,
+            num_patches=method.num_patches,
+            group_size=method.group_size,
+            shared=bool(method.shared_permutation),
+        )
 
     def permute(self, images: Tensor, order: Tensor) -> Tensor:
         """The images with their strips in that order."""

@@ -183,10 +183,15 @@ class Rows(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-            nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-            nn.Linear(hidden, outputs, bias=False), nn.BatchNorm1d(outputs, affine=False),
-        )  # fmt: skip
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, outputs, bias=False),
+            nn.BatchNorm1d(outputs, affine=False),
+        )
 
     def forward(self, rows: Tensor) -> Tensor:
         """rows `[B, .., C]`."""
@@ -240,9 +245,12 @@ class TokenHead(nn.Module):
         super().__init__()
         self.size = size
         self.layers = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, hidden, bias=False), nn.LayerNorm(hidden),
-            nn.GELU(), nn.Linear(hidden, 3 * PATCH * PATCH),
-        )  # fmt: skip
+            nn.Linear(dim, hidden, bias=False),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, 3 * PATCH * PATCH),
+        )
 
     def forward(self, features: Tensor, active: None = None) -> Tensor:
         """tokens `[B, N, C]` to pixels `[B, 3, H, W]`."""

@@ -22,9 +22,14 @@ from rcmstr_fast.methods.permutation import permuted_order
 Run = Callable[[], Any]
 #: measured part -> parts of the floor
 PARTS = {
-    "encoder": ("products", "norms"), "masked pass": ("masked pass",), "reconstruction": ("reconstruction",),
-    "projector": ("projector",), "features": ("features",), "loss": ("loss",), "update": ("update",),
-}  # fmt: skip
+    "encoder": ("products", "norms"),
+    "masked pass": ("masked pass",),
+    "reconstruction": ("reconstruction",),
+    "projector": ("projector",),
+    "features": ("features",),
+    "loss": ("loss",),
+    "update": ("update",),
+}
 
 
 class Sides:
@@ -205,10 +210,21 @@ def rows(
         timed, recorded = timer.captured(run) if graphs and sides.device.type == "cuda" else (run, False)
         times = timer.measure(timed, sides.device, rounds=repetitions, cold=True)
         floor = ceilings.ms(mine)
-        found.append({
-            "group": "parts", "provider": provider, "part": name, "batch": images,
-            "encoder": sides.config.model.encoder, "precision": precision, "graph": recorded, "status": "ok",
-            **times.row(), "tflop": sum(w.flop for w in mine) / 1e12, "gbyte": sum(w.bytes for w in mine) / 1e9,
-            "floor_ms": floor, "share_of_roofline": floor / times.median,
-        })  # fmt: skip
+        found.append(
+            {
+                "group": "parts",
+                "provider": provider,
+                "part": name,
+                "batch": images,
+                "encoder": sides.config.model.encoder,
+                "precision": precision,
+                "graph": recorded,
+                "status": "ok",
+                **times.row(),
+                "tflop": sum(w.flop for w in mine) / 1e12,
+                "gbyte": sum(w.bytes for w in mine) / 1e9,
+                "floor_ms": floor,
+                "share_of_roofline": floor / times.median,
+            }
+        )
     return found

@@ -73,11 +73,20 @@ def rows(config: PretrainConfig, images: int, precision: str, device: str, repet
         name = f"{'x'.join(map(str, layer[0]))} -> {layer[1][0]}, {kernel}"
         for direction, run in calls(layer, images, dtype, device).items():
             times = timer.measure(run, torch.device(device), rounds=repetitions, cold=True)
-            found.append({
-                "layer": name, "direction": direction, "count": count, "encoder": config.model.encoder,
-                "images": images, "precision": precision, "status": "ok", "tflop": flop * images / 1e12,
-                "tflop_per_s": flop * images / times.median / 1e9, **times.row(),
-            })  # fmt: skip
+            found.append(
+                {
+                    "layer": name,
+                    "direction": direction,
+                    "count": count,
+                    "encoder": config.model.encoder,
+                    "images": images,
+                    "precision": precision,
+                    "status": "ok",
+                    "tflop": flop * images / 1e12,
+                    "tflop_per_s": flop * images / times.median / 1e9,
+                    **times.row(),
+                }
+            )
     torch.backends.cudnn.benchmark = before
     return found
 

@@ -205,8 +205,8 @@ def _masked_conv_weight_kernel(
         return
     start = mine * length * BLOCK_R
     end = tl.minimum(count, start + length * BLOCK_R)
-    outputs_ptr = pairs_ptr + tap.to(tl.int64) * sites
-    inputs_ptr = pairs_ptr + (tap.to(tl.int64) + TAPS) * sites
+    outputs_ptr = pairs_ptr + tl.cast(tap, tl.int64) * sites
+    inputs_ptr = pairs_ptr + (tl.cast(tap, tl.int64) + TAPS) * sites
     lane = tl.arange(0, BLOCK_R)
     outputs = tl.load(outputs_ptr + start + lane, mask=start + lane < end, other=0)
     inputs = tl.load(inputs_ptr + start + lane, mask=start + lane < end, other=0)
@@ -254,7 +254,7 @@ def _masked_conv_weight_sum_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < CO * CI
     total = tl.zeros((BLOCK,), tl.float32)
-    part = partials_ptr + first.to(tl.int64) * CO * CI
+    part = partials_ptr + tl.cast(first, tl.int64) * CO * CI
     for _ in range(first, last):
         total += tl.load(part + at, mask=inside, other=0.0)
         part += CO * CI

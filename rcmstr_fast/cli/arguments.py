@@ -67,7 +67,7 @@ class Parser(ArgumentParser):
         self.commands = action.choices
         return action
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Parse (see `spread`), and check every number against its range."""
         given = list(sys.argv[1:] if args is None else args)
         found = super().parse_args(_joined(with_files(given), self.spread), namespace, **kwargs)

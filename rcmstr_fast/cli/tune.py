@@ -34,6 +34,7 @@ def run(arguments: Namespace) -> int:
     from rcmstr_fast.train.runfolder import RunFolder
     from rcmstr_fast.train.stream import Stream
     from rcmstr_fast.tuning import choices, record
+    from rcmstr_fast.tuning.engine import Outcome
 
     for name in only:
         if not name.startswith(choices.BACKEND):
@@ -64,9 +65,11 @@ def run(arguments: Namespace) -> int:
 
             return trial_of(config, plan, world, RunFolder(config.run), build_method, stream)
 
+        def report(outcome: Outcome) -> None:
+            print(line(outcome.row()), flush=True)
+
         print(HEAD, flush=True)
-        options = {"only": only, "report": lambda outcome: print(line(outcome.row()), flush=True)}
-        tuned.tune(found, key, world.device, make, arguments.seconds, **options)
+        tuned.tune(found, key, world.device, make, arguments.seconds, only=only, report=report)
         print(f"measured in {found.seconds:.0f} s, kept in {record.path()}")
     return 0
 

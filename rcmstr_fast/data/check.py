@@ -1,7 +1,7 @@
 """Looks at every record of a data set: broken pictures and faulty labels by name, and what the set consists of."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -52,6 +52,14 @@ class CheckReport:
         """Whether nothing was found."""
         return not (self.broken or self.labels)
 
+    def note(self, faults: Iterable[str], name_of: Callable[[int], str], record: int) -> None:
+        """Count the faults of a record's label; the first few records of each fault are named."""
+        for fault in faults:
+            seen = self.labels.setdefault(fault, LabelFault(0, []))
+            seen.count += 1
+            if len(seen.records) < _SHOWN:
+                seen.records.append(name_of(record))
+
 
 def check(source: ImageSource, *, max_pixels: int, min_side: int, threads: int = 0) -> CheckReport:
     """Decode every record and look at every label.
@@ -84,13 +92,10 @@ def check(source: ImageSource, *, max_pixels: int, min_side: int, threads: int =
         report.broken += [(source.name(i), why) for i, why in broken]
         report.labelled += len(labels)
         for i, label in labels:
-            for fault in label_faults(label):
-                seen = report.labels.setdefault(fault, LabelFault(0, []))
-                seen.count += 1
-                if len(seen.records) < _SHOWN:
-                    seen.records.append(source.name(i))
-                if fault == NOT_UTF8 and len(foreign) < 1000:
-                    foreign.append(label)
+            faults = label_faults(label)
+            report.note(faults, source.name, i)
+            if NOT_UTF8 in faults and len(foreign) < 1000:
+                foreign.append(label)
     if foreign:
         report.labels[NOT_UTF8].guess = guess_encoding(foreign)
     return report

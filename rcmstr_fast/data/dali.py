@@ -148,8 +148,11 @@ class DaliDecoder:
             return fn.resize(images, size=size, interp_type=types.INTERP_CUBIC, antialias=True)
 
         made = decoding(
-            batch_size=self._batch, num_threads=self._threads, device_id=self._device, exec_dynamic=True,
+            batch_size=self._batch,
+            num_threads=self._threads,
+            device_id=self._device,
+            exec_dynamic=True,
             prefetch_queue_depth=1,
-        )  # fmt: skip
+        )
         made.build()
         return made

@@ -179,8 +179,14 @@ class PillowDecoder:
 
     def decode(self, items: Sequence[bytes | None]) -> tuple[np.ndarray, dict[int, str]]:
         """`decode_batch` in the calling thread."""
-        limits = {"max_pixels": self.max_pixels, "min_side": self.min_side}
-        return decode_batch(items, self.height, self.width, rotate=self.rotate, **limits)
+        return decode_batch(
+            items,
+            self.height,
+            self.width,
+            rotate=self.rotate,
+            max_pixels=self.max_pixels,
+            min_side=self.min_side,
+        )
 
     def load(
         self, read: Callable[[np.ndarray], Sequence[bytes | None]], records: np.ndarray, pool: Executor, workers: int
@@ -225,7 +231,8 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
 def _mend_key(picture: Image.Image) -> None:
     """Bring PNG's transparent colour, which Pillow keeps as in the file, to the 8 bits that it gives the samples."""
     key = picture.info.get("transparency")
-    kind = picture.tile[0][3] if picture.format == "PNG" and picture.tile else None
+    tiles = getattr(picture, "tile", None) if picture.format == "PNG" else None
+    kind = tiles[0][3] if tiles else None
     if kind in ("L;2", "L;4") and isinstance(key, int):
         picture.info["transparency"] = key * (85 if kind == "L;2" else 17)
     elif kind == "RGB;16B" and isinstance(key, tuple):

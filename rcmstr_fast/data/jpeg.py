@@ -36,9 +36,12 @@ def plain_jpeg(data: bytes | None, *, max_pixels: int, min_side: int, tallest: f
                 return False
             height, width = data[body + 1] << 8 | data[body + 2], data[body + 3] << 8 | data[body + 4]
             usable = (
-                data[body] == 8 and data[body + 5] in (1, 3) and min(height, width) >= max(1, min_side)
-                and height * width <= max_pixels and height < tallest * width
-            )  # fmt: skip
+                data[body] == 8
+                and data[body + 5] in (1, 3)
+                and min(height, width) >= max(1, min_side)
+                and height * width <= max_pixels
+                and height < tallest * width
+            )
             if not usable:
                 return False
         at += 2 + length

@@ -73,18 +73,24 @@ class _Set:
         result: list[str | None] = []
         wrong: dict[int, bytes] = {}
         for i, value in zip(indices, self.raw_labels(indices)):
+            if value is None or value in (b"", UNLABELLED):
+                result.append(None)
+                continue
             try:
-                result.append(None if value in (None, b"", UNLABELLED) else value.decode())  # type: ignore[union-attr]
+                result.append(value.decode())
             except UnicodeDecodeError:
-                wrong[i] = value  # type: ignore[assignment]
+                wrong[i] = value
                 result.append(None)
         if wrong and not self._told:
             self._told = True
             _log.warning(
                 "%s: %d labels are not UTF-8 (they look like %s) and count as missing, such as that of %s; "
                 "`rcmstr data convert --mend` mends them",
-                self.path, len(wrong), guess_encoding(wrong.values()), self.record_name(next(iter(wrong))),
-            )  # fmt: skip
+                self.path,
+                len(wrong),
+                guess_encoding(wrong.values()),
+                self.record_name(next(iter(wrong))),
+            )
         return result
 
 
@@ -105,8 +111,9 @@ class LmdbSet(_Set):
             _log.warning(
                 "%s is damaged or a part of a copy, %d of its pages are missing; "
                 "records that cannot be found are broken",
-                self.path, file.lost_pages,
-            )  # fmt: skip
+                self.path,
+                file.lost_pages,
+            )
         if largest := file.largest_number("image"):
             return self._count_damaged(text, largest)
         if file.lost_pages and told:
@@ -144,9 +151,16 @@ class LmdbSet(_Set):
             _log.warning(
                 "%s: %s, and %d pictures are there, %s to %s; records %s to %s are read: %d pictures missing, "
                 "%d pictures not reached",
-                self.path, "no num-samples" if text is None else f"num-samples is {text[:30]!r}", found.total,
-                key(found.lowest), key(found.highest), key(self._first), key(last), size - read, found.total - read,
-            )  # fmt: skip
+                self.path,
+                "no num-samples" if text is None else f"num-samples is {text[:30]!r}",
+                found.total,
+                key(found.lowest),
+                key(found.highest),
+                key(self._first),
+                key(last),
+                size - read,
+                found.total - read,
+            )
         return size
 
     def _count_damaged(self, text: bytes | None, largest: int) -> int:
@@ -231,8 +245,10 @@ class FolderSet(_Set):
             if below and not self._listing.lists:
                 _log.warning(
                     "%s: %d lists of labels in folders below are not read, such as %s; give these folders themselves",
-                    self.path, len(below), below[0],
-                )  # fmt: skip
+                    self.path,
+                    len(below),
+                    below[0],
+                )
         return self._listing
 
     def _list_contents(self, name: str) -> bytes:

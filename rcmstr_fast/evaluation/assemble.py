@@ -18,7 +18,7 @@ from rcmstr_fast.evaluation.decoder_data import Words, open_words, split_words, 
 from rcmstr_fast.evaluation.over_encoder import Precision
 from rcmstr_fast.evaluation.protocols import Protocol
 from rcmstr_fast.evaluation.recogniser import Recogniser
-from rcmstr_fast.models import build_encoder, build_rectifier
+from rcmstr_fast.models import Encoder, build_encoder, build_rectifier
 from rcmstr_fast.train.export import load_encoder
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ProbeData:
         return json.dumps(facts) + "\n"
 
 
-def _listed(words: Words, roots: list[str]) -> dict[str, list]:
+def _listed(words: Words, roots: list[str] | str) -> dict[str, list]:
     return {"roots": roots, "sizes": [int(n) for n in words.source.sizes], "records": words.records.tolist()}
 
 
@@ -150,7 +150,7 @@ def build_recogniser(config: ProbeConfig, charset: Charset, precision: Precision
         )  # fmt: skip
 
 
-def build_base(config: TrainedConfig) -> tuple[nn.Module, nn.Module, ModelConfig]:
+def build_base(config: TrainedConfig) -> tuple[Encoder, nn.Module, ModelConfig]:
     """Encoder, rectifier and their resolved configuration, as `encoder`, `like` and `model` order them.
 
     Torch's generator is seeded with `config.seed` where they are untrained.

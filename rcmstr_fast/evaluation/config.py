@@ -6,7 +6,7 @@ from typing import Literal
 from rcmstr_fast.config import ConfigError, ModelConfig, as_list
 from rcmstr_fast.fields import check_fields, number
 
-#: optimiser -> learning rate, schedule, weight decay: RCLSTR's, DiG's and SeqCLR's recipes (SPEC section 14, point 8).
+#: optimiser -> learning rate, schedule, weight decay: RCLSTR's, DiG's and SeqCLR's recipes.
 _RECIPES: dict[str, tuple[float, str, float]] = {
     "adam": (5e-4, "one_cycle", 0.0),
     "adamw": (1e-4, "cosine", 0.05),

@@ -25,7 +25,8 @@ _GIB = 2**30
 _SHOWN = 5
 
 _log = logging.getLogger(__name__)
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class Feed:
         return self.images.words.labels
 
     def keep_frames(
-        self, limit_gib: float, batch_size: int, progress: Callable[[Iterable[T], int], Iterable[T]]
+        self, limit_gib: float, batch_size: int, progress: Callable[[Iterable[Any], int], Iterable[Any]]
     ) -> float:
         """Compute the frames of all words once, if they fit; later `frames` calls read them from memory.
 

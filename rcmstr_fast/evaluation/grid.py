@@ -16,7 +16,7 @@ from rcmstr_fast.evaluation.config import ProbeConfig, check
 from rcmstr_fast.evaluation.metrics import METRICS, mean
 from rcmstr_fast.evaluation.probe import probe
 from rcmstr_fast.evaluation.report import RunResult, markdown
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.checkpoint import write_text
 from rcmstr_fast.train.distributed import World, joined
 
 _log = logging.getLogger(__name__)
@@ -146,4 +146,4 @@ def _write(folder: Path, cells: Sequence[Cell], results: Sequence[RunResult], te
     ]
     content = {"table.md": text + "\n", "results.csv": out.getvalue(), "grid.json": json.dumps(facts, indent=1) + "\n"}
     for name, data in content.items():
-        write_whole(folder / name, lambda file, data=data: file.write(data.encode()))
+        write_text(folder / name, data)

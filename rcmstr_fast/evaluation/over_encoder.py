@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
 from rcmstr_fast.data.decode import Rotate
+from rcmstr_fast.models import placed
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.ops.augment_views import PresetLike
 
@@ -90,7 +91,7 @@ class OverEncoder(nn.Module):
     def move(self, device: torch.device) -> None:
         """Move this network to a device, and its weights to the dtype of its precision."""
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
-        self.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        placed(self, device, dtype)
 
     def stored(self) -> tuple[Precision, dict[str, Tensor]]:
         """What its file holds: precision and float32 weights, also of one that was trained in float64 to compare runs."""

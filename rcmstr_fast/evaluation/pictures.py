@@ -32,7 +32,7 @@ class Reading:
         return self.label == self.prediction
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: int) -> str:
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Shorten a text to a width in pixels."""
     if draw.textlength(text, font=font) <= width:
         return text

@@ -165,6 +165,8 @@ def _info(
     config: ProbeConfig, recogniser: Recogniser, data: ProbeData, schedule: Schedule, fit: Fit, digest: str
 ) -> dict[str, Any]:
     """Facts kept beside the results and in the recogniser's file."""
+    best = fit.best
+    assert best is not None  # the last step validates
     return {
         "mode": config.mode,
         "encoder": config.encoder or "random",
@@ -183,8 +185,8 @@ def _info(
         "val_words": len(data.val),
         "steps": schedule.total_steps,
         "batch_size": schedule.batch_size,
-        "best_step": fit.best["step"],
-        "val_accuracy": fit.best["accuracy"],
+        "best_step": best["step"],
+        "val_accuracy": best["accuracy"],
         "version": rcmstr_fast.__version__,
         "commit": commit(),
     }

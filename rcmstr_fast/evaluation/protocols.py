@@ -12,7 +12,7 @@ from functools import cache
 
 from rcmstr_fast.config import ConfigError
 
-#: Longest label, in characters, that the protocols with a length limit keep (SPEC section 9).
+#: Longest label, in characters, that the protocols with a length limit keep.
 MAX_LENGTH = 25
 
 _NOT_36 = re.compile("[^0-9a-z]")

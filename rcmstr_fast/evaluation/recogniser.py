@@ -19,6 +19,7 @@ from rcmstr_fast.fields import Bounds, check_fields, check_value
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder, frames_needed
+from rcmstr_fast.models.encoder import Encoder
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import refuse_nonfinite
 
@@ -46,7 +47,7 @@ class Recogniser(OverEncoder):
         self,
         model: ModelConfig,
         rectifier: nn.Module,
-        encoder: nn.Module,
+        encoder: Encoder,
         decoder_name: str,
         charset: Charset,
         *,

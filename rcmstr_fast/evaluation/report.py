@@ -61,7 +61,7 @@ def _percent(score: Score) -> list[str]:
     return [f"{100 * getattr(score, name):.2f}" for name in METRICS]
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> str:
     """A Markdown table with aligned columns, the first `left` of them to the left."""
     cells = [list(map(str, head)), *(list(map(str, row)) for row in rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]

@@ -181,9 +181,8 @@ def layer_rates(recogniser: nn.Module, decay: float) -> dict[str, float]:
     A ViT's layers are the patches (with their tokens), each block, and the rest above them; a CNN's are its stages.
     """
     encoder = recogniser.encoder
-    parts = ("blocks", len(encoder.blocks), 1) if hasattr(encoder, "blocks") else ("stages", len(encoder.stages), 0)
-    kind, count, first = parts
-    top = count + first
+    kind, first = ("blocks", 1) if hasattr(encoder, "blocks") else ("stages", 0)
+    top = len(getattr(encoder, kind)) + first
     rates = {}
     for name, _ in recogniser.named_parameters():
         area, _, rest = name.partition(".")

@@ -36,7 +36,7 @@ from rcmstr_fast.evaluation.segment_report import (
 from rcmstr_fast.evaluation.segmenter import Segmenter
 from rcmstr_fast.evaluation.testing import parse_test_sets
 from rcmstr_fast.models.batch_norm import set_bn_groups
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.checkpoint import write_text, write_whole
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.environment import commit
 from rcmstr_fast.train.log import RunLog
@@ -180,7 +180,7 @@ def _tested(
 
     def write() -> None:
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+        write_text(path, text, "surrogateescape")
 
     world.on_rank0(write)
     if broken:

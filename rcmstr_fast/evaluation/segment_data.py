@@ -164,7 +164,7 @@ def _mask_of(data: bytes, size: tuple[int, int]) -> str | bool:
         return "masks unreadable"
     if mask.size != size:
         return "masks of another size than their pictures"
-    return mask.getextrema()[1] >= _WHITE
+    return bool(np.asarray(mask).max() >= _WHITE)
 
 
 def decode_mask(data: bytes) -> Image.Image:

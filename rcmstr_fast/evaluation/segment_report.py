@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation.report import markdown
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.checkpoint import write_text
 
 _SCALE, _GAP, _LINE, _COLUMNS = 2, 8, 18, 3
 
@@ -201,4 +201,4 @@ def write_segment_results(folder: Path, result: SegmentResult, shown: Sequence[S
     content = json.dumps(asdict(result) | {"means": {"": {"mean": means}}}, indent=2, ensure_ascii=False) + "\n"
     texts = {"table.md": segment_table(result) + "\n", "results.csv": to_csv(result), "results.json": content}
     for name, text in texts.items():
-        write_whole(folder / name, lambda file, text=text: file.write(text.encode()))
+        write_text(folder / name, text)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rcmstr_fast.config import ConfigError, ModelConfig, is_vit
 from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
 from rcmstr_fast.models import build_encoder
-from rcmstr_fast.models.precision import full_precision
 from rcmstr_fast.models.segmentation import SegmentationHead
+from rcmstr_fast.ops.precision import full_precision
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import refuse_nonfinite
 

@@ -18,7 +18,7 @@ from rcmstr_fast.evaluation.protocols import Protocol
 from rcmstr_fast.evaluation.reading import read_words
 from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.evaluation.report import RunResult, SetResult, full_table, to_csv, to_json
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.checkpoint import write_text
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.runfolder import RunFolder
 
@@ -131,7 +131,7 @@ def write_predictions(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """
     text = to_tsv([["name", "label", "prediction", "confidence", "correct"], *rows])
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    write_text(path, text, "surrogateescape")
 
 
 def write_results(folder: Path, result: RunResult, readings: Sequence[Reading]) -> None:
@@ -140,4 +140,4 @@ def write_results(folder: Path, result: RunResult, readings: Sequence[Reading]) 
         contact_sheet(readings[: 4 * _SHOWN]).save(folder / "predictions.png")
     texts = {"table.md": full_table(result) + "\n", "results.csv": to_csv([result]), "results.json": to_json(result)}
     for name, text in texts.items():
-        write_whole(folder / name, lambda file, text=text: file.write(text.encode()))
+        write_text(folder / name, text)

@@ -19,6 +19,7 @@ from rcmstr_fast.data.source import ImageSource
 from rcmstr_fast.exchange.feature_files import Features, open_feature_file
 from rcmstr_fast.exchange.inputs import Inputs, open_inputs
 from rcmstr_fast.exchange.source import Source, open_source
+from rcmstr_fast.models import placed
 from rcmstr_fast.ops import augment_views, hierarchical_pool
 from rcmstr_fast.train.distributed import choose_device
 
@@ -125,7 +126,7 @@ def embed(
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     source, inputs = open_source(encoder), open_inputs(images)
     place = choose_device(device, 0)
-    embedder = Embedder(source, levels, num_subwords, precision).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    embedder = placed(Embedder(source, levels, num_subwords, precision), place)
     frames = embedder.model.image_width // 4
     if not 1 <= num_subwords <= frames:
         raise ConfigError(f"num_subwords must be 1 to {frames}, the frames of this encoder, got {num_subwords}")

@@ -13,6 +13,7 @@ from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import BrokenImage, Rotate, decode_image, fitted
 from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
+from rcmstr_fast.models import placed
 from rcmstr_fast.models.decoders import BLANK, EOS, PAD, SOS
 from rcmstr_fast.train.distributed import choose_device
 
@@ -79,7 +80,7 @@ class Reader:
         """
         place = choose_device(device, 0)
         self.facts = dict(facts or {})
-        self.recogniser = recogniser.to(place, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.recogniser = placed(recogniser, place).eval()
         if precision in ("fp32", "bf16"):
             self.recogniser.precision = precision  # type: ignore[assignment]
         self._device = place

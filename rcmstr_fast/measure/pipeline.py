@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -209,7 +209,7 @@ class _Same:
     def __init__(self, batches: list[Batch]) -> None:
         self._kept = batches
 
-    def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[Batch]]:
+    def batches(self, step: int, plan: Plan, world: World) -> Generator[list[Batch], None, None]:
         while True:
             yield self._kept
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.methods import Batch, build_method, find
+from rcmstr_fast.models import placed
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.loop import OneStep, Trainer, numerics
 from rcmstr_fast.train.plan import Plan, make_plan
@@ -89,7 +90,7 @@ class OurStep:
 def first_loss(config: PretrainConfig, world: World, batch: Batch) -> float:
     """Loss of a micro-batch in a method with its initial weights, which is made for it and forgotten."""
     method = build_method(config, world)
-    method.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    placed(method, world.device)
     method.train()
     bf16 = use_bf16(config.train.precision, world.device)
     with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):

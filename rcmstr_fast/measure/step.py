@@ -192,11 +192,18 @@ class Contest:
         """The names of a provider's row."""
         config = self.config
         return {
-            "group": "step", "provider": name, "encoder": config.model.encoder, "width": config.model.width,
-            "method": config.method.name, "levels": getattr(config.method, "levels", None), "batch": self.plan.global_batch,
-            "processes": self.world.world_size, "precision": self.precision, "device": self.world.device.type,
+            "group": "step",
+            "provider": name,
+            "encoder": config.model.encoder,
+            "width": config.model.width,
+            "method": config.method.name,
+            "levels": getattr(config.method, "levels", None),
+            "batch": self.plan.global_batch,
+            "processes": self.world.world_size,
+            "precision": self.precision,
+            "device": self.world.device.type,
             "switches": {name: getattr(config.train, name) for name in SWITCHES},
-        }  # fmt: skip
+        }
 
     def numbers(self, ms: float) -> Row:
         """What follows from a step of `ms`: images/s; where the floor is known shares of roofline and product rate, and MFU."""
@@ -206,10 +213,11 @@ class Contest:
         rate, known = self.flop / (ms / 1e3), peak(self.ceilings.source)
         return images | {
             "tflop": self.flop / 1e12,
-            "floor_ms": self.floor_ms, "share_of_roofline": self.floor_ms / ms,
+            "floor_ms": self.floor_ms,
+            "share_of_roofline": self.floor_ms / ms,
             "share_of_product_ceiling": rate / self.ceilings.flop_per_s,
             "mfu": rate / known.sheet if known and self.precision == "bf16" else None,
-        }  # fmt: skip
+        }
 
 
 def stepping(provider: StepProvider, batches: list[list[Any]]) -> timer.Run:

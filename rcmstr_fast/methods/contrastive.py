@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from rcmstr_fast import random
 from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
 from rcmstr_fast.methods.base import Pass, PretrainMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.levels import RelationalSettings, used_levels
-from rcmstr_fast.methods.losses import RelationalLoss, monitors
+from rcmstr_fast.methods.losses import ContrastiveLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
-from rcmstr_fast.methods.parts.queue import StepKeys, WholeQueue, build_queue
+from rcmstr_fast.methods.parts.queue import Queue, ShardedQueue, StepKeys, WholeQueue, build_queue
 from rcmstr_fast.methods.permutation import PermutedQuery, permuted_order
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
@@ -27,7 +27,11 @@ class ContrastiveMethod(PretrainMethod):
     Args:
         config: resolved configuration.
         collectives: exchange with the other processes.
+    Attributes:
+        beta: weight of loss_rcl beside the loss that `_online_frames` may give.
     """
+
+    beta = 1.0
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
@@ -42,13 +46,13 @@ class ContrastiveMethod(PretrainMethod):
             level: build_queue(method.queue, size, config.model.feature_dim, collectives)
             for level, size in sizes.items()
         })  # fmt: skip
-        self.loss = RelationalLoss(method, frames)
+        self.loss = ContrastiveLoss(method, frames)
         self._keys = StepKeys(self.levels, collectives)
 
     @property
     def settings(self) -> RelationalSettings:
         """The method's own configuration."""
-        return self.config.method  # type: ignore[return-value]
+        return cast(RelationalSettings, self.config.method)
 
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
@@ -61,11 +65,14 @@ class ContrastiveMethod(PretrainMethod):
         """The order of the strips; on a GPU it would be a hundred launches of nearly nothing."""
         if not _ordered_ahead(config):
             return {}
-        return {"order": permuted_order(index, epoch, config.method, config.seed)}  # type: ignore[arg-type]
+        return {"order": permuted_order(index, epoch, cast(RelationalSettings, config.method), config.seed)}
 
     def exported(self) -> dict[str, nn.Module]:
         """Encoder and rectifier of the online network."""
         return {"encoder": self.online.encoder, "rectifier": self.online.rectifier}
+
+    def _queue(self, level: str) -> Queue | ShardedQueue:
+        return cast(Queue | ShardedQueue, self.queues[level])
 
     def _queue_size(self, level: str, frames: int) -> int:
         size = self.settings.queue_size
@@ -120,14 +127,14 @@ class ContrastiveMethod(PretrainMethod):
         loss, terms, watched = self._contrast(frames, shuffled, batch, monitor)
         if extra is not None:
             terms["loss_mim"] = extra.detach()
-            loss = extra + self.settings.beta * loss
+            loss = extra + self.beta * loss
         terms["loss"] = loss.detach()
         return StepOutput(loss, terms, watched, shown)
 
     def end_step(self, finite: Tensor | None = None) -> None:
         """Enqueue the keys of this step, of every process and micro-batch, in the order of the global batch."""
         for level, keys in self._keys.gather().items():
-            self.queues[level].enqueue(keys)
+            self._queue(level).enqueue(keys)
         self._keys.clear()
 
     def _permuted(self, batch: Batch) -> PermutedQuery:
@@ -157,7 +164,7 @@ class ContrastiveMethod(PretrainMethod):
         permuted = None if shuffled is None else shuffled.unit_rows(self.online, frames[images:])
         key = self.momentum(batch.views["key"], method.num_subwords, self._grouping(batch))
         self._keep(key, batch)
-        queues = {level: self.queues[level].whole() for level in self.levels}
+        queues = {level: self._queue(level).whole() for level in self.levels}
         loss, terms = self.loss(query, permuted, key, queues, partial(self._inter_rows, queues))
         watched: dict[str, Tensor] = {}
         if monitor:
@@ -198,7 +205,7 @@ class ContrastiveMethod(PretrainMethod):
 
 def _ordered_ahead(config: PretrainConfig) -> bool:
     """Whether the order of the strips is known before the query view is: moved cuts depend on its pixels."""
-    method: RelationalSettings = config.method  # type: ignore[assignment]
+    method = cast(RelationalSettings, config.method)
     return bool(method.permute) and method.division != "vertical_projection"
 
 

@@ -224,7 +224,7 @@ def encoder_width(config: PretrainConfig) -> int:
 
 def _rows(config: PretrainConfig, images: int, size: int, trained: int) -> Iterator[Work]:
     """Projector and predictors: matrix products over frames, subwords and words."""
-    model, frames = config.model, num_frames(config.model)
+    model, frames, method = config.model, num_frames(config.model), cast(RelationalSettings, config.method)
     hidden, dim, channels = model.projector_hidden, model.feature_dim, encoder_width(config)
     if model.encoder.startswith("vit"):
         projector = [(channels, hidden), (hidden, hidden), (hidden, dim)]
@@ -232,9 +232,9 @@ def _rows(config: PretrainConfig, images: int, size: int, trained: int) -> Itera
     else:
         projector = [pair for n in (channels, hidden) for pair in ((n + hidden, 8 * hidden), (2 * hidden, hidden))]
         predictor = [(hidden, dim)]
-    counts = {"frame": frames, "subword": config.method.num_subwords, "word": 1}
+    counts = {"frame": frames, "subword": method.num_subwords, "word": 1}
     layers = [("projector", frames, *pair) for pair in projector]
-    layers += [("features", counts[level], *pair) for level in used_levels(config.method) for pair in predictor]
+    layers += [("features", counts[level], *pair) for level in used_levels(method) for pair in predictor]
     for part, rows, n_in, n_out in layers:
         product = Product(2.0 * rows * n_in * n_out, rows * n_in, rows * n_out, n_in * n_out)
         for _ in range(trained):
@@ -244,7 +244,7 @@ def _rows(config: PretrainConfig, images: int, size: int, trained: int) -> Itera
 
 def _losses(config: PretrainConfig, images: int, size: int) -> Iterator[Work]:
     """Queue losses: each row against the queue once, and once more for the gradient of each query."""
-    method, dim = config.method, config.model.feature_dim
+    method, dim = cast(RelationalSettings, config.method), config.model.feature_dim
     counts = {"frame": num_frames(config.model), "subword": method.num_subwords, "word": 1}
     queries = 1 + bool(method.permute)
     terms = [counts[level] * (2 * queries + bool(method.kl)) for level in method.levels or ()]

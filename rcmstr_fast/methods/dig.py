@@ -1,7 +1,7 @@
 """DiG: reading by contrast and writing by reconstruction through one ViT (Yang et al., ACM MM 2022)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class DiGNetwork(nn.Module):
         super().__init__()
         self.rectifier = models.build_rectifier(config.model)
         self.encoder = models.build_encoder(config.model)
-        self.windows = Instances("window", num_frames(config.model), config.method.windows)  # type: ignore[attr-defined]
+        self.windows = Instances("window", num_frames(config.model), cast(DiGConfig, config.method).windows)
         self.projector = models.build_projector(config.model, self.encoder.out_channels)
 
     def rectify(self, *views: Tensor) -> tuple[Tensor, ...]:
@@ -96,7 +96,7 @@ class DiG(PretrainMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        self.settings: DiGConfig = config.method  # type: ignore[assignment]
+        self.settings = cast(DiGConfig, config.method)
         model = config.model
         self.online = DiGNetwork(config)
         self.online.encoder.checkpointing = config.train.checkpoint_activations
@@ -118,7 +118,7 @@ class DiG(PretrainMethod):
     def compile_networks(self) -> None:
         """The dense passes of both encoders."""
         for network in (self.online, self.momentum.network):
-            network.encoder.compile(dynamic=False)  # type: ignore[union-attr, operator]
+            network.encoder.compile(dynamic=False)
 
     def begin_step(self, progress: Tensor | None = None) -> None:
         """Move the momentum network."""
@@ -152,7 +152,7 @@ class DiG(PretrainMethod):
     @torch.no_grad()
     def _keys(self, batch: Batch, masks: ops.Masks) -> list[Tensor]:
         """Unit keys `[B n, D]` of the masked plain view and of the augmented one."""
-        network: DiGNetwork = self.momentum.network  # type: ignore[assignment]
+        network = self.momentum.network
         plain, augmented = network.rectify(batch.views["plain"], batch.views["augmented"])
         tokens, _ = network.encoder.forward_masked(plain, masks, self.settings.mask_rule)
         frames = network.encoder.masked_frames(tokens), network.encoder(augmented)

@@ -1,8 +1,9 @@
 """iBOT: a teacher's view of whole words and of hidden patches is what the student predicts (Zhou et al., ICLR 2022)."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from rcmstr_fast.methods.parts.monitors import entropy, spread
 from rcmstr_fast.methods.registry import VIT, register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 from rcmstr_fast.models.encoder import Features
-from rcmstr_fast.models.vit import PATCH, drop_paths
+from rcmstr_fast.models.vit import PATCH, VisionTransformer, drop_paths
 from rcmstr_fast.ops.augment_views import PRESETS
 
 
@@ -100,7 +101,7 @@ class IBOTNetwork(nn.Module):
         super().__init__()
         self.rectifier = models.build_rectifier(config.model)
         self.encoder = models.build_encoder(config.model)
-        own: IBOTConfig = config.method  # type: ignore[assignment]
+        own = cast(IBOTConfig, config.method)
         self.head = PrototypeHead(self.encoder.token_channels, own.head_hidden, own.bottleneck, own.prototypes)
 
     def rectify(self, one: Tensor, two: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class IBOT(PretrainMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        self.settings: IBOTConfig = config.method  # type: ignore[assignment]
+        self.settings = cast(IBOTConfig, config.method)
         self.student = IBOTNetwork(config)
         self.student.encoder.checkpointing = config.train.checkpoint_activations
         self.teacher = Momentum(self.student, self.settings)
@@ -142,7 +143,7 @@ class IBOT(PretrainMethod):
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """Two large crops, which are not flipped, and the small ones."""
-        own: IBOTConfig = config.method  # type: ignore[assignment]
+        own = cast(IBOTConfig, config.method)
         large = ViewSpec("one", "ibot"), ViewSpec("two", "ibot")
         if not own.local_crops:
             return large
@@ -155,7 +156,7 @@ class IBOT(PretrainMethod):
     @classmethod
     def draw(cls, config: PretrainConfig, index: Tensor, epoch: int) -> dict[str, Tensor]:
         """Which tokens of each large crop are hidden, `masks` [B, 2, H/4, W/4], and `paths` of `drop_paths`, if any."""
-        own: IBOTConfig = config.method  # type: ignore[assignment]
+        own = cast(IBOTConfig, config.method)
         masks = block_masks(index, seed=config.seed, epoch=epoch, grid=_grid(config), ratio=own.mask_ratio)
         if not own.drop_path:
             return {"masks": masks}
@@ -166,12 +167,12 @@ class IBOT(PretrainMethod):
     def exported(self) -> dict[str, nn.Module]:
         """Encoder and rectifier of the network that is kept."""
         network = self.teacher.network if self.settings.kept == "teacher" else self.student
-        return {"encoder": network.encoder, "rectifier": network.rectifier}  # type: ignore[dict-item]
+        return {"encoder": network.encoder, "rectifier": network.rectifier}
 
     def begin_step(self, progress: Tensor | None = None) -> None:
         """Move the teacher."""
         for centre in self.centres.values():
-            centre.begin()
+            cast(Centre, centre).begin()
         self.teacher.update(self.student, progress)
 
     @classmethod
@@ -192,15 +193,16 @@ class IBOT(PretrainMethod):
         head = self.student.head
         images = self.student.rectify(batch.views["one"], batch.views["two"])
         dropped = batch.drawn.get("paths")
-        paths = [None] * (1 + own.local_crops)
+        paths: Sequence[Tensor | None] = [None] * (1 + own.local_crops)
         if dropped is not None:
             paths = [dropped[:, :2].transpose(0, 1).flatten(0, 1), *dropped[:, 2:].unbind(1)]
-        found = self.student.encoder.features(images, ops.Masks(grid, hidden), paths=paths[0])
+        encoder = cast(VisionTransformer, self.student.encoder)
+        found = encoder.features(images, ops.Masks(grid, hidden), paths=paths[0])
         rows = [head(global_token(found)), head(_picked(found.tokens, places))]
         student_patch = head.scores(rows[1], moving)
         student_global = [*head.scores(rows[0], moving).chunk(2)]
         for i in range(own.local_crops):
-            crop = self.student.encoder.crop_features(batch.views[f"local{i}"], paths[1 + i])
+            crop = encoder.crop_features(batch.views[f"local{i}"], paths[1 + i])
             student_global.append(head.scores(head(global_token(crop)), moving))
         pairs = [
             cross_entropy(taught, guess / own.tau_student).mean()
@@ -220,24 +222,25 @@ class IBOT(PretrainMethod):
     def end_step(self, finite: Tensor | None = None) -> None:
         """Move the centres by the mean scores of all processes and micro-batches, where the step was finite."""
         for centre in self.centres.values():
-            centre.move(finite)
+            cast(Centre, centre).move(finite)
 
     @torch.no_grad()
     def _teach(self, batch: Batch, places: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of the teacher: global [2 B, K], of the tokens at `places` [2 B, n, K]; notes its mean scores."""
         own, network = self.settings, self.teacher.network
-        found = network.encoder.features(network.rectify(batch.views["one"], batch.views["two"]))  # type: ignore
-        head: PrototypeHead = network.head  # type: ignore[assignment]
+        found = network.encoder.features(network.rectify(batch.views["one"], batch.views["two"]))
+        head = network.head
         whole, tokens = head(global_token(found)), head(found.tokens)
         scores = head.scores(whole)
         # The last layer is linear: the mean score of all tokens is the score of their mean.
-        self.centres["global"].note(scores.mean(0))
-        self.centres["patch"].note(head.scores(tokens.flatten(0, 1).mean(0, keepdim=True))[0])
+        centres = [cast(Centre, self.centres[name]) for name in ("global", "patch")]
+        centres[0].note(scores.mean(0))
+        centres[1].note(head.scores(tokens.flatten(0, 1).mean(0, keepdim=True))[0])
         of_tokens = head.scores(_picked(tokens, places))
         tau_patch = self._tau_patch(batch.progress)
         return (
-            torch.softmax((scores - self.centres["global"].mean) / own.tau_global, dim=-1),
-            torch.softmax((of_tokens - self.centres["patch"].mean) / tau_patch, dim=-1),
+            torch.softmax((scores - centres[0].mean) / own.tau_global, dim=-1),
+            torch.softmax((of_tokens - centres[1].mean) / tau_patch, dim=-1),
         )
 
     def _tau_patch(self, progress: Tensor | None) -> Tensor | float:

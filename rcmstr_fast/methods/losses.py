@@ -1,4 +1,4 @@
-"""The relational contrastive loss over levels and between levels (paper Eq. 4-7, SPEC section 4)."""
+"""The relational contrastive loss over levels and between levels (paper Eq. 4-7)."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from rcmstr_fast.methods.parts.queue import WholeQueue
 from rcmstr_fast.methods.permutation import kept_frames, pairing_windows
 
 
-class RelationalLoss(nn.Module):
+class ContrastiveLoss(nn.Module):
     """loss_rcl of one micro-batch and its parts.
 
     Args:
@@ -93,7 +93,10 @@ class RelationalLoss(nn.Module):
         return loss / queue.shape[0] if mean else loss
 
     def _level(self, query: Tensor, permuted: Tensor | None, key: Tensor, queue: Tensor) -> list[ops.LossTerm]:
-        """loss_ere of one level: one term, or two whose mean it is (drop_boundary: fewer permuted frames than frames)."""
+        """The terms whose mean is loss_ere of one level.
+
+        There is one, or with division=drop_boundary, where there are fewer permuted frames than frames, two.
+        """
         alpha = self._alpha(queue)
         if permuted is None or len(permuted) == len(query):
             return [ops.LossTerm(query, key, queue, permuted, alpha)]

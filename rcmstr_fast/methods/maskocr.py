@@ -5,6 +5,7 @@ a decoder paints its pixels from these alone. The language half reads the whole 
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from rcmstr_fast.methods.parts.regression import Reader, Regressor, StripDecoder
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.mim_head import unpatchify
-from rcmstr_fast.models.vit import PATCH
+from rcmstr_fast.models.vit import PATCH, VisionTransformer
 
 
 @dataclass
@@ -87,7 +88,7 @@ class MaskOCR(EncoderMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        own: MaskOCRConfig = config.method  # type: ignore[assignment]
+        own = cast(MaskOCRConfig, config.method)
         self.own, self.vit = own, is_vit(config.model)
         self.size = config.model.height, config.model.image_width
         self.rows = self.size[0] // PATCH if self.vit else 1
@@ -194,11 +195,12 @@ class MaskOCR(EncoderMethod):
     def seen_tokens(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, None]:
         """The ViT's latents of visible strips, their places, None."""
         seen_at = self.places(masks)[1]
-        return self.encoder.part(images, seen_at), seen_at, None
+        return cast(VisionTransformer, self.encoder).part(images, seen_at), seen_at, None
 
     def seen_frames(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, Tensor]:
         """The CNN's frames of the sparse pass, all places, the frames that saw nothing."""
         seen, active = self.encoder.forward_masked(images, masks, "anchored")
+        assert active is not None
         return seen, torch.arange(seen.shape[1], device=seen.device).expand(len(seen), -1), ~active
 
     def places(self, masks: ops.Masks) -> tuple[Tensor, Tensor]:
@@ -213,7 +215,7 @@ class MaskOCR(EncoderMethod):
         wanted_at = self.places(masks)[0]
         seen, seen_at, _ = self.seen_tokens(images, masks)
         with torch.no_grad():
-            wanted = self.encoder.part(images, wanted_at)
+            wanted = cast(VisionTransformer, self.encoder).part(images, wanted_at)
         return seen, seen_at, None, wanted, wanted_at, torch.ones_like(wanted[..., 0])
 
     def encode_frames(self, images: Tensor, masks: ops.Masks) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

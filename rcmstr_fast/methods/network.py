@@ -12,7 +12,7 @@ from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of, set_bn_gro
 
 
 class Network(nn.Module):
-    """Online or momentum network of RCMSTR (SPEC section 3): images to L2-normalised rows a level.
+    """Online or momentum network of RCMSTR: images to L2-normalised rows a level.
 
     Args:
         model: the architecture.
@@ -74,10 +74,8 @@ def _in_passes(part: nn.Module, x: Tensor, passes: int) -> Tensor:
         return part(x)
 
 
-class MomentumNetwork(Momentum):
+class MomentumNetwork(Momentum[Network]):
     """The momentum network that gives the keys."""
-
-    network: Network
 
     @torch.no_grad()
     def forward(self, images: Tensor, num_subwords: int, grouping: Tensor | None) -> dict[str, Tensor]:

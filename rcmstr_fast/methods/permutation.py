@@ -7,7 +7,7 @@ frames are stretched back afterwards.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class PermutationSettings:
 
 
 def pairing_windows(frames: int, num_subwords: int, pairing: str) -> list[tuple[int, int]]:
-    """Frames that pair with each subword in loss_f2s (SPEC section 4): `stride` or `pool` windows."""
+    """Frames that pair with each subword in loss_f2s: `stride` or `pool` windows."""
     if pairing == "pool":
         return pooling_windows(frames, num_subwords)
     stride = frames // num_subwords
@@ -150,7 +150,7 @@ class PermutedQuery:
         permuted: Tensor | None = None, order: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.method = method
-        self._shape = {"num_patches": method.num_patches, "group_size": method.group_size}
+        self._shape: dict[str, Any] = {"num_patches": method.num_patches, "group_size": method.group_size}
         self.order = permuted_order(index, epoch, method, seed) if order is None else order
         self._cuts = None
         if method.division == "vertical_projection":

@@ -6,7 +6,7 @@ context; targets are quantised with learned codes. What a quantiser, its noise a
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,14 +90,14 @@ class PerSec(EncoderMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        own: PerSecConfig = config.method  # type: ignore[assignment]
+        own = cast(PerSecConfig, config.method)
         self.own = own
         with torch.no_grad():
             blank = torch.zeros(1, 3, config.model.height, config.model.image_width)
             self.encoder.eval()
             early, _ = self.encoder.levels(blank, int(own.stroke_layer or 1))
             self.encoder.train()
-        self.sizes = {"stroke": tuple(early.shape[2:]), "semantic": (1, self.num_frames)}
+        self.sizes = {"stroke": (early.shape[2], early.shape[3]), "semantic": (1, self.num_frames)}
         channels = {"stroke": early.shape[1], "semantic": self.encoder.out_channels}
         self.perceivers = nn.ModuleDict({
             level: ContextPerceiver(
@@ -110,7 +110,7 @@ class PerSec(EncoderMethod):
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view."""
-        return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+        return (ViewSpec("image", cast(PerSecConfig, config.method).augment),)
 
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
@@ -123,7 +123,10 @@ class PerSec(EncoderMethod):
         early, tokens = self.encoder.levels(images, int(self.own.stroke_layer or 1))
         frames = self.encoder.masked_frames(tokens)
         maps = {"stroke": early.flatten(2).transpose(1, 2), "semantic": frames}
-        losses, terms, watched, sheet = [], {}, {}, {}
+        losses: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        watched: dict[str, Tensor] = {}
+        sheet: dict[str, Tensor] = {}
         for level, weight in zip(LEVELS, (self.own.stroke_weight, self.own.semantic_weight), strict=True):
             hidden, rivals, noise = self.draws(level, batch, maps[level].dtype)
             made = self.perceivers[level](maps[level], hidden, noise, self.gumbel_temperature(batch.progress))

@@ -1,7 +1,7 @@
 """RCMSTR: RCLSTR with masked image modelling through the same encoder (paper Eq. 9)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -55,18 +55,19 @@ class RCMSTR(ContrastiveMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
+        self.beta = self.settings.beta
         self.mim = MaskedImageModelling(config, self.online.encoder)
 
     @property
     def settings(self) -> RCMSTRConfig:
         """The method's own configuration."""
-        return self.config.method  # type: ignore[return-value]
+        return cast(RCMSTRConfig, self.config.method)
 
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """With mim_view=own a third view, which is only masked."""
         wanted = super().views(config)
-        return (*wanted, ViewSpec("mim")) if config.method.mim_view == "own" else wanted  # type: ignore[attr-defined]
+        return (*wanted, ViewSpec("mim")) if cast(RCMSTRConfig, config.method).mim_view == "own" else wanted
 
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:

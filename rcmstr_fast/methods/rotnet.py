@@ -1,7 +1,7 @@
 """TextRotNet: tell by which quarter turn a word was rotated (Gidaris et al., ICLR 2018; Baek et al., CVPR 2021)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class RotNet(EncoderMethod):
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view; `forward` turns it."""
-        return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+        return (ViewSpec("image", cast(RotNetConfig, config.method).augment),)
 
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:

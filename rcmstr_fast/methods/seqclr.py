@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -70,7 +70,7 @@ class SeqCLR(InBatchMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        own: SeqCLRConfig = config.method  # type: ignore[assignment]
+        own = cast(SeqCLRConfig, config.method)
         self.temperature, self.reduction = own.temperature, own.reduction
         wide = own.projection_dim
         out = 0 if own.projection == "bilstm" else wide  # two BiLSTM layers are the head, nothing follows them
@@ -81,7 +81,7 @@ class SeqCLR(InBatchMethod):
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """Two views, cropped sideways as `crop_columns` says."""
         preset: Any = "pretrain"
-        largest = config.method.crop_columns  # type: ignore[attr-defined]
+        largest = cast(SeqCLRConfig, config.method).crop_columns
         if largest is not None:
             preset = dataclasses.replace(PRESETS[preset], crop_columns=(0.0, largest))  # type: ignore[type-var]
         return ViewSpec("one", preset), ViewSpec("two", preset)

@@ -5,6 +5,7 @@ which takes the style of the other, and a decoder paints the crop as it was befo
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class SimAN(EncoderMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        self.own: SimANConfig = config.method  # type: ignore[assignment]
+        self.own = cast(SimANConfig, config.method)
         size = config.model.height, int(self.own.crop or 0)
         self.painter = Painter(self.encoder.out_channels, size, self.own.painter_width)
         self.discriminator = Discriminator(self.own.discriminator_width)
@@ -87,7 +88,7 @@ class SimAN(EncoderMethod):
     @classmethod
     def draw(cls, config: PretrainConfig, index: Tensor, epoch: int) -> dict[str, Tensor]:
         """Left edges of the crop that is painted and of its neighbour, [B] int64, which is as often left as right."""
-        crop = int(config.method.crop or 0)  # type: ignore[attr-defined]
+        crop = int(cast(SimANConfig, config.method).crop or 0)
         words = random.words(index, 2, seed=config.seed, stream=random.CROPS, epoch=epoch)
         left = random.integers(words[:, 0], config.model.image_width - 2 * crop + 1)
         painted_right = random.integers(words[:, 1], 2)

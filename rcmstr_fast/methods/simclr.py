@@ -4,7 +4,7 @@ SimCLR Contextual is the same with `model.sequence=bilstm`: the encoder ends wit
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from torch import nn
 
@@ -54,7 +54,7 @@ class SimCLR(InBatchMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        own: SimCLRConfig = config.method  # type: ignore[assignment]
+        own = cast(SimCLRConfig, config.method)
         self.temperature = own.temperature
         channels = self.encoder.out_channels
         inputs = channels * (self.num_frames if own.instances == "flatten" else 1)
@@ -66,5 +66,5 @@ class SimCLR(InBatchMethod):
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """Two views of one preset."""
-        preset = config.method.augment  # type: ignore[attr-defined]
+        preset = cast(SimCLRConfig, config.method).augment
         return ViewSpec("one", preset), ViewSpec("two", preset)

@@ -1,7 +1,7 @@
 """Masked image modelling alone: SimMIM (Xie et al., CVPR 2022) as RCMSTR compares itself with (Table I, Figures 7, 8)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +49,12 @@ class SimMIM(EncoderMethod):
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
         self.mim = MaskedImageModelling(config, self.encoder)
-        self.whole_pass = config.method.whole_pass and not is_vit(config.model)  # type: ignore[attr-defined]
+        self.whole_pass = cast(SimMIMConfig, config.method).whole_pass and not is_vit(config.model)
 
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view."""
-        return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+        return (ViewSpec("image", cast(SimMIMConfig, config.method).augment),)
 
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rcmstr_fast.models.precision import full_precision as full_precision
+from rcmstr_fast.ops.precision import full_precision as full_precision
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The supervised baseline: encoder and decoder learn from labels under the budget of the pretraining methods."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class Supervised(EncoderMethod):
 
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
-        own: SupervisedConfig = config.method  # type: ignore[assignment]
+        own = cast(SupervisedConfig, config.method)
         self.reads_tokens = DECODERS[str(own.decoder)].default_memory == "tokens"
         channels = self.encoder.token_channels if self.reads_tokens else self.encoder.out_channels
         characters = len(Charset.load(own.charset).characters)
@@ -72,7 +72,7 @@ class Supervised(EncoderMethod):
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
         """One view."""
-        return (ViewSpec("image", config.method.augment),)  # type: ignore[attr-defined]
+        return (ViewSpec("image", cast(SupervisedConfig, config.method).augment),)
 
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:

@@ -1,5 +1,8 @@
 """Networks: encoders, rectifier, projectors, predictors, heads of masked image modelling and decoders."""
 
+from typing import TypeVar
+
+import torch
 from torch import nn
 
 from rcmstr_fast.config import ModelConfig, resolve_model
@@ -12,9 +15,19 @@ from rcmstr_fast.models.tps import SLOPING, TPSRectifier, fiducials, load_rectif
 from rcmstr_fast.models.vit import SIZES, VisionTransformer
 
 __all__ = [
-    "Encoder", "Features", "ResNet29", "TPSRectifier", "VisionTransformer",
-    "build_encoder", "build_mim_head", "build_predictor", "build_projector", "build_rectifier",
-]  # fmt: skip
+    "Encoder",
+    "Features",
+    "ResNet29",
+    "TPSRectifier",
+    "VisionTransformer",
+    "build_encoder",
+    "build_mim_head",
+    "build_predictor",
+    "build_projector",
+    "build_rectifier",
+]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build_encoder(model: ModelConfig) -> Encoder:
@@ -31,9 +44,15 @@ def build_encoder(model: ModelConfig) -> Encoder:
         return ResNet29(model.width, sequence_units=units)
     dim, heads = SIZES[model.encoder]
     return VisionTransformer(
-        dim, heads, depth=model.depth, height=model.height, width=model.image_width,
-        class_token=bool(model.class_token), final_norm=bool(model.final_norm), sequence_units=units,
-    )  # fmt: skip
+        dim,
+        heads,
+        depth=model.depth,
+        height=model.height,
+        width=model.image_width,
+        class_token=bool(model.class_token),
+        final_norm=bool(model.final_norm),
+        sequence_units=units,
+    )
 
 
 def build_rectifier(model: ModelConfig) -> nn.Module:
@@ -50,14 +69,22 @@ def build_rectifier(model: ModelConfig) -> nn.Module:
         return nn.Identity()
     layout = fiducials(*SLOPING) if model.tps == "frozen" else None
     rectifier = TPSRectifier(
-        model.height, model.image_width, layout=layout, frozen=model.tps == "frozen",
+        model.height,
+        model.image_width,
+        layout=layout,
+        frozen=model.tps == "frozen",
         align_corners=bool(model.tps_align_corners),
-    )  # fmt: skip
+    )
     if model.tps == "trainable":
         return rectifier
     if model.tps_checkpoint != "random":
         load_rectifier(rectifier, model.tps_checkpoint)
     return rectifier
+
+
+def placed(module: M, device: torch.device, dtype: torch.dtype | None = None) -> M:
+    """Move a module to a device (and dtype) with its convolutions in channels_last memory; the module itself."""
+    return module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def build_projector(model: ModelConfig, in_channels: int) -> BiLSTMProjector | MLPHead:

@@ -31,6 +31,10 @@ class GroupedBatchNorm(_BatchNorm):
         seen: these notes.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, channels: int, dims: int, *, affine: bool = True, group_size: int = 0) -> None:
         """Make a layer with eps 1e-5 and momentum 0.1.
 
@@ -88,14 +92,19 @@ class GroupedBatchNorm(_BatchNorm):
                 "GroupedBatchNorm: training needs more than one value a channel (a batch of two images or more), "
                 f"got {list(x.shape)}"
             )
-        weight, bias = self.weight, self.bias
-        if not self.affine:
-            weight, bias = torch.ones_like(self.running_var), torch.zeros_like(self.running_mean)
+        weight: Tensor = self.weight if self.affine else torch.ones_like(self.running_var)
+        bias: Tensor = self.bias if self.affine else torch.zeros_like(self.running_mean)
         rows = x.flatten(1, -2) if self.dims == 1 and x.dim() == 4 else x  # four dimensions are a map to the operation
         made = grouped_batch_norm(
-            rows, weight, bias, passes=self.passes, group_size=self.group_size, eps=self.eps,
-            residual=residual, relu=relu,
-        )  # fmt: skip
+            rows,
+            weight,
+            bias,
+            passes=self.passes,
+            group_size=self.group_size,
+            eps=self.eps,
+            residual=residual,
+            relu=relu,
+        )
         seen = made.mean, made.var, self.passes
         if self.tracking and self.held:
             self.seen.append(seen)
@@ -119,7 +128,8 @@ class HeldStatistics:
     def held(self) -> Iterator[None]:
         """While entered, running statistics stay and layers note what they see; for one pass of each network.
 
-        The notes of a layer are empty at the beginning: what torch.compile makes of a layer holds for that number only.
+        Each layer begins with no notes. torch.compile makes code for the number of notes that it finds, and would make
+        it anew for another number.
         """
         for layer in self._norms:
             layer.held = True

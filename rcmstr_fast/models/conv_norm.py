@@ -58,6 +58,9 @@ class _Working:
 class WorkingConv2d(nn.Conv2d):
     """A convolution whose weight may be shared in the dtype of autocast (`WorkingWeights`); else `nn.Conv2d`."""
 
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
     working: _Working | None = None
 
     def cast_weight(self) -> Tensor | CastWeight:

@@ -1,6 +1,7 @@
 """ResNet-29, the 29-layer residual network of the TRBA recogniser, dense and sparse with one set of weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +65,14 @@ class Stage(nn.Module):
     def windows(self) -> list[tuple[Pair, Pair, Pair]]:
         """Kernel, stride and padding of its convolutions."""
         found = [layer for layer in self.modules() if isinstance(layer, WorkingConv2d)]
-        return [(c.kernel_size, c.stride, c.padding) for c in found]  # type: ignore[misc]
+        return [(c.kernel_size, c.stride, c.padding) for c in found]
 
     def output_size(self, height: int, width: int) -> Pair:
         """Size of the stage's maps for an input map of height x width."""
         size = height, width
         if self.pool is not None:
             size = output_size(size, (2, 2), *self.pool)
-        for layer in self.layers:
+        for layer in cast(Iterable[ConvBN | BasicBlock], self.layers):
             size = layer.output_size(*size)
         return size
 
@@ -88,13 +89,11 @@ class ResNet29(Encoder):
                 Stage([ConvBN(3, c32), ConvBN(c32, c64)]),
                 Stage([*_blocks(c64, c128, 1), ConvBN(c128, c128)], pool=((2, 2), (0, 0))),
                 Stage([*_blocks(c128, c256, 2), ConvBN(c256, c256)], pool=((2, 2), (0, 0))),
-                Stage(
-                    [*_blocks(c256, c512, 5), ConvBN(c512, c512), *_blocks(c512, c512, 3)], pool=((2, 1), (0, 1))
-                ),
+                Stage([*_blocks(c256, c512, 5), ConvBN(c512, c512), *_blocks(c512, c512, 3)], pool=((2, 1), (0, 1))),
                 Stage([ConvBN(c512, c512, 2, stride=(2, 1), padding=(0, 1))]),
                 Stage([ConvBN(c512, c512, 2, padding=(0, 0))]),
             ]
-        )  # fmt: skip
+        )
 
     def mask_unit(self, wanted: str) -> str:
         """The unit that the configuration names."""
@@ -103,7 +102,7 @@ class ResNet29(Encoder):
     def stage_sizes(self, height: int, width: int) -> list[Pair]:
         """(height, width) of each stage's maps for an input of height x width, fine to coarse."""
         sizes = []
-        for stage in self.stages:
+        for stage in cast(Iterable[Stage], self.stages):
             height, width = stage.output_size(height, width)
             sizes.append((height, width))
         return sizes
@@ -121,7 +120,7 @@ class ResNet29(Encoder):
             visible = 1 - (1 - visible) ** 2
         if images.requires_grad:  # layers over listed sites leave the gradient of hidden pixels open
             images = torch.where(masks.pixels, 0.0, images)
-        windows = [stage.windows() for stage in self.stages]
+        windows = [stage.windows() for stage in cast(Iterable[Stage], self.stages)]
         sites = masked_storage(active_sites(masks.grid, sizes, rule), visible=visible, windows=windows)
         tokens = _frames(unpack_sites(self._run(images, sites), sites[-1]))
         return Features(tokens, active=sites[-1].active[:, 0, 0])

@@ -8,7 +8,7 @@ from rcmstr_fast.models.vit import PATCH, Block
 
 
 class SegmentationHead(nn.Module):
-    """Attention blocks over all tokens, then a linear layer to the pixels of each (SPEC section 9).
+    """Attention blocks over all tokens, then a linear layer to the pixels of each.
 
     A ViT's token becomes its 4x4 pixels; a CNN's frame the 4 columns of pixels below it, which are H/4 such patches.
     """

@@ -55,6 +55,8 @@ def _basis(at: Tensor, points: Tensor) -> Tensor:
 class TPSRectifier(nn.Module):
     """Images to rectified images of the same size; 1,693,544 parameters; float32 also inside autocast."""
 
+    matrix: Tensor
+
     def __init__(
         self,
         height: int,

@@ -87,6 +87,8 @@ class VisionTransformer(Encoder):
     `[1, 1, dim]`, stands before them without a position, which its learned vector can hold itself.
     """
 
+    pos_embed: Tensor
+
     def __init__(
         self,
         dim: int,

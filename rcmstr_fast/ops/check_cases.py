@@ -6,6 +6,7 @@ backend over them on the user's machine, and the tests do the same on theirs.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,10 +72,13 @@ def _losses() -> list[Case]:
         def draw() -> Tensors:
             queue = unit_rows(1, width, 4).repeat(keys, 1) if equal else unit_rows(keys, width, 4)
             return {
-                "query": unit_rows(rows, width, 1), "permuted": unit_rows(rows, width, 2),
-                "key": unit_rows(rows, width, 3), "queue": queue,
-                "query_rows": torch.arange(2 * rows) // 2, "key_rows": torch.arange(2 * rows) % rows,
-            }  # fmt: skip
+                "query": unit_rows(rows, width, 1),
+                "permuted": unit_rows(rows, width, 2),
+                "key": unit_rows(rows, width, 3),
+                "queue": queue,
+                "query_rows": torch.arange(2 * rows) // 2,
+                "key_rows": torch.arange(2 * rows) % rows,
+            }
 
         return draw
 
@@ -98,9 +102,11 @@ def _losses() -> list[Case]:
 def _in_batch() -> list[Case]:
     def make(rows: int, others: int) -> Callable[[], Tensors]:
         return lambda: {
-            "query": unit_rows(rows, 64, 1), "candidates": unit_rows(others, 64, 2),
-            "positive": torch.arange(rows) % others, "skip": (torch.arange(rows) + 1) % others,
-        }  # fmt: skip
+            "query": unit_rows(rows, 64, 1),
+            "candidates": unit_rows(others, 64, 2),
+            "positive": torch.arange(rows) % others,
+            "skip": (torch.arange(rows) + 1) % others,
+        }
 
     def call(x: Tensors, backend: str) -> list[Tensor]:
         positive, skip = x["positive"], x["skip"]
@@ -124,16 +130,19 @@ def _batch_norm() -> list[Case]:
                 x, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
             channels = shape[1] if len(shape) == 4 else shape[-1]
             return {
-                "x": x, "residual": residual, "weight:": normal(channels, seed=3), "bias:": normal(channels, seed=4),
-            }  # fmt: skip
+                "x": x,
+                "residual": residual,
+                "weight:": normal(channels, seed=3),
+                "bias:": normal(channels, seed=4),
+            }
 
         return draw
 
     def call(relu: bool) -> Callable[[Tensors, str], list[Tensor]]:
         def run(x: Tensors, backend: str) -> list[Tensor]:
             given = (x["x"], x["weight:"], x["bias:"])
-            options = {"group_size": 3, "residual": x["residual"], "relu": relu}
-            return list(ops.grouped_batch_norm(*given, **options, backend=backend))  # type: ignore[arg-type]
+            options: dict[str, Any] = {"group_size": 3, "residual": x["residual"], "relu": relu}
+            return list(ops.grouped_batch_norm(*given, **options, backend=backend))
 
         return run
 
@@ -155,10 +164,15 @@ def _masked_inputs(batch: int, inputs: int, outputs: int, size: tuple[int, int])
         active[0, 0, 0, 0] = True
         x = torch.where(active, normal(batch, inputs, *size, seed=2), torch.nan)
         return {
-            "x": x, "active": active, "source": active.clone(), "weight": normal(outputs, inputs, 3, 3, seed=3),
-            "scale:": normal(outputs, seed=4), "shift:": normal(outputs, seed=5),
-            "input_scale:": normal(inputs, seed=6), "input_shift:": normal(inputs, seed=7),
-        }  # fmt: skip
+            "x": x,
+            "active": active,
+            "source": active.clone(),
+            "weight": normal(outputs, inputs, 3, 3, seed=3),
+            "scale:": normal(outputs, seed=4),
+            "shift:": normal(outputs, seed=5),
+            "input_scale:": normal(inputs, seed=6),
+            "input_shift:": normal(inputs, seed=7),
+        }
 
     return draw
 
@@ -292,8 +306,8 @@ def _views() -> list[Case]:
         return {"images": images.permute(0, 2, 3, 1).contiguous().to(torch.uint8), "index": torch.arange(3) + (1 << 33)}
 
     def call(x: Tensors, backend: str) -> list[Tensor]:
-        options = {"seed": 11, "epoch": 2, "num_views": 2, "size": (32, 100)}
-        return [ops.augment_views(x["images"], index=x["index"], **options, backend=backend)]  # type: ignore[arg-type]
+        options: dict[str, Any] = {"seed": 11, "epoch": 2, "num_views": 2, "size": (32, 100)}
+        return [ops.augment_views(x["images"], index=x["index"], **options, backend=backend)]
 
     # A twentieth of a grey level; a pixel at the threshold of solarise may fall on either side.
     return [Case("3 images, 2 views", make, call, outliers=1e-3, tolerance=0.05 * 2 / 255)]

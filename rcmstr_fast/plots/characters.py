@@ -92,9 +92,12 @@ def _frames(recogniser: Recogniser, source: ImageSource, records: np.ndarray) ->
     """Records that can be decoded, and what the decoder reads of them, [n, N, C]."""
     limits = DataConfig()
     images, broken = decode_batch(
-        source.read(records), *recogniser.size, max_pixels=limits.max_pixels, min_side=limits.min_side,
+        source.read(records),
+        *recogniser.size,
+        max_pixels=limits.max_pixels,
+        min_side=limits.min_side,
         rotate=recogniser.rotate,
-    )  # fmt: skip
+    )
     kept = [i for i in range(len(records)) if i not in broken]
     pictures = torch.from_numpy(images[kept]).to(next(recogniser.parameters()).device)
     with torch.no_grad():

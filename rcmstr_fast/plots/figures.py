@@ -20,12 +20,17 @@ from rcmstr_fast.study.records import curve
 
 #: Metrics that `plot curves` looks for, with the names of their axes, in their order.
 CURVES = {
-    "loss": "loss", "probe_accuracy": "online probe, accuracy", "probe_ned": "online probe, 1-NED",
-    "accuracy_word": "own key is the nearest, words", "accuracy_frame": "own key is the nearest, frames",
-    "val_accuracy": "accuracy on validation words", "val_ned": "1-NED on validation words",
-    "val_iou": "foreground IoU on validation pictures", "val_mean_iou": "mean IoU on validation pictures",
+    "loss": "loss",
+    "probe_accuracy": "online probe, accuracy",
+    "probe_ned": "online probe, 1-NED",
+    "accuracy_word": "own key is the nearest, words",
+    "accuracy_frame": "own key is the nearest, frames",
+    "val_accuracy": "accuracy on validation words",
+    "val_ned": "1-NED on validation words",
+    "val_iou": "foreground IoU on validation pictures",
+    "val_mean_iou": "mean IoU on validation pictures",
     "lr": "learning rate",
-}  # fmt: skip
+}
 
 
 def stem_of(out: str) -> Path:
@@ -67,9 +72,16 @@ def curves_figure(runs: Sequence[str], metrics: Sequence[str] = ()) -> Any:
 
 
 def tsne_figure(
-    recogniser: str, images: Sequence[str], stem: Path, *, most: int, perplexity: float, seed: int, misread: bool,
+    recogniser: str,
+    images: Sequence[str],
+    stem: Path,
+    *,
+    most: int,
+    perplexity: float,
+    seed: int,
+    misread: bool,
     colours: int,
-) -> Any:  # fmt: skip
+) -> Any:
     """Frames of words in a plane, coloured by their characters; the points are also written to STEM.tsv.
 
     Args:
@@ -128,9 +140,15 @@ def _over_picture(network: Recogniser, trace: Any, place: int) -> np.ndarray:
 
 
 def masks_figure(
-    images: Sequence[str], *, run: str = "", unit: str = "token", mask_ratio: float = 0.7, num_blocks: int = 1,
-    draws: int = 3, seed: int = 0,
-) -> Any:  # fmt: skip
+    images: Sequence[str],
+    *,
+    run: str = "",
+    unit: str = "token",
+    mask_ratio: float = 0.7,
+    num_blocks: int = 1,
+    draws: int = 3,
+    seed: int = 0,
+) -> Any:
     """What masked image modelling hides of pictures.
 
     Args:

@@ -12,7 +12,7 @@ from rcmstr_fast import drawing
 from rcmstr_fast.study.plan import Cell
 from rcmstr_fast.study.records import curve
 from rcmstr_fast.study.tables import Table, cost_table, paper_table, tables
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.checkpoint import write_text
 
 Json = dict[str, Any]
 
@@ -74,7 +74,7 @@ def write_page(record: Json, runs: Runs, out: Path) -> list[Path]:
     made = []
     for suffix, text in texts.items():
         path = out.with_suffix(suffix)
-        write_whole(path, lambda file, text=text: file.write(text.encode()))
+        write_text(path, text)
         made.append(path)
     return made
 

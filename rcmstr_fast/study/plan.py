@@ -235,6 +235,14 @@ def _check(study: Study) -> None:
     folders = [_slug(r.name) for r in study.rows]
     if len(set(folders)) < len(folders):
         raise ConfigError("rows must differ in letters, digits or dots, the names of their folders")
+    _check_rows(study)
+    _check_evaluations(study)
+    for seed in [s for row in study.rows for s in study.row_seeds(row)]:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f"seeds must be whole numbers of 0 or more, got {seed!r}")
+
+
+def _check_rows(study: Study) -> None:
     for row in study.rows:
         if bool(row.recipe) == bool(row.encoder):
             raise ConfigError(f"row {row.name}: expected either recipe or encoder, got {row.recipe!r}, {row.encoder!r}")
@@ -243,6 +251,9 @@ def _check(study: Study) -> None:
         other = next((name for name in row.evaluations if name not in [e.name for e in study.evaluations]), None)
         if other is not None:
             raise ConfigError(f"row {row.name}: evaluations must name evaluations of the study, got {other!r}")
+
+
+def _check_evaluations(study: Study) -> None:
     for evaluation in study.evaluations:
         if evaluation.command not in COMMANDS:
             raise ConfigError(
@@ -251,9 +262,6 @@ def _check(study: Study) -> None:
         taken = next((name for name in _TAKEN if name in {**study.evaluate, **evaluation.set}), None)
         if taken:
             raise ConfigError(f"evaluation {evaluation.name}: {taken} is set by the study, not in its file")
-    for seed in [s for row in study.rows for s in study.row_seeds(row)]:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigError(f"seeds must be whole numbers of 0 or more, got {seed!r}")
 
 
 def _slug(name: str) -> str:
@@ -290,9 +298,15 @@ def cells(study: Study, folder: Path, data: dict[str, str], recipe: Any) -> list
             for evaluation in [e for e in study.evaluations if e.name in (row.evaluations or [e.name])]:
                 name = f"{_slug(evaluation.name)}/{_slug(row.name)}-s{seed}"
                 values = {
-                    **study.evaluate, **evaluation.set, **row.evaluate, **like, "encoder": encoder, "run": str(folder / name),
-                    "title": row.name, "seed": seed,
-                }  # fmt: skip
+                    **study.evaluate,
+                    **evaluation.set,
+                    **row.evaluate,
+                    **like,
+                    "encoder": encoder,
+                    "run": str(folder / name),
+                    "title": row.name,
+                    "seed": seed,
+                }
                 values = _filled(values, data)
                 made.append(Cell(name, row.name, seed, evaluation.command, evaluation.name, None, values, needs))
     return made

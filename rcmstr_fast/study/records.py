@@ -29,22 +29,29 @@ def study_record(study: Study, folder: Path, planned: Sequence[Cell]) -> Json:
     records = {cell.id: read_record(folder, cell.id) for cell in planned}
     done = [record for record in records.values() if record]
     return {
-        "name": study.name, "title": study.title, "note": study.note, "table": study.table, "encoder": study.encoder,
+        "name": study.name,
+        "title": study.title,
+        "note": study.note,
+        "table": study.table,
+        "encoder": study.encoder,
         "metrics": list(study.metrics),
         "evaluations": [{"name": e.name, "decoder": e.decoder, "command": e.command} for e in study.evaluations],
         "rows": [
             {
-                "name": row.name, "published": row.published, "seeds": list(study.row_seeds(row)),
+                "name": row.name,
+                "published": row.published,
+                "seeds": list(study.row_seeds(row)),
                 "pretraining": _pretraining(folder, row.name, planned, records),
                 "results": _results(folder, row.name, planned, records),
             }
             for row in study.rows
         ],
-        "commands": len(planned), "done": len(done),
+        "commands": len(planned),
+        "done": len(done),
         "processors": sorted({record["processor"] for record in done}),
         "commits": sorted({str(record["commit"]) for record in done}),
         "cpu_minutes": round(sum(record["cpu_seconds"] for record in done) / 60, 1),
-    }  # fmt: skip
+    }
 
 
 def _pretraining(folder: Path, row: str, planned: Sequence[Cell], records: dict[str, Json | None]) -> Json:
@@ -55,8 +62,10 @@ def _pretraining(folder: Path, row: str, planned: Sequence[Cell], records: dict[
             found[str(cell.seed)] = {
                 "finished": record is not None,
                 "cpu_seconds": record["cpu_seconds"] if record else None,
-                "images": last.get("samples"), "steps": last.get("step"), "loss": last.get("loss"),
-            }  # fmt: skip
+                "images": last.get("samples"),
+                "steps": last.get("step"),
+                "loss": last.get("loss"),
+            }
     return found
 
 
@@ -125,9 +134,12 @@ def runs_record(runs: Sequence[Path]) -> Json:
             row = rows.setdefault(name, _row(name))
             finished = f"finished at step {last.get('step')}" in _text(run / "log.txt")
             row["pretraining"][seed] = {
-                "finished": finished, "cpu_seconds": None, "images": last.get("samples"), "steps": last.get("step"),
+                "finished": finished,
+                "cpu_seconds": None,
+                "images": last.get("samples"),
+                "steps": last.get("step"),
                 "loss": last.get("loss"),
-            }  # fmt: skip
+            }
             continue
         result = read_result(run)
         title = config.get("title") or run.absolute().name
@@ -139,9 +151,15 @@ def runs_record(runs: Sequence[Path]) -> Json:
         row = rows.setdefault(title, _row(title))
         row["results"].setdefault(evaluation, {})[str(config.get("seed", 0))] = result and {"sets": result["sets"]}
     return {
-        "name": "runs", "title": "Runs", "note": "", "table": "", "encoder": "", "metrics": [],
-        "evaluations": list(evaluations.values()), "rows": list(rows.values()),
-    }  # fmt: skip
+        "name": "runs",
+        "title": "Runs",
+        "note": "",
+        "table": "",
+        "encoder": "",
+        "metrics": [],
+        "evaluations": list(evaluations.values()),
+        "rows": list(rows.values()),
+    }
 
 
 def _row(name: str) -> Json:

@@ -21,7 +21,7 @@ from typing import Any
 
 from rcmstr_fast.config import ConfigError, RunError
 from rcmstr_fast.study.plan import Cell, Study, cells
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.checkpoint import write_text
 from rcmstr_fast.train.environment import commit, processor
 
 _log = logging.getLogger(__name__)
@@ -195,14 +195,22 @@ class _Runner:
 
     def _ended_well(self, cell: Cell, seconds: float, cpu_seconds: float) -> None:
         record = {
-            "id": cell.id, "row": cell.row, "seed": cell.seed, "command": cell.command, "evaluation": cell.evaluation,
-            "arguments": cell.arguments(), "digest": _digest(cell), "seconds": round(seconds, 1),
-            "cpu_seconds": round(cpu_seconds, 1), "processor": processor(), "commit": commit(),
-        }  # fmt: skip
+            "id": cell.id,
+            "row": cell.row,
+            "seed": cell.seed,
+            "command": cell.command,
+            "evaluation": cell.evaluation,
+            "arguments": cell.arguments(),
+            "digest": _digest(cell),
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
+            "processor": processor(),
+            "commit": commit(),
+        }
         path = record_path(self.folder, cell.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
         self.outcome.done.append(cell.id)
         _log.info("%s: done in %s", cell.id, _duration(seconds))
 

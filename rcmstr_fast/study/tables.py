@@ -13,9 +13,14 @@ from rcmstr_fast.evaluation.report import markdown
 Json = dict[str, Any]
 
 _HEADS = {
-    "accuracy": "accuracy", "ed1": "ED1", "ned": "1-NED", "cer": "CER", "wer": "WER", "iou": "foreground IoU",
+    "accuracy": "accuracy",
+    "ed1": "ED1",
+    "ned": "1-NED",
+    "cer": "CER",
+    "wer": "WER",
+    "iou": "foreground IoU",
     "mean_iou": "mean IoU",
-}  # fmt: skip
+}
 UNFINISHED = "unfinished"
 
 
@@ -54,9 +59,12 @@ class Table:
     def to_latex(self) -> str:
         """A tabular environment with booktabs rules."""
         lines = [
-            rf"% {self.title}", rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule",
-            " & ".join(map(_latex, self.head)) + r" \\", r"\midrule",
-        ]  # fmt: skip
+            rf"% {self.title}",
+            rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(_latex, self.head)) + r" \\",
+            r"\midrule",
+        ]
         for row, quoted in zip(self.rows, self.quoted):
             cells = [rf"\textit{{{_latex(c)}}}" if quoted and c else _latex(c) for c in row]
             lines.append(" & ".join(cells) + r" \\")
@@ -168,14 +176,18 @@ def paper_table(record: Json) -> Table | None:
     wanted = {row["published"] for row in record["rows"] if row["published"]}
     decoders = {e["decoder"] for e in record["evaluations"]}
     found = [
-        r for r in table.rows
+        r
+        for r in table.rows
         if r.key in wanted and record["encoder"] in ("", r.encoder) and ("" in decoders or r.decoder in ("", *decoders))
-    ]  # fmt: skip
+    ]
     rows = [
-        [f"{r.name} {r.decoder}".strip(), *("" if c not in r.values else f"{r.values[c]:.2f}" for c in table.columns),
-         "" if r.average is None else f"{r.average:.2f}"]
+        [
+            f"{r.name} {r.decoder}".strip(),
+            *("" if c not in r.values else f"{r.values[c]:.2f}" for c in table.columns),
+            "" if r.average is None else f"{r.average:.2f}",
+        ]
         for r in found
-    ]  # fmt: skip
+    ]
     title = f"What the paper prints: {table.title} ({table.metric})"
     return Table(title, ["row", *table.columns, "mean"], rows, [True] * len(rows), f"{table.source}, {table.place}.")
 
@@ -188,13 +200,15 @@ def cost_table(record: Json) -> Table | None:
         timed = [run["cpu_seconds"] for run in runs if run["cpu_seconds"]]
         probes = [r["cpu_seconds"] for by in row["results"].values() for r in by.values() if r and r.get("cpu_seconds")]
         if runs or probes:
-            rows.append([
-                row["name"],
-                str(max((run["images"] or 0 for run in runs), default=0)),
-                str(max((run["steps"] or 0 for run in runs), default=0)),
-                f"{statistics.fmean(timed) / 60:.1f}" if timed else "",
-                f"{statistics.fmean(probes) / 60:.1f}" if probes else "",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    row["name"],
+                    str(max((run["images"] or 0 for run in runs), default=0)),
+                    str(max((run["steps"] or 0 for run in runs), default=0)),
+                    f"{statistics.fmean(timed) / 60:.1f}" if timed else "",
+                    f"{statistics.fmean(probes) / 60:.1f}" if probes else "",
+                ]
+            )
     if not rows:
         return None
     head = ["row", "images seen", "steps", "processor min of pretraining", "processor min of an evaluation"]

@@ -12,7 +12,7 @@ from rcmstr_fast.data.synth.words import read_words
 #: Few and mild effects: what a small decoder learns in minutes.
 _OFF = "colour curve outline shadow shading texture clutter fade motion spacing"
 _ON = {"rotation": 0.1, "perspective": 0.1, "lighting": 0.1, "blur": 0.1, "low_resolution": 0.1, "noise": 0.2}
-MILD: dict[str, float] = dict.fromkeys(_OFF.split(), 0.0) | _ON | {"stretch": 0.2}
+MILD: dict[str, Any] = dict.fromkeys(_OFF.split(), 0.0) | _ON | {"stretch": 0.2}
 
 _FIELDS = ("count", "seed", "texts", "longest", "shortest", "held_out", "mild", "mixed", "families", "num_words")
 
@@ -53,9 +53,11 @@ def render_set(fields: dict[str, Any], out: Path) -> None:
     if unknown is not None:
         raise ConfigError(f"data to render has the fields {', '.join(_FIELDS)}, got {unknown}")
     chosen = vocabulary(
-        fields.get("texts", "words"), fields.get("shortest", 1), fields.get("longest", 25),
+        fields.get("texts", "words"),
+        fields.get("shortest", 1),
+        fields.get("longest", 25),
         fields.get("num_words", 30_000),
-    )  # fmt: skip
+    )
     chosen = [text for text in chosen if is_held_out(text) == bool(fields.get("held_out", False))]
     if not chosen:
         raise ConfigError(f"data to render: no text fits {fields}")

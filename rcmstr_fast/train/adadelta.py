@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: What the operations over lists of tensors take and give.
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
 
 class Adadelta(torch.optim.Optimizer):
     """`torch.optim.Adadelta` with the `grad_scale` and `found_inf` of torch's fused optimisers.
@@ -44,7 +47,7 @@ class Adadelta(torch.optim.Optimizer):
         rho, eps = group["rho"], group["eps"]
         squares = [self.state[p]["square_avg"] for p in found]
         moved = [self.state[p]["acc_delta"] for p in found]
-        gradients = [p.grad for p in found]
+        gradients: Tensors = [p.grad for p in found if p.grad is not None]
         if self.grad_scale is not None:
             gradients = torch._foreach_div(gradients, self.grad_scale)
         if group["weight_decay"]:
@@ -62,6 +65,7 @@ class Adadelta(torch.optim.Optimizer):
         torch._foreach_mul_(step, group["lr"])
         new = torch._foreach_sub(found, step)
         for old, fresh in ((squares, new_squares), (moved, new_moved), (found, new)):
+            kept: Tensors = fresh
             if self.found_inf is not None:
-                fresh = [torch.where(self.found_inf > 0, a, b) for a, b in zip(old, fresh, strict=True)]
-            torch._foreach_copy_(old, fresh)
+                kept = [torch.where(self.found_inf > 0, a, b) for a, b in zip(old, fresh, strict=True)]
+            torch._foreach_copy_(old, kept)

@@ -45,6 +45,11 @@ class _Recorder:
         self.file.flush()
 
 
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """`write_whole` of a text as UTF-8; `errors` as of `str.encode`."""
+    write_whole(path, lambda file: file.write(text.encode("utf-8", errors)))
+
+
 def write_whole(path: Path, write: Callable[[Any], object]) -> None:
     """Let `write(file)` fill a temporary file and rename it to `path` once it is on the disk.
 

@@ -54,7 +54,7 @@ def gpus() -> list[dict[str, Any]]:
 def extension() -> dict[str, Any]:
     """Whether rcmstr_fast._C is there and whether it was built with CUDA."""
     try:
-        from rcmstr_fast import _C
+        from rcmstr_fast import _C  # type: ignore[attr-defined]  # compiled
     except ImportError as error:
         return {"built": False, "cuda": False, "reason": str(error)}
     return {"built": True, "cuda": bool(getattr(_C, "cuda", False))}

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -13,15 +13,22 @@ from torch import Tensor, nn
 from rcmstr_fast import models
 from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig, RunError
 from rcmstr_fast.fields import check_fields
-from rcmstr_fast.methods import PretrainMethod
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.environment import commit
 
 KIND = "rcmstr_fast encoder"
 
 
+class Exporting(Protocol):
+    """What has parts to export: a method, or parts that came from elsewhere."""
+
+    def exported(self) -> dict[str, nn.Module]:
+        """`encoder` and `rectifier`."""
+        ...
+
+
 def export_encoder(
-    method: PretrainMethod,
+    method: Exporting,
     path: Path,
     config: PretrainConfig,
     step: int,
@@ -73,7 +80,7 @@ def export_encoder(
     write_whole(path, lambda file: file.write(data))
 
 
-def load_encoder(path: str | Path) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+def load_encoder(path: str | Path) -> tuple[models.Encoder, nn.Module, dict[str, Any]]:
     """Rebuild the exported encoder.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -130,7 +130,8 @@ class RunLog:
         self.started = self._window = time.monotonic()
         self._waited = self._shown_at = 0.0
         self._shown: int | None = None  # step of the last line of text
-        self._metrics = self._bar = None
+        self._metrics: TextIO | None = None
+        self._bar = None
         self._trackers = Trackers()
         self._failed: set[str] = set()
         self._level = _package.level

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from signal import Signals
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from rcmstr_fast import ops
 from rcmstr_fast.config import PretrainConfig, RunError, resolve
 from rcmstr_fast.methods import Batch, PretrainMethod, build_method, to_pixels
 from rcmstr_fast.methods.base import PICTURES
+from rcmstr_fast.models import placed
 from rcmstr_fast.train.advice import Setting, warnings
 from rcmstr_fast.train.captured import CapturedStep, GraphRecorder
 from rcmstr_fast.train.distributed import World, joined
@@ -185,7 +187,7 @@ class Trainer:
     ) -> None:
         self.config, self.plan, self.world, self.folder, self.stream = config, plan, world, folder, stream
         dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-        self.method = method.to(world.device, dtype, memory_format=torch.channels_last).train()
+        self.method = placed(method, world.device, dtype).train()
         self.optimizer = build_optimizer(self.method, config.optim)
         self.guard = Guard(config.train.max_nonfinite, world, changed_by_updates(self.method))
         self.meter = Meter()
@@ -199,7 +201,7 @@ class Trainer:
         self.images_per_s_at_peak = images_per_s_at_peak(config, world.device, self.bf16)
         self.probe: OnlineProbe | None = None
         self.step = 0
-        self.observing: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self.observing: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def run(self, log: RunLog, signals: StopSignals) -> int:
         """Train to the end of the plan (0 is returned), or until a signal comes (its number)."""

@@ -8,6 +8,7 @@ import copy
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,8 +88,8 @@ def open_probe_words(config: PretrainConfig) -> ProbeWords | None:
     chosen = np.concatenate([chosen[first], chosen[~first]])
     size = config.model.height, config.model.image_width
     with ThreadPoolExecutor(env.threads()) as pool:
-        limits = {"max_pixels": data.max_pixels, "min_side": data.min_side, "rotate": data.rotate}
-        images, broken = decode_batch(source.read(chosen), *size, pool=pool, **limits)  # type: ignore[arg-type]
+        limits: dict[str, Any] = {"max_pixels": data.max_pixels, "min_side": data.min_side, "rotate": data.rotate}
+        images, broken = decode_batch(source.read(chosen), *size, pool=pool, **limits)
     good = [i for i in range(len(chosen)) if i not in broken]
     count = sum(i < first.sum() for i in good)
     if not 0 < count < len(good):

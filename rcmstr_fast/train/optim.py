@@ -1,4 +1,4 @@
-"""Optimiser, parameter groups and the learning rate of a step (SPEC section 8)."""
+"""Optimiser, parameter groups and the learning rate of a step."""
 
 import math
 from typing import Any
@@ -54,7 +54,7 @@ def _groups(method: nn.Module, decay: float | None, ramped: bool = False) -> lis
 
     A ramped decay is left to `apply_gradients`: torch's own is a number of the host, which a recorded step would keep.
     """
-    rates = method.rates() if hasattr(method, "rates") else {}
+    rates: dict[str, float] = getattr(method, "rates", dict)()
     trainable: dict[float, list[Tensor]] = {1.0: []}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
@@ -123,6 +123,7 @@ def apply_gradients(
         if decay is not None and RAMPED in group:
             with torch.no_grad():
                 torch._foreach_mul_(group["params"], torch.where(finite, 1.0 - group["lr"] * decay, 1.0))
-    optimizer.found_inf = (~finite).float()
-    optimizer.grad_scale = (norm / clip).clamp(min=1.0).float() if clip else None
+    # The fused optimisers read these two; torch declares them nowhere.
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = (norm / clip).clamp(min=1.0).float() if clip else None  # type: ignore[attr-defined]
     optimizer.step()

@@ -1,4 +1,4 @@
-"""The run folder (SPEC section 11): created once, continued with the same configuration only."""
+"""The run folder: created once, continued with the same configuration only."""
 
 import contextlib
 import dataclasses
@@ -6,9 +6,9 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -82,12 +82,12 @@ def of_this_version(held: dict[str, Any], config: PretrainConfig) -> dict[str, A
     A field that did not exist yet had what is now its default; fields of `method` that the method does not have any
     more (version 0.1 had one set of fields for all methods) had no effect.
     """
-    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    parts: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     made = {name: held.get(name, value) for name, value in parts.items() if not dataclasses.is_dataclass(value)}
     for name, part in parts.items():
         if dataclasses.is_dataclass(part):
-            former = held.get(name) if isinstance(held.get(name), dict) else {}
-            made[name] = {**dataclasses.asdict(type(part)()), **former}  # type: ignore[operator, dict-item]
+            former, default = held.get(name), cast(Callable[[], Any], type(part))
+            made[name] = dataclasses.asdict(default()) | (former if isinstance(former, dict) else {})
     known = {f.name for f in dataclasses.fields(config.method)}
     made["method"] = {name: value for name, value in made["method"].items() if name in known}
     if made["method"].get("bn_group_size") == 0 and "bn_shuffle" in known:  # it was on by default, without an effect
@@ -177,8 +177,11 @@ class RunFolder:
             return list(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["sessions"])
         return []
 
-    def write_description(self, config: PretrainConfig, world_size: int, tuned: dict[str, Any] | None = None) -> None:
-        """Write `config.yaml` and add this session, and what it computes with, to `environment.json`."""
+    def write_description(self, config: Any, world_size: int, tuned: dict[str, Any] | None = None) -> None:
+        """Write the configuration, a dataclass, to `config.yaml` and add this session to `environment.json`.
+
+        The entry of the session says what it computes with (`tuned`).
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
         checkpoint.write_whole(self.config, lambda file: file.write(as_utf8(text)))

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from rcmstr_fast.config import ConfigError, PretrainConfig
+from rcmstr_fast.methods import PretrainMethod
 from rcmstr_fast.train.export import load_encoder
 
 #: Fields of the network that must be those of the file.
@@ -33,7 +34,7 @@ def check_start(config: PretrainConfig) -> None:
         raise ConfigError(f"train.init: {config.train.init} holds another network than the run has; set {flags}")
 
 
-def start_from(method: nn.Module, config: PretrainConfig) -> nn.Module:
+def start_from(method: PretrainMethod, config: PretrainConfig) -> PretrainMethod:
     """Give every encoder and rectifier inside a method, online and momentum, the weights of `train.init`.
 
     Args:

@@ -191,7 +191,7 @@ class RunState:
 
     def _exported(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The exported tensors out of the method's state."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for part, module in self.method.exported().items():
             prefix = next(f"{name}." for name, found in self.method.named_modules() if found is module)
             tensors |= {f"{part}.{key[len(prefix) :]}": x for key, x in state.items() if key.startswith(prefix)}

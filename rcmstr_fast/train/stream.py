@@ -1,7 +1,7 @@
 """The data side of the loop: sources, order, loader and augmentation, from any step on."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,7 +95,7 @@ class Stream:
         """Broken records met (and replaced) by this process."""
         return len(self._loader.broken) if self._loader else 0
 
-    def batches(self, step: int, plan: Plan, world: World) -> Iterator[list[Batch]]:
+    def batches(self, step: int, plan: Plan, world: World) -> Generator[list[Batch], None, None]:
         """The micro-batches of each step from the 0-based `step` on, without end."""
         model, parts = self.config.model, self.config.train.accumulate
         self.prepare(plan, world.device)

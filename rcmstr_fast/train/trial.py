@@ -7,9 +7,9 @@ so that what is chosen for one of them is timed on just that.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Feed:
     device: torch.device
     stepper: Callable[[], Callable[[list[Batch]], None]]
     method_of: Callable[[Any], nn.Module]
-    batches: Callable[[], Iterator[list[Batch]]]
+    batches: Callable[[], Generator[list[Batch], None, None]]
     processes: int = 1
 
 
@@ -98,7 +98,7 @@ class Trial:
         try:
             self._batches = list(itertools.islice(source, _BATCHES))
         finally:
-            source.close()  # type: ignore[attr-defined]
+            source.close()
         self._step = self.feed.stepper()
         self._calls: dict[str, _Call] = {}
         self._masked: tuple[nn.Module, _Call] | None = None
@@ -152,7 +152,7 @@ class Trial:
             for batches in itertools.islice(source, _FED):
                 self._step(batches)
         finally:
-            source.close()  # type: ignore[attr-defined]
+            source.close()
 
     def _record(self) -> None:
         """Take one step and keep what it calls."""
@@ -181,7 +181,7 @@ class Trial:
         return recorded
 
     def _masked_recorder(self, module: nn.Module) -> Callable[..., Any]:
-        original: Callable[..., Any] = module.forward_masked  # type: ignore[assignment]
+        original = cast(Callable[..., Any], module.forward_masked)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             if self._masked is None:

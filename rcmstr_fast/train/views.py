@@ -85,7 +85,7 @@ class ViewMaker:
         for number, group in enumerate(self._groups):
             made = (make or ops.augment_views)(
                 images, seed=(self.config.seed + (number << 32)) & _U64, epoch=epoch, index=index,
-                num_views=len(group.specs), size=tuple(images.shape[1:3]), preset=group.specs[0].preset,
+                num_views=len(group.specs), size=(images.shape[1], images.shape[2]), preset=group.specs[0].preset,
                 order=order if group.permuted else None, dtype=dtype,
             )  # fmt: skip
             wanted = [*group.specs, *([group.permuted] if group.permuted else [])]

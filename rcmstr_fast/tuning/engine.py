@@ -52,9 +52,17 @@ class Outcome:
         """Plain values for a record."""
         times = {name: found.row() for name, found in self.times.items()}
         return {
-            "name": self.name, "about": self.about, "prior": self.prior, "chosen": self.chosen, "shown": self.shown,
-            "times": times, "failed": self.failed, "why": self.why, "gain": self.gain, "seconds": self.seconds,
-        }  # fmt: skip
+            "name": self.name,
+            "about": self.about,
+            "prior": self.prior,
+            "chosen": self.chosen,
+            "shown": self.shown,
+            "times": times,
+            "failed": self.failed,
+            "why": self.why,
+            "gain": self.gain,
+            "seconds": self.seconds,
+        }
 
 
 def contest(

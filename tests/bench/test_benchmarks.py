@@ -49,8 +49,10 @@ def test_a_provider_is_checked_before_it_is_timed():
     subject = Subject("x s", lambda: made, ("good", "bad", "absent"), (entry.FORWARD,))
     found = {row["provider"]: row for row in rows(subject, "cpu", 2)}
     assert {name: row["status"] for name, row in found.items()} == {
-        "good": "ok", "bad": "FAIL", "absent": "not installed here"
-    }  # fmt: skip
+        "good": "ok",
+        "bad": "FAIL",
+        "absent": "not installed here",
+    }
     assert calls.count("bad") == 1 and calls.count("good") == 4 and "ms" not in found["bad"]
 
 

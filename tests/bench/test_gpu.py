@@ -65,8 +65,11 @@ def test_the_cnn_steps_dense_and_sparse(dry):
 def test_tiles_of_the_masked_convolution_are_tried(dry):
     rows = tiles.convolutions(dry)
     assert {(row["way"], row["pass"]) for row in rows if row["what"] == "masked convolution"} == {
-        ("lists", "sites"), ("cuDNN", "forward"), ("cuDNN", "data"), ("cuDNN", "weight")
-    }  # fmt: skip
+        ("lists", "sites"),
+        ("cuDNN", "forward"),
+        ("cuDNN", "data"),
+        ("cuDNN", "weight"),
+    }
     tried = [row for row in rows if row["what"] == "conv tile"]
     assert [(row["pass"], row["shipped"]) for row in tried] == [
         (kind, shipped) for kind in ("forward", "weight", "both") for shipped in (True, False)
@@ -208,8 +211,16 @@ def test_without_a_gpu_the_status_says_so(tmp_path, capsys):
 
 def test_the_command_line_of_a_piece_makes_the_same_setting(tmp_path, monkeypatch):
     chosen = Setting(
-        tmp_path, "cpu", dry=True, work=tmp_path, seed=4, steps=7, changes=("a=1", "b=2"), tag="memory", commit="abc1234"
-    )  # fmt: skip
+        tmp_path,
+        "cpu",
+        dry=True,
+        work=tmp_path,
+        seed=4,
+        steps=7,
+        changes=("a=1", "b=2"),
+        tag="memory",
+        commit="abc1234",
+    )
     seen = []
     monkeypatch.setattr(runner, "inside", lambda piece, made: seen.append((piece.name, made)) or 0)
     assert command.main(["memory", "--inside", *runner.words(chosen)]) == 0

@@ -13,11 +13,25 @@ from rcmstr_fast.evaluation import published
 from rcmstr_fast.methods import costs
 
 STEP = {
-    "group": "step", "status": "ok", "encoder": "resnet29", "width": 1.0, "method": "rcmstr", "batch": 512,
-    "processes": 1, "precision": "bf16", "device": "cuda", "switches": {"cuda_graph": "on", "compile": "off"},
-    "best_ms": 99.0, "images_per_s": 5120.0, "floor_ms": 58.0, "share_of_roofline": 0.58, "mfu": 0.4,
-    "peak_gib": 30.0, "reserved_gib": 33.0, "ceilings": "a GPU",
-}  # fmt: skip
+    "group": "step",
+    "status": "ok",
+    "encoder": "resnet29",
+    "width": 1.0,
+    "method": "rcmstr",
+    "batch": 512,
+    "processes": 1,
+    "precision": "bf16",
+    "device": "cuda",
+    "switches": {"cuda_graph": "on", "compile": "off"},
+    "best_ms": 99.0,
+    "images_per_s": 5120.0,
+    "floor_ms": 58.0,
+    "share_of_roofline": 0.58,
+    "mfu": 0.4,
+    "peak_gib": 30.0,
+    "reserved_gib": 33.0,
+    "ceilings": "a GPU",
+}
 ABOUT = {"version": "0.1.0", "command": ["python", "-m", "x"], "gpus": [{"name": "a GPU"}], "threads": 2}
 
 
@@ -43,10 +57,20 @@ def records(tmp_path):
     fit = {"what": "fit", "encoder": "resnet29", "checkpointed": False, "largest_batch": {"12": 96, "24": 208}}
     pieces = of_piece("step-cnn", steps) + of_piece("compile-cnn", [compiled]) + of_piece("memory", [fit])
     write(tmp_path, "a-gpu/gpu-steps.json", pieces)
-    layers = [{"what": "product", "tflop_per_s": 780.0}, {"what": "copy", "gbyte_per_s": 4300.0},
-              {"what": "products of a step", "encoder": "resnet29", "ms": 66.0}]  # fmt: skip
-    part = {"provider": "ours", "encoder": "resnet29", "batch": 512, "tflop": 1.0, "gbyte": 1.0, "floor_ms": 5.0,
-            "share_of_roofline": 0.5}  # fmt: skip
+    layers = [
+        {"what": "product", "tflop_per_s": 780.0},
+        {"what": "copy", "gbyte_per_s": 4300.0},
+        {"what": "products of a step", "encoder": "resnet29", "ms": 66.0},
+    ]
+    part = {
+        "provider": "ours",
+        "encoder": "resnet29",
+        "batch": 512,
+        "tflop": 1.0,
+        "gbyte": 1.0,
+        "floor_ms": 5.0,
+        "share_of_roofline": 0.5,
+    }
     measured = [part | {"part": "loss", "ms": 9.5}, part | {"part": "encoder", "ms": 80.0}]
     write(tmp_path, "a-gpu/gpu-parts.json", of_piece("ceilings", layers) + of_piece("parts", measured))
     run = {"what": "first", "from_step": 0, "to_step": 900, "median_data_wait_percent": 0.4}
@@ -54,10 +78,20 @@ def records(tmp_path):
     write(tmp_path, "a-gpu/gpu-data.json", of_piece("real", [run | {"metrics": lines}]))
     write(tmp_path, "a-gpu/gpu-machine.json", of_piece("steady", [{"synchronises": ""}]))
     test = {"what": "test", "row": "rcmstr", "set": "iiit5k", "count": 3000}
-    tests = [test | {"decoder": d, "accuracy": a, "seed": s}
-             for d, a, s in (("ctc", 0.25, 0), ("ctc", 0.35, 1), ("attention", 0.5, 0))]  # fmt: skip
-    trained = {"what": "pretraining", "row": "rcmstr", "seed": 0, "steps": 3000, "batch": 256, "seconds": 170.0,
-               "words": "words.txt", "changes": []}  # fmt: skip
+    tests = [
+        test | {"decoder": d, "accuracy": a, "seed": s}
+        for d, a, s in (("ctc", 0.25, 0), ("ctc", 0.35, 1), ("attention", 0.5, 0))
+    ]
+    trained = {
+        "what": "pretraining",
+        "row": "rcmstr",
+        "seed": 0,
+        "steps": 3000,
+        "batch": 256,
+        "seconds": 170.0,
+        "words": "words.txt",
+        "changes": [],
+    }
     write(tmp_path, "a-gpu/gpu-learning.json", of_piece("learning-rcmstr-s0", [trained, *tests]))
     return tmp_path
 
@@ -142,14 +176,27 @@ def test_a_study_becomes_a_section(tmp_path):
 
     run = {"finished": True, "cpu_seconds": 120.0, "images": 640, "steps": 20, "loss": 1.0}
     row = {
-        "name": "RCLSTR", "published": "rclstr", "seeds": [0, 1], "pretraining": {"0": run, "1": run},
+        "name": "RCLSTR",
+        "published": "rclstr",
+        "seeds": [0, 1],
+        "pretraining": {"0": run, "1": run},
         "results": {"CTC": {"0": result(0.5), "1": result(0.7)}},
-    }  # fmt: skip
+    }
     study = {
-        "name": "tiny", "title": "Small CNNs", "note": "Three minutes each.", "table": "rcmstr_1", "encoder": "cnn",
-        "metrics": [], "evaluations": [{"name": "CTC", "decoder": "ctc", "command": "probe"}], "rows": [row],
-        "commands": 4, "done": 4, "processors": ["a laptop"], "commits": ["0123456789abcdef"], "cpu_minutes": 6.0,
-    }  # fmt: skip
+        "name": "tiny",
+        "title": "Small CNNs",
+        "note": "Three minutes each.",
+        "table": "rcmstr_1",
+        "encoder": "cnn",
+        "metrics": [],
+        "evaluations": [{"name": "CTC", "decoder": "ctc", "command": "probe"}],
+        "rows": [row],
+        "commands": 4,
+        "done": 4,
+        "processors": ["a laptop"],
+        "commits": ["0123456789abcdef"],
+        "cpu_minutes": 6.0,
+    }
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "tiny.json").write_text(json.dumps(study), encoding="utf-8")
     page = results.page({}, studies(tmp_path))
@@ -195,8 +242,10 @@ def test_targets_and_tables_name_what_exists():
 
 
 def test_cpu_steps_show_the_ratio(tmp_path):
-    rows = [STEP | {"provider": p, "ms": ms, "best_ms": ms, "width": 0.25, "batch": 64, "reserved_gib": 0.0, "mfu": None}
-            for p, ms in (("ours", 100.0), ("eager", 150.0))]  # fmt: skip
+    rows = [
+        STEP | {"provider": p, "ms": ms, "best_ms": ms, "width": 0.25, "batch": 64, "reserved_gib": 0.0, "mfu": None}
+        for p, ms in (("ours", 100.0), ("eager", 150.0))
+    ]
     write(tmp_path, "cpu/step.json", rows)
     page = performance.page(load(tmp_path), tmp_path)
     assert "resnet29 x0.25 with rcmstr, B = 64, is **1.50 times** as fast as plain PyTorch" in page

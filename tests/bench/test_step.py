@@ -100,9 +100,21 @@ def test_on_a_cpu_ratios_are_compared():
 
 def test_the_command_measures_writes_and_compares(tmp_path, capsys):
     small = [
-        "--model.width", "0.25", "--model.image_width", "36", "--method.queue_size", "64", "--train.device", "cpu",
-        "--model.projector_hidden", "16", "--model.feature_dim", "16", "--train.precision", "fp32",
-    ]  # fmt: skip
+        "--model.width",
+        "0.25",
+        "--model.image_width",
+        "36",
+        "--method.queue_size",
+        "64",
+        "--train.device",
+        "cpu",
+        "--model.projector_hidden",
+        "16",
+        "--model.feature_dim",
+        "16",
+        "--train.precision",
+        "fp32",
+    ]
     words = ["bench", "step", "--batches", "4", "--repetitions", "1", "--out", str(tmp_path), *small]
     assert main(words) == 0
     (path,) = tmp_path.glob("cpu/step-*.json")
@@ -119,8 +131,15 @@ def test_the_command_measures_writes_and_compares(tmp_path, capsys):
 
 
 def test_two_processes_measure_one_batch_together(tmp_path):
-    small = ["--model.width=0.25", "--model.image_width=36", "--method.queue_size=64", "--train.device=cpu",
-             "--model.projector_hidden=16", "--model.feature_dim=16", "--train.precision=fp32"]  # fmt: skip
+    small = [
+        "--model.width=0.25",
+        "--model.image_width=36",
+        "--method.queue_size=64",
+        "--train.device=cpu",
+        "--model.projector_hidden=16",
+        "--model.feature_dim=16",
+        "--train.precision=fp32",
+    ]
     words = ["bench", "step", "--providers", "ours", "--batches", "8", "--repetitions", "1", "--out", str(tmp_path)]
     results = launch("rcmstr_fast.cli.main", *words, *small)
     assert [status for status, _ in results] == [0, 0], results

@@ -8,9 +8,23 @@ from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.evaluation import probe as probing
 
 TINY = demo.Size(
-    48, 60, 16, {"texts": "words", "num_words": 2000}, {"width": 0.125, "image_width": 44, "projector_hidden": 16},
-    64, 2, 8, 0.9, 1e-3, 2, 8, 1e-3, 16, 8, 1e-3,
-)  # fmt: skip
+    48,
+    60,
+    16,
+    {"texts": "words", "num_words": 2000},
+    {"width": 0.125, "image_width": 44, "projector_hidden": 16},
+    64,
+    2,
+    8,
+    0.9,
+    1e-3,
+    2,
+    8,
+    1e-3,
+    16,
+    8,
+    1e-3,
+)
 
 
 @pytest.fixture

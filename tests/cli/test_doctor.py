@@ -26,11 +26,19 @@ def test_json_has_the_reasons(capsys):
 
 def test_text_tells_why_a_backend_is_not_usable():
     report = {
-        "version": "1", "commit": None, "python": "3", "platform": "Linux", "cpu": "x", "cpus": 2,
-        "gpus": [{"name": "H", "memory_gib": 80.0, "capability": "9.0"}], "cuda": "13.0", "libraries": {"triton": None},
-        "extension": {"built": False, "cuda": False, "reason": "no module"}, "variables": {},
+        "version": "1",
+        "commit": None,
+        "python": "3",
+        "platform": "Linux",
+        "cpu": "x",
+        "cpus": 2,
+        "gpus": [{"name": "H", "memory_gib": 80.0, "capability": "9.0"}],
+        "cuda": "13.0",
+        "libraries": {"triton": None},
+        "extension": {"built": False, "cuda": False, "reason": "no module"},
+        "variables": {},
         "backends": {"enqueue_": {"cuda": ["no GPU", "no build"], "reference": []}},
-    }  # fmt: skip
+    }
     out = text(report)
     assert "not cuda: no GPU; no build" in out and "not built (no module)" in out and "H, 80.0 GiB, compute 9.0" in out
     assert "unknown (no checkout)" in out and "not installed" in out

@@ -128,9 +128,10 @@ def beginning(monkeypatch, tmp_path):
     """Commands stop where they begin to work, and parsers are made once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        command_line, "parser_of",
+        command_line,
+        "parser_of",
         lambda name, argv: parser_of(name, next((x[14:] for x in argv if x.startswith("--method.name=")), "")),
-    )  # fmt: skip
+    )
 
     def begin(*args, **kwargs):
         raise Begun

@@ -67,18 +67,28 @@ def animation() -> bytes:
 def unusual() -> dict[str, bytes]:
     """Pictures that must be shown."""
     return {
-        "cmyk": word(3, "CMYK"), "sixteen": sixteen_bit(), "grey": word(4, "L"), "alpha": word(5, "RGBA", format="PNG"),
-        "rotated": rotated(), "animation": animation(), "progressive": word(6, progressive=True),
-    }  # fmt: skip
+        "cmyk": word(3, "CMYK"),
+        "sixteen": sixteen_bit(),
+        "grey": word(4, "L"),
+        "alpha": word(5, "RGBA", format="PNG"),
+        "rotated": rotated(),
+        "animation": animation(),
+        "progressive": word(6, progressive=True),
+    }
 
 
 def unusable() -> dict[str, bytes]:
     """Records that must be named and replaced."""
     return {
-        "truncated": word(7)[:300], "truncated in the header": word(7)[:100], "bomb": bomb(), "jpeg bomb": jpeg_bomb(),
-        "one pixel": word(8, size=(1, 1)), "zero bytes": b"", "text": b"<html>not found</html>",
+        "truncated": word(7)[:300],
+        "truncated in the header": word(7)[:100],
+        "bomb": bomb(),
+        "jpeg bomb": jpeg_bomb(),
+        "one pixel": word(8, size=(1, 1)),
+        "zero bytes": b"",
+        "text": b"<html>not found</html>",
         "truncated png": word(9, format="PNG")[:-40],
-    }  # fmt: skip
+    }
 
 
 def flipped(data: bytes, seed: int, count: int = 20) -> bytes:

@@ -48,9 +48,16 @@ def png(samples: np.ndarray, depth: int, colour: int, *extra: tuple[bytes, bytes
 def tiff(rows: list[bytes], width: int, bits: list[int], photometric: int, *extra: tuple[int, list[int]]) -> bytes:
     """An uncompressed little-endian TIFF of packed rows; `extra` are (tag, shorts)."""
     tags = {
-        256: [width], 257: [len(rows)], 258: bits, 259: [1], 262: [photometric], 277: [len(bits)], 278: [len(rows)],
-        284: [1], **dict(extra),
-    }  # fmt: skip
+        256: [width],
+        257: [len(rows)],
+        258: bits,
+        259: [1],
+        262: [photometric],
+        277: [len(bits)],
+        278: [len(rows)],
+        284: [1],
+        **dict(extra),
+    }
     data = b"".join(rows)
     tail, entries = b"", []
     count = len(tags) + 2

@@ -57,9 +57,17 @@ def test_plain_jpeg_takes_what_every_decoder_reads_alike():
     exif = Image.Exif()
     exif[0x0112] = 6
     refused = [
-        None, b"", b"\xff\xd8", b"GIF89a", jpeg(mode="CMYK"), jpeg(exif=exif), jpeg(size=(1, 40)),
-        jpeg(size=(400, 300)), jpeg()[:-2], jpeg()[:200],
-    ]  # fmt: skip
+        None,
+        b"",
+        b"\xff\xd8",
+        b"GIF89a",
+        jpeg(mode="CMYK"),
+        jpeg(exif=exif),
+        jpeg(size=(1, 40)),
+        jpeg(size=(400, 300)),
+        jpeg()[:-2],
+        jpeg()[:200],
+    ]
     assert not any(plain(data) for data in refused)
 
 

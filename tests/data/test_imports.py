@@ -46,8 +46,14 @@ c03-002a-00-01 ok 160 -1 -1 -1 -1 . ,
 c03-002a-00-02 ok 160 1 2 3 4 NN gone
 nonsense
 """
-IAM_LABELS = {"a01-000u-00-00": "A", "a01-000u-00-01": "MOVE", "a01-000u-01-00": "to be", "b02-001-00-00": '"',
-              "c03-002a-00-00": "#7", "c03-002a-00-01": ","}  # fmt: skip
+IAM_LABELS = {
+    "a01-000u-00-00": "A",
+    "a01-000u-00-01": "MOVE",
+    "a01-000u-01-00": "to be",
+    "b02-001-00-00": '"',
+    "c03-002a-00-00": "#7",
+    "c03-002a-00-01": ",",
+}
 
 
 @pytest.fixture
@@ -79,8 +85,10 @@ def test_iam_with_the_lists_of_its_task(iam, tmp_path, names):
     lay(iam, {f"task/{name}{ending}": text for name, text in lists})
     report = convert(iam, tmp_path / "out", Options(keep_err=True))
     assert {part: set(words) for part, words in parts(tmp_path / "out").items()} == {
-        "train": {"A", "MOVE", "to be"}, "val1": {'"'}, "test": {"#7", ","},
-    }  # fmt: skip
+        "train": {"A", "MOVE", "to be"},
+        "val1": {'"'},
+        "test": {"#7", ","},
+    }
     assert report.parts == {"train": 3, "val1": 1, "test": 2} and sums(report)
     assert convert(iam, tmp_path / "one", Options(split="none")).parts == {"": 5}
 
@@ -114,8 +122,9 @@ def test_cvl(tmp_path):
     report = convert(lay(tmp_path / "in", files), tmp_path / "out")
     assert report.form.startswith("CVL") and sums(report) == {"damaged picture": 1} and report.unlisted == 1
     assert {part: set(words) for part, words in parts(tmp_path / "out").items()} == {
-        "train": {"Imagine", "Straße"}, "test": {"a-b"},
-    }  # fmt: skip
+        "train": {"Imagine", "Straße"},
+        "test": {"a-b"},
+    }
     split = convert(tmp_path / "in", tmp_path / "writers", Options(split="writers"))
     assert set(split.parts) == {_writer_part("0001"), _writer_part("0052")}
 
@@ -133,9 +142,10 @@ def test_rimes(tmp_path):
     report = convert(lay(tmp_path / "in", files), tmp_path / "out")
     assert report.form.startswith("RIMES") and sums(report) == {"file missing": 1}
     assert parts(tmp_path / "out") == {
-        "train": {"bonjour": picture(1), "d'été": picture(2)}, "val": {"Madame": picture(3)},
+        "train": {"bonjour": picture(1), "d'été": picture(2)},
+        "val": {"Madame": picture(3)},
         "test": {"s'il vous": picture(4)},
-    }  # fmt: skip
+    }
     with pytest.raises(ConfigError, match="does not name its writers"):
         convert(tmp_path / "in", tmp_path / "no", Options(split="writers"))
 
@@ -167,8 +177,9 @@ def test_union14m(tmp_path):
     assert parts(tmp_path / "out") == {
         "train_hard": {"zero": picture(0, format="JPEG")},
         "train_easy": {f"w{i}": picture(i, format="JPEG") for i in (1, 2)},
-        "curve": {"curved": picture(7, format="JPEG")}, "general": {"other": picture(8, format="JPEG")},
-    }  # fmt: skip
+        "curve": {"curved": picture(7, format="JPEG")},
+        "general": {"other": picture(8, format="JPEG")},
+    }
 
 
 def test_bctr_databases_stay_apart_and_are_cleaned(tmp_path):
@@ -181,8 +192,9 @@ def test_bctr_databases_stay_apart_and_are_cleaned(tmp_path):
             txn.put(b"num-samples", b"2")
     report = convert(tmp_path / "bctr", tmp_path / "out", Options(mend=True))
     assert parts(tmp_path / "out") == {
-        "scene_test": {"上海": picture(1)}, "scene_train": {"北京": picture(1), "\u00e9": picture(2)},
-    }  # fmt: skip
+        "scene_test": {"上海": picture(1)},
+        "scene_train": {"北京": picture(1), "\u00e9": picture(2)},
+    }
     assert sums(report) == {"damaged picture": 1} and sum(report.faults.values()) == 2
     one = convert(tmp_path / "bctr" / "scene_train", tmp_path / "one")
     assert one.parts == {"": 2} and not one.mended and len(one.faults) == 1
@@ -217,13 +229,16 @@ def textseg(tmp_path):
         "../3": {"text": "evil", "bbox": [1, 1, 9, 9]},
     }
     files = {
-        "image/a001.jpg": encoded(picture_of, "PNG"), "semantic_label/a001_maskfg.png": encoded(mask),
+        "image/a001.jpg": encoded(picture_of, "PNG"),
+        "semantic_label/a001_maskfg.png": encoded(mask),
         "annotation/a001_anno.json": json.dumps(words),
-        "image/a002.jpg": encoded(picture_of, "PNG"), "semantic_label/a002_maskfg.png": encoded(mask[:20]),
+        "image/a002.jpg": encoded(picture_of, "PNG"),
+        "semantic_label/a002_maskfg.png": encoded(mask[:20]),
         "bpoly_label/a002_anno.json": json.dumps({"0": words["0"]}),
-        "semantic_label/a003_maskfg.png": encoded(mask), "semantic_label/a004_maskfg.png": encoded(mask),
+        "semantic_label/a003_maskfg.png": encoded(mask),
+        "semantic_label/a004_maskfg.png": encoded(mask),
         "annotation/a004_anno.json": "no json",
-    }  # fmt: skip
+    }
     return lay(tmp_path / "TextSeg", files), picture_of, mask
 
 
@@ -231,8 +246,10 @@ def test_textseg_patches(textseg, tmp_path):
     folder, whole, mask = textseg
     report = convert(folder, tmp_path / "out")
     assert sums(report) == {
-        "no usable box": 2, "mask of another size than its picture": 1, "annotation missing or unreadable": 2,
-    }  # fmt: skip
+        "no usable box": 2,
+        "mask of another size than its picture": 1,
+        "annotation missing or unreadable": 2,
+    }
     assert (tmp_path / "out/pairs.tsv").read_text() == (
         "images/a001_0.png\tmasks/a001_0.png\tHello\nimages/a001_1.png\tmasks/a001_1.png\ttwo words\n"
     )

@@ -52,7 +52,9 @@ CASES = {
     "SynthTIGER": ("gt.txt", tsv(), "tsv"),
     "PaddleOCR": ("rec_gt_train.txt", tsv(), "tsv"),
     "PaddleOCR, several pictures": (
-        "rec_gt_train.txt", "".join(f"{json.dumps([file])}\t{label}\n" for file, label in PAIRS), "tsv",
+        "rec_gt_train.txt",
+        "".join(f"{json.dumps([file])}\t{label}\n" for file, label in PAIRS),
+        "tsv",
     ),
     "ICDAR": ("gt.txt", "\ufeff" + "".join('{}, "{}"\r\n'.format(f, s.replace('"', '\\"')) for f, s in PAIRS), "icdar"),
     "ICDAR without quotes": ("gt.txt", "".join(f"{file}, {label}\n" for file, label in PAIRS), "icdar"),
@@ -60,13 +62,15 @@ CASES = {
     "Hugging Face": ("metadata.csv", table("file_name,text"), "csv"),
     "semicolons": ("labels.csv", table("image;label", delimiter=";"), "csv"),
     "Hugging Face, JSON lines": (
-        "metadata.jsonl", "".join(json.dumps({"file_name": f, "text": s}) + "\n" for f, s in PAIRS), "jsonl",
+        "metadata.jsonl",
+        "".join(json.dumps({"file_name": f, "text": s}) + "\n" for f, s in PAIRS),
+        "jsonl",
     ),
     "MMOCR 0": ("train_label.jsonl", "".join(json.dumps({"filename": f, "text": s}) + "\n" for f, s in PAIRS), "jsonl"),
     "MMOCR 1": ("train.json", json.dumps(MMOCR), "json"),
     "one object": ("labels.json", json.dumps(dict(PAIRS)), "json"),
     "MMOCR lines": ("train_label.txt", "".join(f"{file} {label}\n" for file, label in PAIRS), "space"),
-}  # fmt: skip
+}
 
 
 def labels_of(root):
@@ -149,8 +153,9 @@ def test_the_first_of_two_labels_counts_everywhere(tmp_path):
     assert labels_of(folder) == EXPECTED
     report = convert(folder, tmp_path / "out")
     assert {reason: len(lines) for reason, lines in report.problems.items()} == {
-        "listed twice with another label": 1, "listed twice": 1,
-    }  # fmt: skip
+        "listed twice with another label": 1,
+        "listed twice": 1,
+    }
 
 
 def test_names_of_different_folders_never_become_one():
@@ -172,9 +177,12 @@ def test_an_order_that_does_not_fit_counts_what_it_cannot_read(tmp_path):
 @pytest.mark.parametrize("encoding", ["gb18030", "big5", "shift_jis", "cp1252", "cp1251"])
 def test_lists_in_other_encodings_are_told_and_mended(tmp_path, encoding, caplog):
     words = {
-        "gb18030": ["北京市", "京A123"], "big5": ["臺北市", "中國人民"], "shift_jis": ["カタカナ", "ひらがな漢字"],
-        "cp1252": ["café", "Straße"], "cp1251": ["Москва", "улица"],
-    }[encoding]  # fmt: skip
+        "gb18030": ["北京市", "京A123"],
+        "big5": ["臺北市", "中國人民"],
+        "shift_jis": ["カタカナ", "ひらがな漢字"],
+        "cp1252": ["café", "Straße"],
+        "cp1251": ["Москва", "улица"],
+    }[encoding]
     pairs = list(zip(FILES, [*words, "plain"]))
     folder = lay(tmp_path / "in", {file: picture(i) for i, (file, _) in enumerate(pairs)})
     lay(folder, {"labels.tsv": tsv(pairs).encode(encoding)})

@@ -276,7 +276,7 @@ def test_wrong_labels_file(tree, caplog):
         "1 lines listed twice with another label",
         "1 lines file missing, such as gone.png",
     ):
-        assert said in caplog.text  # fmt: skip
+        assert said in caplog.text
     labels.write_bytes(b"a.png\t\xff\n")
     assert open_sources([tree / "pictures"]).labels([0]) == [None]
     assert "1 labels are not UTF-8" in caplog.text

@@ -135,9 +135,18 @@ def test_any_script_that_a_font_has(tmp_path):
     made_font(tmp_path / "blocks.ttf", "\u8857\u9053")
     (tmp_path / "words").write_text("\u8857\u9053\nstreet\n\u5e02\u573a\n", encoding="utf-8")
     config = SynthConfig(
-        out=str(tmp_path / "set"), count=6, fonts=str(tmp_path), system_fonts=False, words=str(tmp_path / "words"),
-        charset="any", numbers=0.0, random_text=0.0, punctuation=0.0, effects=NONE, processes=1,
-    )  # fmt: skip
+        out=str(tmp_path / "set"),
+        count=6,
+        fonts=str(tmp_path),
+        system_fonts=False,
+        words=str(tmp_path / "words"),
+        charset="any",
+        numbers=0.0,
+        random_text=0.0,
+        punctuation=0.0,
+        effects=NONE,
+        processes=1,
+    )
     records = contents(render_lmdb(config))
     for i in range(1, 7):
         assert records[b"label-%09d" % i].decode() == "\u8857\u9053"

@@ -44,8 +44,18 @@ def tiny_config(root: Path, **changes) -> ProbeConfig:
         write_words(root / "train", digits(60, 1))
         write_words(root / "test", digits(20, 2))
     fields = dict(
-        run=str(root / "run"), encoder="random", model=ModelConfig(**MODEL), train=[str(root / "train")],
-        test=[f"digits={root / 'test'}"], augment="none", steps=8, batch_size=16, eval_every=4, log_every=2,
-        device="cpu", precision="fp32", workers=1,
-    )  # fmt: skip
+        run=str(root / "run"),
+        encoder="random",
+        model=ModelConfig(**MODEL),
+        train=[str(root / "train")],
+        test=[f"digits={root / 'test'}"],
+        augment="none",
+        steps=8,
+        batch_size=16,
+        eval_every=4,
+        log_every=2,
+        device="cpu",
+        precision="fp32",
+        workers=1,
+    )
     return ProbeConfig(**(fields | changes))

@@ -70,8 +70,9 @@ def test_words_beyond_ctc_are_dropped_counted_and_named(tmp_path):
     labels = [*digits(12, 5), "5555555", "12345678", "1122334455"]
     write_words(tmp_path / "long", labels)
     write_words(tmp_path / "test2", ["5555555", "12"])
-    config = tiny_config(tmp_path, train=[str(tmp_path / "long")], test=[f"t={tmp_path / 'test2'}"], steps=1,
-                         batch_size=4)  # fmt: skip
+    config = tiny_config(
+        tmp_path, train=[str(tmp_path / "long")], test=[f"t={tmp_path / 'test2'}"], steps=1, batch_size=4
+    )
     result = probe(config)
     words = result.info["words"]["training"]
     reason = "needing more than 10 CTC frames (length + repeats)"
@@ -102,10 +103,16 @@ def test_the_numbers_of_every_table_add_up(tmp_path):
     names = [name for name in PROTOCOLS if name != "bctr"]
     result = probe(
         tiny_config(
-            tmp_path, train=[write("random", words(80))], test=[f"{n}={write(n, x)}" for n, x in tests.items()], val=[],
-            subset=0.5, steps=1, protocols=names, batch_size=4,
+            tmp_path,
+            train=[write("random", words(80))],
+            test=[f"{n}={write(n, x)}" for n, x in tests.items()],
+            val=[],
+            subset=0.5,
+            steps=1,
+            protocols=names,
+            batch_size=4,
         )
-    )  # fmt: skip
+    )
     shown = (tmp_path / "run/table.md").read_text()
     for entry in result.info["words"].values():
         assert entry["kept"] + sum(entry["dropped"].values()) == entry["total"], entry

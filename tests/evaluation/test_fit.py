@@ -43,8 +43,16 @@ def close(one, other, fields, but=()):
 
 #: Steps of a trained encoder, in float64: so small a network in float32 amplifies the rounding of a division to per mille
 #: in two steps (ties of max pools on white paper).
-TRAINED = {"mode": "finetune", "bn_group_size": 4, "steps": 5, "eval_every": 5, "log_every": 1, "augment": "light",
-           "decoder": "attention", "precision": "fp64"}  # fmt: skip
+TRAINED = {
+    "mode": "finetune",
+    "bn_group_size": 4,
+    "steps": 5,
+    "eval_every": 5,
+    "log_every": 1,
+    "augment": "light",
+    "decoder": "attention",
+    "precision": "fp64",
+}
 FROZEN = {"decoder": "ctc", "steps": 9, "eval_every": 3, "log_every": 1}
 
 
@@ -162,8 +170,9 @@ def test_schedules_of_dig_and_seqclr():
 
 @pytest.mark.parametrize("fields", [dict(encoder="vit_tiny", depth=2), dict(encoder="resnet29", width=0.25)])
 def test_layer_decay(tmp_path, fields):
-    config = ProbeConfig(encoder="random", mode="finetune", model=ModelConfig(**fields), optimizer="adamw",
-                         layer_decay=0.5)  # fmt: skip
+    config = ProbeConfig(
+        encoder="random", mode="finetune", model=ModelConfig(**fields), optimizer="adamw", layer_decay=0.5
+    )
     recogniser = build_recogniser(config, Charset.load("36"))
     rates = layer_rates(recogniser, 0.5)
     if "depth" in fields:
@@ -191,14 +200,20 @@ def test_seqclr_trains_with_adadelta(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"lr": 0.0}, "lr must be more than 0"), ({"lr": float("nan")}, "lr must be"),
-        ({"subset": 1.5}, "subset must be more than 0 and at most 1"), ({"accumulate": 0}, "accumulate must be"),
-        ({"cache_gib": -1.0}, "cache_gib must be"), ({"max_length": 0}, "max_length must be"),
-        ({"batch_size": 10**30}, "batch_size must be"), ({"train_weights": [1.0, 2.0]}, "one number for each folder"),
-        ({"layer_decay": 0.75}, "layer_decay goes with"), ({"warmup_steps": 3}, "warmup_steps goes with"),
-        ({"val_fraction": 0.0}, "val_fraction must be more than 0"), ({"steps": 0, "epochs": 0}, "must be positive"),
+        ({"lr": 0.0}, "lr must be more than 0"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"subset": 1.5}, "subset must be more than 0 and at most 1"),
+        ({"accumulate": 0}, "accumulate must be"),
+        ({"cache_gib": -1.0}, "cache_gib must be"),
+        ({"max_length": 0}, "max_length must be"),
+        ({"batch_size": 10**30}, "batch_size must be"),
+        ({"train_weights": [1.0, 2.0]}, "one number for each folder"),
+        ({"layer_decay": 0.75}, "layer_decay goes with"),
+        ({"warmup_steps": 3}, "warmup_steps goes with"),
+        ({"val_fraction": 0.0}, "val_fraction must be more than 0"),
+        ({"steps": 0, "epochs": 0}, "must be positive"),
     ],
-)  # fmt: skip
+)
 def test_numbers_out_of_range_are_one_line(changes, message):
     fields = dict(encoder="random", train=["a"], test=["b"]) | changes
     with pytest.raises(ConfigError, match=message) as raised:

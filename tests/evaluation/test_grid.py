@@ -65,16 +65,25 @@ def test_mean_and_deviation_of_a_table():
     cells = [grid.Cell(0.01, seed, None) for seed in range(3)]
     line = grid.grid_table(cells, [result(x) for x in (0.1, 0.2, 0.6)]).splitlines()[2]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "1 %", "5", "3", "exact", "30.00 +- 26.46", "30.00 +- 26.46",
-    ]  # fmt: skip
+        "1 %",
+        "5",
+        "3",
+        "exact",
+        "30.00 +- 26.46",
+        "30.00 +- 26.46",
+    ]
     assert "A (N 10/12)" in grid.grid_table(cells[:1], [result(0.1)]) and grid.spread([0.5]) is None
 
 
 @pytest.mark.parametrize(
     "subsets, seeds, message",
-    [([], [0], "subset must be different"), ([0.1, 0.1], [0], "subset must be"), ([0.1], [1, 1], "seeds must be"),
-     ([0.1, 2.0], [0], "subset must be more than 0 and at most 1")],
-)  # fmt: skip
+    [
+        ([], [0], "subset must be different"),
+        ([0.1, 0.1], [0], "subset must be"),
+        ([0.1], [1, 1], "seeds must be"),
+        ([0.1, 2.0], [0], "subset must be more than 0 and at most 1"),
+    ],
+)
 def test_wrong_grids_are_refused_before_anything_runs(tmp_path, subsets, seeds, message):
     with pytest.raises(ConfigError, match=message):
         grid.run_grid(tiny_config(tmp_path), subsets, seeds)
@@ -84,8 +93,15 @@ def test_wrong_grids_are_refused_before_anything_runs(tmp_path, subsets, seeds, 
 def test_words_after_an_option_are_its_list():
     words = ["--run", "r", "--subset", "0.01", "0.1", "--seeds", "0", "1", "2", "--lr", "1e-3"]
     assert _joined(words, ("--subset", "--seeds")) == [
-        "--run", "r", "--subset", "[0.01,0.1]", "--seeds", "[0,1,2]", "--lr", "1e-3",
-    ]  # fmt: skip
+        "--run",
+        "r",
+        "--subset",
+        "[0.01,0.1]",
+        "--seeds",
+        "[0,1,2]",
+        "--lr",
+        "1e-3",
+    ]
     assert _joined(["--subset", "0.1"], ("--subset",)) == ["--subset", "0.1"]
 
 

@@ -93,8 +93,9 @@ def test_learns_to_read(tmp_path):
 
 
 def test_resume_is_exact(tmp_path, monkeypatch):
-    straight = tiny_config(tmp_path, run=str(tmp_path / "straight"), decoder="transformer", augment="light", steps=4,
-                           eval_every=2)  # fmt: skip
+    straight = tiny_config(
+        tmp_path, run=str(tmp_path / "straight"), decoder="transformer", augment="light", steps=4, eval_every=2
+    )
     probe(straight)
     cut = dataclasses.replace(straight, run=str(tmp_path / "cut"))
     whole = Fit._update

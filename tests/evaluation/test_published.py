@@ -14,9 +14,15 @@ PRINTED_OTHERWISE = {
     ("seqclr_3", "seqclr", "RIMES"): 0.401,
 }
 ROWS = {
-    "rcmstr_1": 24, "rcmstr_2": 9, "rcmstr_4": 3, "rcmstr_6": 12,
-    "seqclr_1": 10, "seqclr_2": 12, "seqclr_3": 10, "seqclr_4": 36,
-}  # fmt: skip
+    "rcmstr_1": 24,
+    "rcmstr_2": 9,
+    "rcmstr_4": 3,
+    "rcmstr_6": 12,
+    "seqclr_1": 10,
+    "seqclr_2": 12,
+    "seqclr_3": 10,
+    "seqclr_4": 36,
+}
 
 
 def test_every_table_is_there():

@@ -62,9 +62,18 @@ class VisionTransformer(nn.Module):
     """timm's, as far as the keyword arguments below go."""
 
     def __init__(
-        self, img_size, patch_size, embed_dim, depth, num_heads, class_token=True, no_embed_class=False,
-        global_pool="token", num_classes=1000, norm_layer=_eps6,
-    ):  # fmt: skip
+        self,
+        img_size,
+        patch_size,
+        embed_dim,
+        depth,
+        num_heads,
+        class_token=True,
+        no_embed_class=False,
+        global_pool="token",
+        num_classes=1000,
+        norm_layer=_eps6,
+    ):
         super().__init__()
         assert global_pool == "" and num_classes == 0
         patch = patch_size if isinstance(patch_size, int) else patch_size[0]
@@ -102,9 +111,16 @@ class ViT(VisionTransformer):
 
     def __init__(self, img_size, patch_size, embed_dim, depth, num_heads, norm_layer=nn.LayerNorm):
         super().__init__(
-            img_size, patch_size, embed_dim, depth, num_heads, False, global_pool="", num_classes=0,
+            img_size,
+            patch_size,
+            embed_dim,
+            depth,
+            num_heads,
+            False,
+            global_pool="",
+            num_classes=0,
             norm_layer=norm_layer,
-        )  # fmt: skip
+        )
 
     def forward(self, x):
         return self.forward_features(x)

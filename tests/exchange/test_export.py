@@ -134,9 +134,15 @@ def test_a_card_says_what_is_known(tmp_path):
     write_encoder(tmp_path / "encoder.safetensors", **CNN, **TPS)
     card = export(tmp_path, "safetensors", tmp_path / "copy.safetensors")[1].read_text()
     for text in (
-        "resnet29, width 0.25; TPS rectifier, align_corners=True", "32 x 36", "0.5 and 0.5", "7 steps",
-        "preset", "commit", "of the weights: not stated", "Charset**: none",
-    ):  # fmt: skip
+        "resnet29, width 0.25; TPS rectifier, align_corners=True",
+        "32 x 36",
+        "0.5 and 0.5",
+        "7 steps",
+        "preset",
+        "commit",
+        "of the weights: not stated",
+        "Charset**: none",
+    ):
         assert text in card, text
 
 
@@ -185,6 +191,9 @@ def test_formats_of_the_command_line_are_those_of_the_package():
 
     from rcmstr_fast.cli import export as command
 
-    words = {node.value for node in ast.walk(ast.parse(Path(command.__file__).read_text()))
-             if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # fmt: skip
+    words = {
+        node.value
+        for node in ast.walk(ast.parse(Path(command.__file__).read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     assert set(FORMATS) <= words

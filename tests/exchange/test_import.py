@@ -23,9 +23,7 @@ class TRBA(nn.Module):
         super().__init__()
         self.Transformation = foreign.TPS_SpatialTransformerNetwork(20, size, size, channels)
         self.FeatureExtraction = foreign.ResNet_FeatureExtractor(channels, out)
-        self.SequenceModeling = nn.Sequential(
-            foreign.BidirectionalLSTM(out, 8, 8), foreign.BidirectionalLSTM(8, 8, 8)
-        )  # fmt: skip
+        self.SequenceModeling = nn.Sequential(foreign.BidirectionalLSTM(out, 8, 8), foreign.BidirectionalLSTM(8, 8, 8))
         self.Prediction = nn.Linear(8, 37)
         self.load_state_dict(dtrb_grid(*size), strict=False)
         nn.init.normal_(self.Transformation.LocalizationNetwork.localization_fc2.weight, std=0.02)
@@ -82,8 +80,10 @@ def test_trba_with_its_rectifier(tmp_path, project, prefix, holder):
     with_lstm = import_encoder(tmp_path / "theirs.pth", project, tmp_path / "h.safetensors", sequence=True)
     assert with_lstm.model.sequence == "bilstm" and with_lstm.model.sequence_units == 8
     with torch.no_grad():
-        same(frames_of(tmp_path / "h.safetensors", pictures(32, 36))[0], network.SequenceModeling(
-            network.frames(pictures(32, 36))))  # fmt: skip
+        same(
+            frames_of(tmp_path / "h.safetensors", pictures(32, 36))[0],
+            network.SequenceModeling(network.frames(pictures(32, 36))),
+        )
 
 
 def test_grey_networks_see_the_grey_of_colours(tmp_path):
@@ -104,8 +104,9 @@ def test_the_rectifier_alone(tmp_path):
     from rcmstr_fast.config import ModelConfig
     from rcmstr_fast.models import build_rectifier
 
-    model = ModelConfig(image_width=36, tps="frozen", tps_checkpoint=str(tmp_path / "tps.safetensors"),
-                        tps_align_corners=True)  # fmt: skip
+    model = ModelConfig(
+        image_width=36, tps="frozen", tps_checkpoint=str(tmp_path / "tps.safetensors"), tps_align_corners=True
+    )
     with torch.no_grad():
         same(build_rectifier(model)(pictures(32, 36)), network.Transformation(pictures(32, 36)), 1e-3)
 

@@ -47,10 +47,16 @@ def test_kinds_of_pictures(tmp_path):
     (tmp_path / "a.png").write_bytes(picture("12"))
     opened = Image.open(io.BytesIO(picture("12")))
     given = [
-        str(tmp_path / "a.png"), tmp_path / "a.png", picture("12"), np.asarray(opened), opened,
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        picture("12"),
+        np.asarray(opened),
+        opened,
         np.zeros((9, 9), np.uint8),
-        tmp_path / "absent.png", b"junk", np.zeros((3, 3), np.float32),
-    ]  # fmt: skip
+        tmp_path / "absent.png",
+        b"junk",
+        np.zeros((3, 3), np.float32),
+    ]
     readings = Reader.load(tmp_path, device="cpu").read(given, batch_size=2)
     assert readings[0].error is None and readings[0] == readings[1] == readings[2] == readings[3] == readings[4]
     assert readings[5].error is None
@@ -134,8 +140,12 @@ def test_tables_are_read_back_by_pandas():
 
 def test_formats_by_suffix():
     assert [format_of("auto", name) for name in ("", "a.csv", "a.JSONL", "labels.tsv", "a.txt")] == [
-        "text", "csv", "jsonl", "labels", "text"
-    ]  # fmt: skip
+        "text",
+        "csv",
+        "jsonl",
+        "labels",
+        "text",
+    ]
     assert format_of("csv", "a.odd") == "csv"
     with pytest.raises(ConfigError, match="out must end in"):
         format_of("auto", "a.odd")

@@ -34,9 +34,14 @@ def kinds() -> dict[str, Callable[[Path], Any]]:
 
     pictures = {name.lower(): (lambda folder, name=name: Pictures(name)) for name in FORMATS}
     return {
-        "lmdb": Databases, **pictures, "checkpoint": Checkpoints, "encoder": Encoders, "recogniser": Recognisers,
-        "yaml": Configurations, "labels.tsv": LabelLists,
-    }  # fmt: skip
+        "lmdb": Databases,
+        **pictures,
+        "checkpoint": Checkpoints,
+        "encoder": Encoders,
+        "recogniser": Recognisers,
+        "yaml": Configurations,
+        "labels.tsv": LabelLists,
+    }
 
 
 @contextlib.contextmanager
@@ -80,23 +85,38 @@ def sanitized(records: int) -> str:
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1"
     import pybind11
 
-    configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-DRCMSTR_FAST_CUDA=0", "-DCMAKE_BUILD_TYPE=Debug",
-                 f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF", f"-DPython_EXECUTABLE={sys.executable}",
-                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DRCMSTR_FAST_OUTPUT={build}/rcmstr_fast"]  # fmt: skip
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(build),
+        "-DRCMSTR_FAST_CUDA=0",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        f"-DCMAKE_CXX_FLAGS={flags}",
+        "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DRCMSTR_FAST_OUTPUT={build}/rcmstr_fast",
+    ]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", str(build)], check=True, stdout=subprocess.DEVNULL)
     (module,) = (build / "rcmstr_fast").glob("_C*.so")
-    libraries = [subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
-                 for name in ("libasan.so", "libubsan.so", "libstdc++.so")]  # fmt: skip
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
     code = (
         f"import importlib.util as u, sys; s = u.spec_from_file_location('rcmstr_fast._C', {str(module)!r});"
         "import rcmstr_fast; rcmstr_fast._C = sys.modules['rcmstr_fast._C'] = m = u.module_from_spec(s);"
         "s.loader.exec_module(m); from tests.fuzz.records import main; sys.exit(main(sys.argv[1:]))"
     )
     environment = os.environ | {
-        "LD_PRELOAD": " ".join(text.strip() for text in libraries), "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+        "LD_PRELOAD": " ".join(text.strip() for text in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
         [sys.executable, "-c", code, str(records)], env=environment, cwd=ROOT, capture_output=True, text=True
     )

@@ -84,8 +84,9 @@ class Encoders:
         config = toy_config("x", model__encoder="resnet29", model__width=0.25)
         method = mock.Mock()
         method.exported.return_value = {
-            "encoder": build_encoder(config.model), "rectifier": build_rectifier(config.model)
-        }  # fmt: skip
+            "encoder": build_encoder(config.model),
+            "rectifier": build_rectifier(config.model),
+        }
         export_encoder(method, self.file, config, 7)
 
     def _load(self) -> object:

@@ -32,9 +32,11 @@ STEPS, SHORT, BATCH, WORDS = 50, 20, 6, 24
 LR = {"resnet29": 1e-3, "vit_tiny": 2e-6, "siman": 1e-4}
 LONG = ("seqmoco", "rclstr", "rcmstr")
 CASES = [
-    (spec.name, encoder) for spec in every_method() for encoder in ("resnet29", "vit_tiny")
+    (spec.name, encoder)
+    for spec in every_method()
+    for encoder in ("resnet29", "vit_tiny")
     if encoder in spec.encoders and spec.method.__module__.startswith("rcmstr_fast.")
-]  # fmt: skip
+]
 
 
 def pictures(height: int, width: int) -> torch.Tensor:

@@ -22,8 +22,17 @@ def test_entries_of_pytest_benchmark_are_rows():
     stats = {"median": 0.002, "min": 0.001, "q1": 0.001, "q3": 0.003, "rounds": 3}
     entry = {"group": "g", "name": "n", "extra_info": {"provider": "ours"}, "stats": stats}
     (row,) = records.rows_of({"benchmarks": [entry]})
-    assert row == {"group": "g", "name": "n", "status": "ok", "rounds": 3, "ms": 2.0, "ms_25": 1.0, "ms_75": 3.0,
-                   "best_ms": 1.0, "provider": "ours"}  # fmt: skip
+    assert row == {
+        "group": "g",
+        "name": "n",
+        "status": "ok",
+        "rounds": 3,
+        "ms": 2.0,
+        "ms_25": 1.0,
+        "ms_75": 3.0,
+        "best_ms": 1.0,
+        "provider": "ours",
+    }
     stats["data"] = [0.001, 0.002, 0.002, 0.005]
     assert records.rows_of({"benchmarks": [entry]})[0]["ms_25"] == pytest.approx(1.75)
 

@@ -96,8 +96,13 @@ def test_sizes_of_the_paper():
     )
     own, optim = config.method, config.optim
     assert (own.momentum, own.momentum_ramp, own.temperature, own.windows, own.mask_ratio, own.num_blocks) == (
-        0.99, "cosine", 0.2, 4, 0.7, 0,
-    )  # fmt: skip
+        0.99,
+        "cosine",
+        0.2,
+        4,
+        0.7,
+        0,
+    )
     assert (
         config.model.final_norm is False and config.model.projector_hidden == 4096 and config.model.feature_dim == 256
     )

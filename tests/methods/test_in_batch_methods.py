@@ -66,9 +66,12 @@ def lstms(method, frames):
         sides = []
         for suffix, order in (("", 1), ("_reverse", -1)):
             cell = torch.nn.LSTMCell(x.shape[2], layer.rnn.hidden_size).double()
-            cell.load_state_dict({
-                name: getattr(layer.rnn, f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            })  # fmt: skip
+            cell.load_state_dict(
+                {
+                    name: getattr(layer.rnn, f"{name}_l0{suffix}")
+                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                }
+            )
             state, seen = None, []
             for step in range(x.shape[1])[::order]:
                 state = cell(x[:, step], state)
@@ -91,16 +94,27 @@ def test_the_sum_counts_processes_and_micro_batches(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "kind", "batch"), [({}, "bilstm", 1024), ({"instances": "all"}, "bilstm", 1024),
-                                  ({"instances": "frame"}, "mlp", 256), ({"projection": "none"}, "none", 1024)],
-)  # fmt: skip
+    ("fields", "kind", "batch"),
+    [
+        ({}, "bilstm", 1024),
+        ({"instances": "all"}, "bilstm", 1024),
+        ({"instances": "frame"}, "mlp", 256),
+        ({"projection": "none"}, "none", 1024),
+    ],
+)
 def test_seqclr_trains_as_its_paper_says(fields, kind, batch):
     config = resolve(PretrainConfig(method=settings("seqclr", **fields)))
     optim = config.optim
     assert config.method.projection == kind and config.train.global_batch_size == batch
     assert (optim.name, optim.rho, optim.lr, optim.schedule, optim.clip, optim.weight_decay, optim.warmup_steps) == (
-        "adadelta", 0.95, 10.0, "step", 5.0, 1e-4, 0,
-    )  # fmt: skip
+        "adadelta",
+        0.95,
+        10.0,
+        "step",
+        5.0,
+        1e-4,
+        0,
+    )
 
 
 def test_views_are_those_of_the_papers():

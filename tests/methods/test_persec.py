@@ -49,8 +49,9 @@ def test_loss_by_positions(encoder, tmp_path):
         contexts, targets, codes, probabilities = (x.tolist() for x in made)
         losses = [
             info_nce(contexts[b][i], targets[b], codes[b], i, rivals[b, i].tolist(), own.temperature)
-            for b in range(len(contexts)) for i in range(len(contexts[b]))
-        ]  # fmt: skip
+            for b in range(len(contexts))
+            for i in range(len(contexts[b]))
+        ]
         spare = unused_codes([row for image in probabilities for row in image])
         assert float(output.terms[f"loss_{level}"]) == pytest.approx(sum(losses) / len(losses), rel=1e-6)
         assert float(output.terms[f"loss_{level}_codes"]) == pytest.approx(spare, rel=1e-6)

@@ -27,8 +27,11 @@ def put_back(frames: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 def rows(network, frames: np.ndarray) -> dict[str, np.ndarray]:
     """level -> unit rows [B, n, D]."""
-    pooled = {"frame": frames, "subword": np.stack([windows(x, S) for x in frames]),
-              "word": np.stack([windows(x, 1) for x in frames])}  # fmt: skip
+    pooled = {
+        "frame": frames,
+        "subword": np.stack([windows(x, S) for x in frames]),
+        "word": np.stack([windows(x, 1) for x in frames]),
+    }
     found = {}
     for level, predictor in network.predictors.items():
         w = weights(predictor)
@@ -46,8 +49,10 @@ def between(low: np.ndarray, high: np.ndarray, queue: np.ndarray, parts: list[ra
     """Eq. 6: the mean over all pairs (low row, high row) of all images."""
     pairs = [
         relations.symmetric_kl(of_low[t : t + 1], of_high[s : s + 1], queue, TAU_KL)
-        for of_low, of_high in zip(low, high, strict=True) for s, part in enumerate(parts) for t in part
-    ]  # fmt: skip
+        for of_low, of_high in zip(low, high, strict=True)
+        for s, part in enumerate(parts)
+        for t in part
+    ]
     return float(np.mean(pairs))
 
 

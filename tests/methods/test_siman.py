@@ -118,13 +118,22 @@ def test_a_grey_picture_shows(tmp_path):
 @pytest.mark.parametrize(
     ("part", "field", "value", "line"),
     [
-        ("method", "crop", 52, "method.crop must be a multiple of 4 and at most half of model.image_width 100 for method siman, "
-         "got 52"),
-        ("model", "tps", "trainable", "model.tps must be none for method siman (the augmented crop must show what the plain one "
-         "shows), got 'trainable'"),
+        (
+            "method",
+            "crop",
+            52,
+            "method.crop must be a multiple of 4 and at most half of model.image_width 100 for method siman, got 52",
+        ),
+        (
+            "model",
+            "tps",
+            "trainable",
+            "model.tps must be none for method siman (the augmented crop must show what the plain one "
+            "shows), got 'trainable'",
+        ),
         ("model", "encoder", "vit_tiny", "model.encoder must be one of resnet29 for method siman, got vit_tiny"),
     ],
-)  # fmt: skip
+)
 def test_one_line(part, field, value, line):
     config = PretrainConfig(method=settings("siman"))
     setattr(getattr(config, part), field, value)

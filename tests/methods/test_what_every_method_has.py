@@ -32,10 +32,14 @@ ORACLES = {
 }
 #: Tests of the suite that every case passes: continuing, accumulation, processes, guard, export, capture, pictures.
 SUITE = {
-    "test_a_restored_run_goes_on_bit_for_bit", "test_recorded_steps_are_direct_ones", "test_micro_batches_are_the_whole_batch",
-    "test_two_processes_are_one", "test_a_bad_step_leaves_nothing_behind", "test_the_encoder_is_exported",
+    "test_a_restored_run_goes_on_bit_for_bit",
+    "test_recorded_steps_are_direct_ones",
+    "test_micro_batches_are_the_whole_batch",
+    "test_two_processes_are_one",
+    "test_a_bad_step_leaves_nothing_behind",
+    "test_the_encoder_is_exported",
     "test_pictures_and_monitors_come_when_asked",
-}  # fmt: skip
+}
 METHODS = [spec.name for spec in every_method() if spec.method.__module__.startswith("rcmstr_fast.")]
 CASES = list(suite.cases())
 

@@ -106,13 +106,16 @@ def test_set_bn_groups_reaches_every_layer():
         set_bn_groups(net, -1)
 
 
-@pytest.mark.parametrize(("dims", "shape", "says"), [
-    (1, (1, 1, 5), "two images or more.*1, 1, 5"),
-    (2, (1, 5, 1, 1), "two images or more.*1, 5, 1, 1"),
-    (2, (2, 4, 3, 3), r"\[B, 5, H, W\], got \[2, 4, 3, 3\]"),
-    (2, (2, 5), r"\[B, 5, H, W\], got \[2, 5\]"),
-    (1, (2, 5, 4), r"\[B, .., 5\], got \[2, 5, 4\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dims", "shape", "says"),
+    [
+        (1, (1, 1, 5), "two images or more.*1, 1, 5"),
+        (2, (1, 5, 1, 1), "two images or more.*1, 5, 1, 1"),
+        (2, (2, 4, 3, 3), r"\[B, 5, H, W\], got \[2, 4, 3, 3\]"),
+        (2, (2, 5), r"\[B, 5, H, W\], got \[2, 5\]"),
+        (1, (2, 5, 4), r"\[B, .., 5\], got \[2, 5, 4\]"),
+    ],
+)
 def test_errors_say_what_came(dims, shape, says):
     with pytest.raises(ValueError, match=says):
         GroupedBatchNorm(5, dims)(torch.randn(shape))

@@ -32,9 +32,14 @@ def images_of(encoder, batch=2):
 def masks_of(encoder, batch=2):
     token = hasattr(encoder, "grid")
     return ops.draw_masks(
-        torch.arange(batch), seed=1, epoch=0, size=(32, 128 if token else 100), unit="token" if token else "stage3",
-        mask_ratio=0.7, num_blocks=1,
-    )  # fmt: skip
+        torch.arange(batch),
+        seed=1,
+        epoch=0,
+        size=(32, 128 if token else 100),
+        unit="token" if token else "stage3",
+        mask_ratio=0.7,
+        num_blocks=1,
+    )
 
 
 @pytest.mark.parametrize(("fields", "tokens", "frames"), [(CNN, (26, 128), (26, 128)), (VIT, (256, 192), (32, 192))])
@@ -151,9 +156,12 @@ def exported(path, **fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [CNN | dict(sequence="bilstm", tps="trainable", tps_align_corners=True), VIT | dict(class_token=True),
-     VIT | dict(final_norm=False, sequence="bilstm")],
-)  # fmt: skip
+    [
+        CNN | dict(sequence="bilstm", tps="trainable", tps_align_corners=True),
+        VIT | dict(class_token=True),
+        VIT | dict(final_norm=False, sequence="bilstm"),
+    ],
+)
 def test_export_keeps_every_part(tmp_path, fields):
     parts = exported(tmp_path / "encoder.safetensors", **fields)
     encoder, rectifier, header = load_encoder(tmp_path)

@@ -57,8 +57,9 @@ def test_convnext_block_computes_its_formula():
     padded = F.pad(frames, (0, 0, 3, 3))
     taps = block.depthwise.weight[:, 0]
     mixed = sum(padded[:, k : k + 9] * taps[:, k] for k in range(7)) + block.depthwise.bias
-    expected = frames + block.mlp.fc2(F.gelu(block.mlp.fc1(F.layer_norm(
-        mixed, (4,), block.norm.weight, block.norm.bias, 1e-6))))  # fmt: skip
+    expected = frames + block.mlp.fc2(
+        F.gelu(block.mlp.fc1(F.layer_norm(mixed, (4,), block.norm.weight, block.norm.bias, 1e-6)))
+    )
     torch.testing.assert_close(block(frames), expected)
 
 
@@ -88,9 +89,14 @@ def test_networks_fit_together(config):
     encoder = models.build_encoder(config)
     size = 32, config.image_width
     masks = ops.draw_masks(
-        torch.arange(4), seed=0, epoch=0, size=size, unit=encoder.mask_unit("stage3"), mask_ratio=0.7,
+        torch.arange(4),
+        seed=0,
+        epoch=0,
+        size=size,
+        unit=encoder.mask_unit("stage3"),
+        mask_ratio=0.7,
         num_blocks=1,
-    )  # fmt: skip
+    )
     projector, predictor = models.build_projector(config, encoder.out_channels), models.build_predictor(config)
     head = models.build_mim_head(config, encoder)
     images = torch.randn(4, 3, *size)

@@ -35,12 +35,15 @@ def test_parameters_and_arithmetic_of_the_full_network():
     assert round(counter.get_total_flops() / 2e9, 2) == 5.05
 
 
-@pytest.mark.parametrize(("width", "stages", "frames"), [
-    (96, [(32, 96), (16, 48), (8, 24), (4, 25), (2, 26), (1, 25)], 25),
-    (100, [(32, 100), (16, 50), (8, 25), (4, 26), (2, 27), (1, 26)], 26),
-    (104, [(32, 104), (16, 52), (8, 26), (4, 27), (2, 28), (1, 27)], 27),
-    (128, [(32, 128), (16, 64), (8, 32), (4, 33), (2, 34), (1, 33)], 33),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "stages", "frames"),
+    [
+        (96, [(32, 96), (16, 48), (8, 24), (4, 25), (2, 26), (1, 25)], 25),
+        (100, [(32, 100), (16, 50), (8, 25), (4, 26), (2, 27), (1, 26)], 26),
+        (104, [(32, 104), (16, 52), (8, 26), (4, 27), (2, 28), (1, 27)], 27),
+        (128, [(32, 128), (16, 64), (8, 32), (4, 33), (2, 34), (1, 33)], 33),
+    ],
+)
 def test_sizes_of_stages_and_frames(width, stages, frames):
     encoder = ResNet29(0.25).eval()
     assert encoder.stage_sizes(32, width) == stages
@@ -51,9 +54,15 @@ def test_sizes_of_stages_and_frames(width, stages, frames):
     assert features.shape == (2, frames, 128) and active.shape == (2, frames) and active.dtype == torch.bool
 
 
-@pytest.mark.parametrize(("unit", "rule", "group_size"), [
-    ("lattice", "any", 2), ("stage3", "anchored", 0), ("stage3", "anchored", 2), ("column", "any", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unit", "rule", "group_size"),
+    [
+        ("lattice", "any", 2),
+        ("stage3", "anchored", 0),
+        ("stage3", "anchored", 2),
+        ("column", "any", 0),
+    ],
+)
 def test_all_visible_masked_pass_is_the_dense_pass(unit, rule, group_size):
     encoder = small(group_size)
     images = torch.randn(4, 3, 32, 100, dtype=torch.float64)
@@ -66,8 +75,9 @@ def test_all_visible_masked_pass_is_the_dense_pass(unit, rule, group_size):
         torch.testing.assert_close(masked, dense, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(("unit", "rule"), [("lattice", "anchored"), ("stage3", "anchored"), ("stage3", "any"),
-                                            ("column", "any")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unit", "rule"), [("lattice", "anchored"), ("stage3", "anchored"), ("stage3", "any"), ("column", "any")]
+)
 def test_hidden_pixels_reach_neither_features_nor_gradients_nor_buffers(unit, rule):
     encoder = small(group_size=2)
     images = torch.randn(4, 3, 32, 100, dtype=torch.float64)

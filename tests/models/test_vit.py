@@ -37,9 +37,17 @@ def test_frames_follow_the_width():
 
 def test_names_are_those_of_timm():
     names = set(small().state_dict())
-    for name in ("patch_embed.proj.weight", "pos_embed", "norm.weight", "blocks.1.norm1.weight", "blocks.1.norm2.bias",
-                 "blocks.1.attn.qkv.bias", "blocks.1.attn.proj.weight", "blocks.1.mlp.fc1.weight",
-                 "blocks.1.mlp.fc2.bias"):  # fmt: skip
+    for name in (
+        "patch_embed.proj.weight",
+        "pos_embed",
+        "norm.weight",
+        "blocks.1.norm1.weight",
+        "blocks.1.norm2.bias",
+        "blocks.1.attn.qkv.bias",
+        "blocks.1.attn.proj.weight",
+        "blocks.1.mlp.fc1.weight",
+        "blocks.1.mlp.fc2.bias",
+    ):
         assert name in names
     assert len(names) == 2 * 12 + 6
 

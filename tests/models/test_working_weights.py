@@ -30,10 +30,15 @@ class Casts(TorchDispatchMode):
         elif func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
             sources, results = [args[0] if func is torch.ops.aten._to_copy.default else args[1]], [out]
         cast = [
-            a for a, b in zip(sources, results)
-            if a.dim() == 4 and a.dtype == torch.float32 and b.dtype == torch.bfloat16 and a.shape[2:].numel() in (1, 4, 9)
-            and a.shape[2] == a.shape[3] and a.shape[0] % 8 == 0
-        ]  # fmt: skip
+            a
+            for a, b in zip(sources, results)
+            if a.dim() == 4
+            and a.dtype == torch.float32
+            and b.dtype == torch.bfloat16
+            and a.shape[2:].numel() in (1, 4, 9)
+            and a.shape[2] == a.shape[3]
+            and a.shape[0] % 8 == 0
+        ]
         self.weights, self.calls = self.weights + len(cast), self.calls + bool(cast)
         return out
 

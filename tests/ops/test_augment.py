@@ -422,9 +422,13 @@ def test_bfloat16_is_the_rounded_float32(backend):
 )
 def test_mistakes_are_named(changes, error, message):
     arguments = {
-        "images_uint8": torch.zeros(2, 8, 12, 3, dtype=torch.uint8), "seed": 0, "epoch": 0, "index": torch.arange(2),
-        "num_views": 2, "size": (8, 12),
-    }  # fmt: skip
+        "images_uint8": torch.zeros(2, 8, 12, 3, dtype=torch.uint8),
+        "seed": 0,
+        "epoch": 0,
+        "index": torch.arange(2),
+        "num_views": 2,
+        "size": (8, 12),
+    }
     arguments.update(changes)
     with pytest.raises(error, match=message):
         augment_views(arguments.pop("images_uint8"), **arguments)

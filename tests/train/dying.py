@@ -16,9 +16,10 @@ from tests.train import toy
 
 #: Every point of a save: best.pt, the fresh checkpoint, the two renames that put it in its place, the export.
 POINTS = [
-    f"{when}:{name}" for name in ("best.pt", "next.pt", "previous.pt", "last.pt", "encoder.safetensors")
+    f"{when}:{name}"
+    for name in ("best.pt", "next.pt", "previous.pt", "last.pt", "encoder.safetensors")
     for when in (("before", "after") if name in ("previous.pt", "last.pt") else ("within", "before", "after"))
-]  # fmt: skip
+]
 
 
 def _die(run: str, point: str) -> None:

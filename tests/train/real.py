@@ -37,12 +37,23 @@ def write_words(folder: Path, count: int = 24) -> Path:
 def real_config(run, data, **fields) -> PretrainConfig:
     """RCMSTR with a narrow ResNet; batch norm and permutation work on pairs."""
     tiny = {
-        "data__roots": [str(data)], "data__workers": 1, "preset": "paper",
-        "model__width": 0.25, "model__projector_hidden": 16, "model__feature_dim": 16, "model__image_width": 36,
-        "method__queue_size": 64, "method__bn_group_size": 2, "method__bn_shuffle": False, "method__group_size": 2,
-        "train__global_batch_size": 8, "train__log_every": 1, "train__save_every": 100, "train__steps": 3,
+        "data__roots": [str(data)],
+        "data__workers": 1,
+        "preset": "paper",
+        "model__width": 0.25,
+        "model__projector_hidden": 16,
+        "model__feature_dim": 16,
+        "model__image_width": 36,
+        "method__queue_size": 64,
+        "method__bn_group_size": 2,
+        "method__bn_shuffle": False,
+        "method__group_size": 2,
+        "train__global_batch_size": 8,
+        "train__log_every": 1,
+        "train__save_every": 100,
+        "train__steps": 3,
         "optim__lr": 1e-3,
-    }  # fmt: skip
+    }
     name = fields.pop("method__name", "rcmstr")
     return toy_config(run, settings(name), **(tiny | fields))
 

@@ -11,9 +11,15 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 #: Operations whose result, or its size, the host has to wait for.
 WAITING = {
-    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.is_nonzero.default,
-    aten.equal.default, aten._unique2.default, aten.unique_dim.default, aten.repeat_interleave.Tensor,
-}  # fmt: skip
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.is_nonzero.default,
+    aten.equal.default,
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.repeat_interleave.Tensor,
+}
 
 
 class HostWaits(RuntimeError):

@@ -45,12 +45,21 @@ SIMAN = {"method__name": "siman", "method__queue_size": None}
     [
         ({"optim__warmup_steps": 1000}, "optim.warmup_steps=1000 takes the whole run of 1000 steps"),
         ({"method__queue_size": 5000}, "method.queue_size=5000 is refilled in 1.9 steps at the frame level (2600 keys"),
-        ({"method__queue_size": 900, "method__levels": ["word"], "method__inter": "none"}, "more than a tenth of method.qu"),
+        (
+            {"method__queue_size": 900, "method__levels": ["word"], "method__inter": "none"},
+            "more than a tenth of method.qu",
+        ),
         ({"images": 60, "epoch_size": 200}, "more than the 60 images of the data: a step shows the same image more"),
         ({"images": 190, "epoch_size": 190}, "each epoch leaves out 90 of its 190 images"),
-        ({"method__bn_shuffle": True}, "method.bn_shuffle does nothing here: method.bn_group_size=0 makes one group of"),
+        (
+            {"method__bn_shuffle": True},
+            "method.bn_shuffle does nothing here: method.bn_group_size=0 makes one group of",
+        ),
         ({"method__bn_shuffle": True, "method__bn_group_size": 100}, "one group of the 100 images of a pass"),
-        ({"method__permute": False, "method__num_patches": 13}, "method.num_patches does nothing here: method.permute=f"),
+        (
+            {"method__permute": False, "method__num_patches": 13},
+            "method.num_patches does nothing here: method.permute=f",
+        ),
         ({"method__inter": "none", "method__inter_weight": 2.0}, "method.inter_weight does nothing here"),
         ({"method__kl": False, "method__alpha": 0.5}, "method.alpha does nothing here: method.kl=false"),
         ({"model__encoder": "vit_tiny", "model__width": 0.5}, "model.width does nothing here"),
@@ -70,7 +79,7 @@ SIMAN = {"method__name": "siman", "method__queue_size": None}
         (SIMAN | {"method__adversarial_weight": 0.0, "method__discriminator_width": 8}, "method.adversarial_weight=0"),
         ({"method__queue": "sharded"}, "method.queue does nothing here: there is one process"),
     ],
-)  # fmt: skip
+)
 def test_each_warning(fields, words):
     lines = told(**fields)
     assert len(lines) == 1 or "tenth" in " ".join(lines), lines

@@ -143,8 +143,10 @@ def test_another_shape_is_recorded_anew(tmp_path):
             trainer._train_step(batches(trainer, step, size), StopSignals(), False, False)
             trainer.step = step + 1
     assert recorder.calls == [
-        *["forget", "direct", "direct", "record", "record", "replay", "replay"] * 2, "forget", "direct"
-    ]  # fmt: skip
+        *["forget", "direct", "direct", "record", "record", "replay", "replay"] * 2,
+        "forget",
+        "direct",
+    ]
     assert_equal_state(direct, replayed)
 
 

@@ -20,11 +20,22 @@ from tests.train.real import write_words
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
-    "preset": "fast", "model.encoder": "resnet29", "model.width": 0.25, "model.projector_hidden": 16,
-    "model.feature_dim": 16, "model.image_width": 36, "method.queue_size": 128, "method.momentum": 0.99,
-    "optim.lr": 0.001, "data.workers": 1, "train.global_batch_size": 8, "train.steps": 2, "train.save_every": 2,
-    "train.log_every": 1, "train.device": "cpu",
-}  # fmt: skip
+    "preset": "fast",
+    "model.encoder": "resnet29",
+    "model.width": 0.25,
+    "model.projector_hidden": 16,
+    "model.feature_dim": 16,
+    "model.image_width": 36,
+    "method.queue_size": 128,
+    "method.momentum": 0.99,
+    "optim.lr": 0.001,
+    "data.workers": 1,
+    "train.global_batch_size": 8,
+    "train.steps": 2,
+    "train.save_every": 2,
+    "train.log_every": 1,
+    "train.device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,13 @@ from tests.train.real import WatchedStream, real_config, shown, write_words
 REAL = "tests.train.real"
 # Groups that no division cuts, and the same number of hidden pixels in every micro-batch; SGD as in test_real.py.
 FIELDS = {
-    "method__bn_group_size": 2, "method__num_blocks": 0, "optim__name": "sgd", "optim__lr": 5e-6, "train__steps": 6,
+    "method__bn_group_size": 2,
+    "method__num_blocks": 0,
+    "optim__name": "sgd",
+    "optim__lr": 5e-6,
+    "train__steps": 6,
     "train__save_every": 1,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

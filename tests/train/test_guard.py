@@ -97,9 +97,13 @@ def test_a_rate_that_leaves_its_range_is_an_error(tmp_path, monkeypatch):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    lr=st.floats(1e-30, 1e18), share=st.floats(0, 1), warmup=st.integers(0, 40), total=st.integers(1, 40),
-    schedule=st.sampled_from(["cosine", "constant", "step"]), step=st.integers(0, 39),
-)  # fmt: skip
+    lr=st.floats(1e-30, 1e18),
+    share=st.floats(0, 1),
+    warmup=st.integers(0, 40),
+    total=st.integers(1, 40),
+    schedule=st.sampled_from(["cosine", "constant", "step"]),
+    step=st.integers(0, 39),
+)
 def test_the_schedule_stays_between_0_and_the_rate(lr, share, warmup, total, schedule, step):
     plan = Plan(100, 10, total, warmup, 8, 8, 8, 10)
     config = OptimConfig(lr=lr, min_lr=min(lr, lr * share), schedule=schedule)

@@ -44,10 +44,21 @@ def assert_sound(run: Path) -> None:
 def torchrun(run: Path, points: list[str], **fields) -> subprocess.CompletedProcess:
     """Two processes whose launcher starts them again after each death."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--max-restarts={len(points)}",
-        "--monitor-interval=0.1", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-        "-m", DYING, str(run), f"die={','.join(points)}", *words(**fields),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--max-restarts={len(points)}",
+        "--monitor-interval=0.1",
+        "--master-port=0",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        "-m",
+        DYING,
+        str(run),
+        f"die={','.join(points)}",
+        *words(**fields),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
 

@@ -46,10 +46,15 @@ def test_a_job_is_saved_requeued_and_finished(tmp_path):
     config = real_config(run, write_words(tmp_path / "words"), **fields)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
     environment = os.environ | {
-        "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}", "STATE": str(tmp_path),
-        "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1",
-        "PROCESSES": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+        "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "STATE": str(tmp_path),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_JOB_NUM_NODES": "1",
+        "PROCESSES": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
 
     def submit(*more: str) -> subprocess.Popen:
         return subprocess.Popen(

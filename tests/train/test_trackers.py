@@ -59,10 +59,11 @@ def fake_mlflow(calls):
         return SimpleNamespace(info=SimpleNamespace(run_id=run_id or "new"))
 
     return SimpleNamespace(
-        start_run=start_run, log_params=lambda values: calls.append(("params", values)),
+        start_run=start_run,
+        log_params=lambda values: calls.append(("params", values)),
         log_metrics=lambda values, step: calls.append(("log", step, values)),
         end_run=lambda: calls.append(("finish",)),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

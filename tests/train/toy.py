@@ -102,9 +102,14 @@ def toy_config(run, method=None, **fields) -> PretrainConfig:
     """Five steps of 8 images an epoch, 12 steps; `fields` by dotted name with __ for the dot."""
     config = PretrainConfig(run=str(run), method=method or MethodConfig("toy"))
     defaults = {
-        "train__global_batch_size": 8, "train__steps": 12, "train__log_every": 2, "train__save_every": 5,
-        "train__device": "cpu", "train__precision": "fp32", "optim__lr": 0.01,
-    }  # fmt: skip
+        "train__global_batch_size": 8,
+        "train__steps": 12,
+        "train__log_every": 2,
+        "train__save_every": 5,
+        "train__device": "cpu",
+        "train__precision": "fp32",
+        "optim__lr": 0.01,
+    }
     for name, value in (defaults | fields).items():
         *parts, last = name.split("__")
         place = config

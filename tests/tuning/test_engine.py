@@ -83,10 +83,19 @@ def test_where_all_fail_the_prior_is_taken(monkeypatch):
 
 def test_values_hold_while_entered_and_are_applied_and_undone(monkeypatch):
     log = []
-    monkeypatch.setitem(choices._DECLARED, "demo.apply", Choice(
-        "demo.apply", "", "step", 1.0, lambda s: [1, 2], lambda s: 1,
-        apply=lambda value: log.append(value) or (lambda: log.append("undone")),
-    ))  # fmt: skip
+    monkeypatch.setitem(
+        choices._DECLARED,
+        "demo.apply",
+        Choice(
+            "demo.apply",
+            "",
+            "step",
+            1.0,
+            lambda s: [1, 2],
+            lambda s: 1,
+            apply=lambda value: log.append(value) or (lambda: log.append("undone")),
+        ),
+    )
     with choices.using({"demo.apply": 2, "unknown": "x"}):
         assert choices.value("demo.apply") == 2 and choices.current()["unknown"] == "x" and log == [2]
         with choices.using({"unknown": "y"}):

@@ -136,15 +136,27 @@ def validate(config: SynthConfig) -> None:
     check_fields(config)
     effects = config.effects
     rules = [
-        (config.height_min <= config.height_max, "height_min must be at most height_max",
-         (config.height_min, config.height_max)),
-        (effects.jpeg_min <= effects.jpeg_max, "effects.jpeg_min must be at most effects.jpeg_max",
-         (effects.jpeg_min, effects.jpeg_max)),
-        (config.numbers + config.random_text <= 1, "numbers + random_text must be at most 1",
-         config.numbers + config.random_text),
-        (config.upper + config.capitalised <= 1, "upper + capitalised must be at most 1",
-         config.upper + config.capitalised),
-    ]  # fmt: skip
+        (
+            config.height_min <= config.height_max,
+            "height_min must be at most height_max",
+            (config.height_min, config.height_max),
+        ),
+        (
+            effects.jpeg_min <= effects.jpeg_max,
+            "effects.jpeg_min must be at most effects.jpeg_max",
+            (effects.jpeg_min, effects.jpeg_max),
+        ),
+        (
+            config.numbers + config.random_text <= 1,
+            "numbers + random_text must be at most 1",
+            config.numbers + config.random_text,
+        ),
+        (
+            config.upper + config.capitalised <= 1,
+            "upper + capitalised must be at most 1",
+            config.upper + config.capitalised,
+        ),
+    ]
     for holds, expected, got in rules:
         if not holds:
             raise ConfigError(f"{expected}, got {got}")

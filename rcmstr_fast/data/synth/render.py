@@ -240,9 +240,16 @@ class Renderer:
         rng = Random(f"{config.seed} {index}")
         text = self._words.draw(rng)
         picture = render_word(
-            text, rng, self._fonts, self._bank, effects=config.effects,
-            heights=(config.height_min, config.height_max), photos=self._photos, index=index, seed=config.seed,
-        )  # fmt: skip
+            text,
+            rng,
+            self._fonts,
+            self._bank,
+            effects=config.effects,
+            heights=(config.height_min, config.height_max),
+            photos=self._photos,
+            index=index,
+            seed=config.seed,
+        )
         effects = config.effects
         quality = effects.jpeg_min + int(rng.random() * (effects.jpeg_max - effects.jpeg_min + 1))
         encoded = BytesIO()

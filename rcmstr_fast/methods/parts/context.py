@@ -87,6 +87,8 @@ class ContextPerceiver(nn.Module):
         window: rows and columns to each side that a position sees; None: all.
     """
 
+    positions: Tensor
+
     def __init__(
         self, channels: int, size: tuple[int, int], *, groups: int, entries: int, dim: int, layers: int,
         window: int | None,

@@ -1,5 +1,7 @@
 """Self-distillation: scores over learned prototypes, and the centre that keeps a teacher from naming one alone."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ class PrototypeHead(nn.Module):
     def __init__(self, channels: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
         sizes = (channels, hidden, hidden, bottleneck)
-        layers = [nn.Linear(*sizes[i : i + 2]) for i in range(3)]
+        layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)

@@ -1,7 +1,7 @@
-"""Masked image modelling: a branch of a method, or all of one (paper section III-C, SPEC section 6)."""
+"""Masked image modelling: a branch of a method, or all of one (paper section III-C)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.base import PICTURES, Hidden, to_pixels
 from rcmstr_fast.methods.step import Batch, Collectives, full_precision
+from rcmstr_fast.models.encoder import Encoder
 
 
 @dataclass
@@ -48,10 +49,10 @@ class MaskedImageModelling(nn.Module):
         encoder: the online encoder, to size the head; it is passed to `forward`, not kept.
     """
 
-    def __init__(self, config: PretrainConfig, encoder: nn.Module) -> None:
+    def __init__(self, config: PretrainConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
-        self.settings: MaskSettings = config.method  # type: ignore[assignment]
+        self.settings = cast(MaskSettings, config.method)
         self.head = models.build_mim_head(config.model, encoder)
         self.unit = encoder.mask_unit(self.settings.mask_unit)
 
@@ -60,7 +61,7 @@ class MaskedImageModelling(nn.Module):
         return self._draw(batch.index, batch.epoch)
 
     def forward(
-        self, encoder: nn.Module, images: Tensor, batch: Batch, masks: ops.Masks, collectives: Collectives
+        self, encoder: Encoder, images: Tensor, batch: Batch, masks: ops.Masks, collectives: Collectives
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction loss.
 

@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,10 @@ class MomentumSettings:
     momentum_ramp: Literal["none", "cosine"] = "none"
 
 
-class Momentum(nn.Module):
+N = TypeVar("N", bound=nn.Module)
+
+
+class Momentum(nn.Module, Generic[N]):
     """The copy; parameters follow, batch-norm buffers are the copy's own.
 
     Args:
@@ -36,7 +38,9 @@ class Momentum(nn.Module):
         network: the copy, without gradients.
     """
 
-    def __init__(self, online: nn.Module, settings: MomentumSettings) -> None:
+    network: N
+
+    def __init__(self, online: N, settings: MomentumSettings) -> None:
         super().__init__()
         self.network = copy.deepcopy(online).requires_grad_(False)
         self._momentum, self._ramp = settings.momentum, settings.momentum_ramp
@@ -49,7 +53,8 @@ class Momentum(nn.Module):
             online: the network to follow.
             progress: 0-d, as of `Batch`; None: the run's beginning.
         """
-        followers, leaders = list(self.network.parameters()), list(online.parameters())
+        followers: list[Tensor] = list(self.network.parameters())
+        leaders: list[Tensor] = list(online.parameters())
         if self._ramp == "none" or progress is None:
             ops.momentum_update_(followers, leaders, self._momentum)
         else:
@@ -61,7 +66,7 @@ def half_cosine(progress: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.cos(math.pi * progress))
 
 
-def _approach_(followers: Sequence[Tensor], leaders: Sequence[Tensor], share: Tensor) -> None:
+def _approach_(followers: list[Tensor], leaders: list[Tensor], share: Tensor) -> None:
     """followers += share * (leaders - followers), with a share that is known on the device only."""
     steps = torch._foreach_sub(leaders, followers)
     torch._foreach_mul_(steps, share)

@@ -6,7 +6,7 @@ the same, hence the losses too.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class WholeQueue:
 
 
 class Queue(nn.Module):
-    """Ring buffer `rows [K, D]` of keys, filled with normalised Gaussian rows at the start (SPEC section 3).
+    """Ring buffer `rows [K, D]` of keys, filled with normalised Gaussian rows at the start.
 
     Args:
         size: rows K.
@@ -124,7 +124,7 @@ class ShardedQueue(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}rows"] = self.whole().rows
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
         name = f"{prefix}rows"
         others = {key: value for key, value in state_dict.items() if key != name}
         super()._load_from_state_dict(others, prefix, *rest)

@@ -28,6 +28,8 @@ class Regressor(nn.Module):
         layers: of `cross_layers`.
     """
 
+    positions: Tensor
+
     def __init__(self, channels: int, places: int, layers: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.empty(channels).normal_(std=0.02))
@@ -63,6 +65,8 @@ class StripDecoder(nn.Module):
         layers: blocks.
     """
 
+    positions: Tensor
+
     def __init__(self, channels: int, places: int, pixels: int, layers: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(channels, heads_of(channels)) for _ in range(layers))
@@ -88,6 +92,8 @@ class Reader(nn.Module):
         longest: characters of a word.
         layers: of `cross_layers`.
     """
+
+    positions: Tensor
 
     def __init__(self, channels: int, places: int, characters: int, longest: int, layers: int) -> None:
         super().__init__()

@@ -7,6 +7,8 @@ counts the special classes too; characters are `num_special ..`. In `ids` every 
 character, and characters stand before them: dropping those entries gives the word.
 """
 
+from typing import Any
+
 from rcmstr_fast.models.decoders.attention import AttentionDecoder, SelectiveAttentionDecoder
 from rcmstr_fast.models.decoders.autoregressive import EOS, MAX_LENGTH, PAD, SOS, AutoregressiveDecoder
 from rcmstr_fast.models.decoders.ctc import BLANK, CTCDecoder, LinearCTCDecoder, frames_needed
@@ -39,12 +41,26 @@ def build_decoder(name: str, in_channels: int, characters: int, *, hidden: int, 
         max_length: longest word in characters.
     """
     made = DECODERS[name]
-    units = {"hidden": hidden} if name in RECURRENT else {}
+    units: dict[str, Any] = {"hidden": hidden} if name in RECURRENT else {}
     return made(in_channels, made.num_special + characters, max_length=max_length, **units)
 
 
 __all__ = [
-    "BLANK", "DECODERS", "EOS", "MAX_LENGTH", "PAD", "RECURRENT", "SOS",
-    "AttentionDecoder", "AutoregressiveDecoder", "CTCDecoder", "Decoder", "LinearCTCDecoder",
-    "SelectiveAttentionDecoder", "Trace", "TransformerDecoder", "build_decoder", "frames_needed",
-]  # fmt: skip
+    "BLANK",
+    "DECODERS",
+    "EOS",
+    "MAX_LENGTH",
+    "PAD",
+    "RECURRENT",
+    "SOS",
+    "AttentionDecoder",
+    "AutoregressiveDecoder",
+    "CTCDecoder",
+    "Decoder",
+    "LinearCTCDecoder",
+    "SelectiveAttentionDecoder",
+    "Trace",
+    "TransformerDecoder",
+    "build_decoder",
+    "frames_needed",
+]

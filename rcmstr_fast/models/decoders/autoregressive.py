@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.models.decoders.trace import Trace
-from rcmstr_fast.models.precision import full_precision
+from rcmstr_fast.ops.precision import full_precision
 
 SOS, EOS, PAD = 0, 1, 2
 #: longest word in characters, unless a decoder is made for another

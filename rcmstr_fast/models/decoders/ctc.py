@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rcmstr_fast.models.decoders.autoregressive import MAX_LENGTH
 from rcmstr_fast.models.decoders.trace import Trace
-from rcmstr_fast.models.precision import full_precision
 from rcmstr_fast.models.recurrent import bilstm_stack
+from rcmstr_fast.ops.precision import full_precision
 
 #: class of "no character"
 BLANK = 0

@@ -1,6 +1,7 @@
 """Transformer decoder with a key/value cache: DiG's recognition decoder."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +120,7 @@ class TransformerDecoder(AutoregressiveDecoder):
     """
 
     default_memory = "tokens"
+    positions: Tensor
 
     def __init__(
         self,
@@ -146,7 +148,8 @@ class TransformerDecoder(AutoregressiveDecoder):
     def start(self, frames: Tensor, *, attention: bool = False) -> DecoderState:
         """Keys and values of the memory in every layer, no characters."""
         memory = self.entry_norm(self.entry(frames))
-        known = [layer.cross_attention.keys_values(memory) for layer in self.layers]
+        layers = cast(Iterable[DecoderLayer], self.layers)
+        known = [layer.cross_attention.keys_values(memory) for layer in layers]
         return DecoderState(known, [None] * len(known), 0, attention)
 
     def step(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

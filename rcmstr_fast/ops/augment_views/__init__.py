@@ -122,6 +122,11 @@ def _check(images: Tensor, seed: int, epoch: int, index: Tensor, num_views: int,
         raise ValueError(f"augment_views: epoch must be in [0, 2^32), got {epoch}")
     if not 1 <= num_views <= _MAX_VIEWS:
         raise ValueError(f"augment_views: num_views must be in [1, {_MAX_VIEWS}], got {num_views}")
+    _check_index(index)
+
+
+def _check_index(index: Tensor) -> None:
+    """Look at the values where that waits for no device, and in debugging."""
     if len(index) and (index.device.type == "cpu" or env.debug()):
         low, high = index.min().item(), index.max().item()
         if low < 0 or high >= 1 << 48:

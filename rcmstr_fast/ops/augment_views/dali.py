@@ -65,20 +65,34 @@ class DaliViews:
         self._gpu = device.type == "cuda"
         self._lock = threading.Lock()
         self._pipeline = _chain(self._gpu)(
-            batch_size=batch, num_threads=threads, device_id=(device.index or 0) if self._gpu else None,
-            exec_dynamic=True, prefetch_queue_depth=1,
-        )  # fmt: skip
+            batch_size=batch,
+            num_threads=threads,
+            device_id=(device.index or 0) if self._gpu else None,
+            exec_dynamic=True,
+            prefetch_queue_depth=1,
+        )
         self._pipeline.build()
 
     def __call__(
-        self, images_uint8: Tensor, *, seed: int, epoch: int, index: Tensor, num_views: int, size: tuple[int, int],
-        preset: PresetLike = "pretrain", order: Tensor | None = None, dtype: torch.dtype = torch.float32,
-    ) -> Tensor:  # fmt: skip
+        self,
+        images_uint8: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        index: Tensor,
+        num_views: int,
+        size: tuple[int, int],
+        preset: PresetLike = "pretrain",
+        order: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Views of a batch; arguments and result as for `augment_views`. An index on a GPU is waited for."""
-        rows = torch.stack([
-            layout.draw_parameters(index.cpu(), seed=seed, epoch=epoch, view=view, preset=of_view)
-            for view, of_view in enumerate(_checked(views_of(preset, num_views)))
-        ])  # fmt: skip
+        rows = torch.stack(
+            [
+                layout.draw_parameters(index.cpu(), seed=seed, epoch=epoch, view=view, preset=of_view)
+                for view, of_view in enumerate(_checked(views_of(preset, num_views)))
+            ]
+        )
         made = self.apply(images_uint8, rows).to(dtype)
         if order is None:
             return made

@@ -12,13 +12,11 @@ from rcmstr_fast.ops import checks, native, triton_backend
 from rcmstr_fast.ops.dispatch import operation, register
 from rcmstr_fast.ops.masked import cpu, dense, layers, triton
 from rcmstr_fast.ops.masked.cpu import RowSites
-from rcmstr_fast.ops.masked.layers import CastWeight, Layer, Norm, Sites, StoredSites, Window, values
+from rcmstr_fast.ops.masked.layers import CastWeight, Layer, Norm, OneOrPair, Pair, Sites, StoredSites, Window, values
 from rcmstr_fast.ops.masked.sites import active_sites as active_sites
 from rcmstr_fast.ops.masked.storage import LAYERS
 from rcmstr_fast.ops.masked.storage import masked_storage as masked_storage
 from rcmstr_fast.ops.masked.storage import unpack_sites as unpack_sites
-
-Pair = int | tuple[int, int]
 
 _OPERATIONS = {name: operation(name, dense.masked_layer) for name in LAYERS}
 for _operation in _OPERATIONS.values():
@@ -59,8 +57,8 @@ def masked_conv_norm(
     norm_weight: Tensor,
     norm_bias: Tensor,
     *,
-    stride: Pair = 1,
-    padding: Pair = 0,
+    stride: OneOrPair = 1,
+    padding: OneOrPair = 0,
     eps: float = 1e-5,
     residual: Tensor | None = None,
     relu: bool = False,
@@ -103,8 +101,8 @@ def masked_conv2d(
     weight: Tensor | CastWeight,
     sites: Sites,
     *,
-    stride: Pair = 1,
-    padding: Pair = 0,
+    stride: OneOrPair = 1,
+    padding: OneOrPair = 0,
     backend: str | None = None,
 ) -> Tensor:
     """Convolution without bias whose inactive inputs count as zero and whose inactive outputs are zero.
@@ -175,7 +173,13 @@ def masked_batch_norm(
 
 
 def masked_max_pool2d(
-    x: Tensor, sites: Sites, *, kernel_size: Pair, stride: Pair, padding: Pair = 0, backend: str | None = None
+    x: Tensor,
+    sites: Sites,
+    *,
+    kernel_size: OneOrPair,
+    stride: OneOrPair,
+    padding: OneOrPair = 0,
+    backend: str | None = None,
 ) -> Tensor:
     """Maximum over the active sites of each window; windows without any and inactive outputs are zero.
 
@@ -201,11 +205,11 @@ def masked_max_pool2d(
     return _run(name, Layer(x, sites, window), backend)
 
 
-def _pair(value: Pair) -> tuple[int, int]:
+def _pair(value: OneOrPair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _window(op: str, kernel: Pair, stride: Pair, padding: Pair) -> Window:
+def _window(op: str, kernel: OneOrPair, stride: OneOrPair, padding: OneOrPair) -> Window:
     window = Window(_pair(kernel), _pair(stride), _pair(padding))
     if min(*window.kernel, *window.stride) < 1 or min(window.padding) < 0:
         raise ValueError(
@@ -214,7 +218,7 @@ def _window(op: str, kernel: Pair, stride: Pair, padding: Pair) -> Window:
     return window
 
 
-def _check_input(op: str, x: Tensor, sites: Sites, window: Window | None) -> layers.Pair:
+def _check_input(op: str, x: Tensor, sites: Sites, window: Window | None) -> Pair:
     """Check that x and the maps of its stage fit the window; the size of the result's map."""
     if x.dim() == 2 and isinstance(sites, RowSites):
         checks.check_tensor(op, "x", x, (sites.inputs(x, window).count, "C"), like="the active sites")
@@ -234,8 +238,8 @@ def _check_input(op: str, x: Tensor, sites: Sites, window: Window | None) -> lay
 
 
 def _check_convolution(
-    op: str, x: Tensor, weight: Tensor | CastWeight, sites: Sites, stride: Pair, padding: Pair
-) -> tuple[Window, layers.Pair]:
+    op: str, x: Tensor, weight: Tensor | CastWeight, sites: Sites, stride: OneOrPair, padding: OneOrPair
+) -> tuple[Window, Pair]:
     """Check that the arguments of a convolution fit each other; its window and the size of its result."""
     kernel = values(weight)
     checks.check_tensor(op, "weight", kernel, ("O", "C", "kh", "kw"))
@@ -246,7 +250,7 @@ def _check_convolution(
     return window, size
 
 
-def _check_norm(op: str, layer: Layer, channels: int, size: layers.Pair) -> None:
+def _check_norm(op: str, layer: Layer, channels: int, size: Pair) -> None:
     """Check the norm of a layer whose result has `channels` channels and the size `size`."""
     x, sites, window, _, norm = layer
     assert norm is not None

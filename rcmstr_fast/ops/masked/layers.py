@@ -7,6 +7,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 Pair = tuple[int, int]
+#: Rows and columns, or one number for both.
+OneOrPair = int | Pair
 
 
 class Sites(NamedTuple):

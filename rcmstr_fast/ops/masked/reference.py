@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rcmstr_fast.ops.batch_norm.reference import group_sizes
-from rcmstr_fast.ops.masked.layers import CastWeight, Sites, values
-
-Pair = int | tuple[int, int]
+from rcmstr_fast.ops.masked.layers import CastWeight, OneOrPair, Sites, values
 
 
 def keep(x: Tensor, active: Tensor, fill: float = 0.0) -> Tensor:
@@ -26,7 +24,7 @@ def input_map(x: Tensor, sites: Sites) -> Tensor:
 
 
 def masked_conv2d(
-    x: Tensor, weight: Tensor | CastWeight, sites: Sites, *, stride: Pair = 1, padding: Pair = 0
+    x: Tensor, weight: Tensor | CastWeight, sites: Sites, *, stride: OneOrPair = 1, padding: OneOrPair = 0
 ) -> Tensor:
     """The public operation in plain PyTorch; see `rcmstr_fast.ops.masked_conv2d`."""
     x = keep(x, input_map(x, sites))
@@ -72,8 +70,8 @@ def masked_conv_norm(
     norm_weight: Tensor,
     norm_bias: Tensor,
     *,
-    stride: Pair = 1,
-    padding: Pair = 0,
+    stride: OneOrPair = 1,
+    padding: OneOrPair = 0,
     eps: float = 1e-5,
     residual: Tensor | None = None,
     relu: bool = False,
@@ -86,7 +84,9 @@ def masked_conv_norm(
     )
 
 
-def masked_max_pool2d(x: Tensor, sites: Sites, *, kernel_size: Pair, stride: Pair, padding: Pair = 0) -> Tensor:
+def masked_max_pool2d(
+    x: Tensor, sites: Sites, *, kernel_size: OneOrPair, stride: OneOrPair, padding: OneOrPair = 0
+) -> Tensor:
     """The public operation in plain PyTorch; see `rcmstr_fast.ops.masked_max_pool2d`."""
     active = input_map(x, sites)
     seen = F.max_pool2d(active.to(x.dtype), kernel_size, stride, padding) > 0

@@ -31,7 +31,7 @@ def _check(op: str, name: str, tensor: Tensor, dim: int, order: Tensor, num_patc
 def permute_strips(
     images: Tensor, order: Tensor, *, num_patches: int, group_size: int, backend: str | None = None
 ) -> Tensor:
-    """Cut each image into equal vertical strips and show them in another order (SPEC: enriching relations).
+    """Cut each image into equal vertical strips and show them in another order (paper section III-B1, enriched relations).
 
     Place n of image b shows strip `order[b, n] % N` of image `order[b, n] // N`.
 

@@ -67,10 +67,17 @@ def _declare(kind: str, table: dict[_Key, Tile], gain: float) -> Choice:
 
     return choices.declare(
         Choice(
-            f"relational_losses.tile_{kind}", f"tile of the losses' {kind} pass", "relational_losses", gain, candidates,
-            prior, show=shown, apply=apply, verify=("relational_losses", "triton"),
+            f"relational_losses.tile_{kind}",
+            f"tile of the losses' {kind} pass",
+            "relational_losses",
+            gain,
+            candidates,
+            prior,
+            show=shown,
+            apply=apply,
+            verify=("relational_losses", "triton"),
         )
-    )  # fmt: skip
+    )
 
 
 STATS = _declare("stats", tiles.STATS, 1.09)
