@@ -68,6 +68,7 @@ def test_a_run_of_version_0_1_is_continued_or_refused_with_one_line(tmp_path):
     held = dataclasses.asdict(config)
     held["method"] |= {"mask_ratio": 0.7, "coupled": False}
     del held["method"]["momentum_ramp"], held["optim"]["rho"]
+    (tmp_path / "checkpoints").mkdir()  # it has saved
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(held))
     assert RunFolder(tmp_path).adopt(config) is config
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(held | {"preset": "fast"}))
