@@ -94,4 +94,7 @@ def test_help_shows_every_field_with_meaning_and_default(capsys):
     assert ended.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "lowest height of a crop in pixels; at least 16 and at most 256. (type: int, default: 32)" in out
-    assert "--effects.curve CURVE the word bent along an arc; at least 0 and at most 1. (type: float, default: 0.15)" in out
+    assert (
+        "--effects.curve CURVE the word bent along an arc; at least 0 and at most 1. (type: float, default: 0.15)"
+        in out
+    )

@@ -56,7 +56,10 @@ def test_attention_and_masks(made, tmp_path, capsys):
     assert "share of the character" in drawn(capsys, tmp_path / "a")
     assert main(["plot", "masks", image, "--draws", "2", "--out", str(tmp_path / "m")]) == 0
     assert "epoch 1" in drawn(capsys, tmp_path / "m")
-    for more, message in ((["--mask_ratio", "2"], "mask_ratio must be at least 0 and at most 1, got 2.0"), (["--run", str(made)], "with masks")):
+    for more, message in (
+        (["--mask_ratio", "2"], "mask_ratio must be at least 0 and at most 1, got 2.0"),
+        (["--run", str(made)], "with masks"),
+    ):
         assert main(["plot", "masks", image, *more, "--out", str(tmp_path / "n")]) == 2
         assert message in capsys.readouterr().err
 
