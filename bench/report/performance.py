@@ -32,8 +32,16 @@ python -m bench.gpu --list                                   # the pieces, and w
 def page(records: Records, results: Path) -> str:
     """The whole page."""
     sections: list[Callable[[Records], str]] = [
-        glance, steps, methods, operations, masked, data_path, parts, memory, real_run,
-    ]  # fmt: skip
+        glance,
+        steps,
+        methods,
+        operations,
+        masked,
+        data_path,
+        parts,
+        memory,
+        real_run,
+    ]
     texts = [INTRO, *(section(records) for section in sections), built(results), model.section(results)]
     texts.append(predictions.section(records))
     return "\n\n".join(text for text in [*texts, missing(records), sources(records)] if text) + "\n"
@@ -106,9 +114,16 @@ def _place(row: Row) -> tuple:
 
 def _step_cells(row: Row) -> list[str]:
     return [
-        _network(row), _method(row), row["batch"], _provider(row), number(row["ms"]), number(row["images_per_s"], 0),
-        number(row.get("share_of_roofline"), 0, 100), number(row.get("mfu"), 0, 100), number(row["reserved_gib"] or None),
-    ]  # fmt: skip
+        _network(row),
+        _method(row),
+        row["batch"],
+        _provider(row),
+        number(row["ms"]),
+        number(row["images_per_s"], 0),
+        number(row.get("share_of_roofline"), 0, 100),
+        number(row.get("mfu"), 0, 100),
+        number(row["reserved_gib"] or None),
+    ]
 
 
 def _network(row: Row) -> str:
@@ -150,10 +165,15 @@ def _beside(recipe: str, found: dict[str, Row]) -> list[str]:
     ours, plain = found["ours"], found["eager"]
     busy = [row.get("best_processor_ms") for row in (plain, ours)]
     return [
-        f"`{recipe}`", ours["method"], ours["batch"], number(ours["ms"]), number(plain["ms"]),
-        f"{shortest(plain) / shortest(ours):.2f}x", f"{busy[0] / busy[1]:.2f}x" if all(busy) else "-",
+        f"`{recipe}`",
+        ours["method"],
+        ours["batch"],
+        number(ours["ms"]),
+        number(plain["ms"]),
+        f"{shortest(plain) / shortest(ours):.2f}x",
+        f"{busy[0] / busy[1]:.2f}x" if all(busy) else "-",
         "by hand" if ours.get("by_hand") else "reference operations",
-    ]  # fmt: skip
+    ]
 
 
 def operations(records: Records) -> str:
@@ -167,15 +187,26 @@ def operations(records: Records) -> str:
         body = [cells for case in cases if (cells := _against(rows, *case))]
         head = ["operation", "shape", "mode", "ours, ms", "fastest other", "its ms", "ours is"]
         everything = [
-            [r["operation"], r["shape"], r["provider"], r.get("mode", ""),
-             number(r["ms"], 3) if r["status"] == "ok" else r["status"][:60], number(r.get("share_of_floor"), 0, 100),
-             number(r.get("peak_mib"), 0)] for r in rows
-        ]  # fmt: skip
+            [
+                r["operation"],
+                r["shape"],
+                r["provider"],
+                r.get("mode", ""),
+                number(r["ms"], 3) if r["status"] == "ok" else r["status"][:60],
+                number(r.get("share_of_floor"), 0, 100),
+                number(r.get("peak_mib"), 0),
+            ]
+            for r in rows
+        ]
         all_heads = ["operation", "shape", "provider", "mode", "ms", "% of floor", "peak MiB"]
         blocks += [
-            f"**{machine}**", f"![operations, {machine}](plots/operations-{machine}.svg)", markdown(head, body, left=3),
-            "<details><summary>every provider</summary>", markdown(all_heads, everything, left=4), "</details>",
-        ]  # fmt: skip
+            f"**{machine}**",
+            f"![operations, {machine}](plots/operations-{machine}.svg)",
+            markdown(head, body, left=3),
+            "<details><summary>every provider</summary>",
+            markdown(all_heads, everything, left=4),
+            "</details>",
+        ]
     return "\n\n".join(["## Operations", *blocks]) if blocks else ""
 
 
@@ -227,9 +258,15 @@ def data_path(records: Records) -> str:
         if rows:
             firsts = {row["stage"]: row for row in reversed(rows)}
             body = [
-                [r["stage"], r["provider"], number(r["images_per_s"], 0), number(r["per_core"] or None, 0),
-                 number(firsts[r["stage"]]["images_per_s"] / r["images_per_s"], 2) + "x"] for r in rows
-            ]  # fmt: skip
+                [
+                    r["stage"],
+                    r["provider"],
+                    number(r["images_per_s"], 0),
+                    number(r["per_core"] or None, 0),
+                    number(firsts[r["stage"]]["images_per_s"] / r["images_per_s"], 2) + "x",
+                ]
+                for r in rows
+            ]
             head = ["stage", "provider", "images/s", "for one core", "the first is"]
             blocks += [f"**{machine}**", f"![data path, {machine}](plots/data-{machine}.svg)"]
             blocks += [markdown(head, body, left=2), *_together(records, machine)]
@@ -259,9 +296,18 @@ def parts(records: Records) -> str:
         if rows := good(rows):
             head = ["network", "provider", "part", "ms", "TFLOP", "GB", "floor ms", "% of roofline"]
             body = [
-                [r["encoder"], r["provider"], r["part"], number(r["ms"], 2), number(r["tflop"], 3),
-                 number(r["gbyte"], 2), number(r["floor_ms"], 2), number(r["share_of_roofline"], 0, 100)] for r in rows
-            ]  # fmt: skip
+                [
+                    r["encoder"],
+                    r["provider"],
+                    r["part"],
+                    number(r["ms"], 2),
+                    number(r["tflop"], 3),
+                    number(r["gbyte"], 2),
+                    number(r["floor_ms"], 2),
+                    number(r["share_of_roofline"], 0, 100),
+                ]
+                for r in rows
+            ]
             blocks += [f"**{machine}**, B = {rows[0]['batch']}", markdown(head, body, left=3)]
     return "\n\n".join(["## Parts of the step", *blocks]) if blocks else ""
 

@@ -102,10 +102,17 @@ def table(names: Iterable[str]) -> str:
         found = need(config)
         hours = [number(found.hours[gpu], 1 if found.hours[gpu] < 10 else 0) for gpu in GPUS]
         mark = "" if isinstance(config.method, RelationalSettings) else "*"
-        body.append([
-            f"`{name}`", config.method.name, _length(config), number(config.train.global_batch_size, 0),
-            f"{config.optim.name} {config.optim.lr:g}", *(hour + mark for hour in hours), number(found.gib, 0) + mark,
-        ])  # fmt: skip
+        body.append(
+            [
+                f"`{name}`",
+                config.method.name,
+                _length(config),
+                number(config.train.global_batch_size, 0),
+                f"{config.optim.name} {config.optim.lr:g}",
+                *(hour + mark for hour in hours),
+                number(found.gib, 0) + mark,
+            ]
+        )
     heads = ["recipe", "method", "epochs", "batch", "optimiser, rate", *(f"{gpu}, h" for gpu in GPUS), "memory, GiB"]
     return markdown(heads, body, left=2)
 

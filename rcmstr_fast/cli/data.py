@@ -48,9 +48,11 @@ def add_arguments(parser: Parser) -> None:
     convert.add_argument("--encoding", type=str, default="", help="of lists, and of labels to mend; empty: a guess")
     convert.add_argument("--lists", nargs="*", type=str, default=[], help="the lists of labels to read; default: all")
     convert.add_argument(
-        "--split", choices=["auto", "writers", "none"], default="auto",
+        "--split",
+        choices=["auto", "writers", "none"],
+        default="auto",
         help="parts: those that the set comes with, a random tenth of the writers for val and test (IAM, CVL), or none",
-    )  # fmt: skip
+    )
     convert.add_argument("--keep_err", action="store_true", help="IAM: keep words whose segmentation is marked err")
     commands.add_subcommand("convert", convert, help="pack pictures and labels into an LMDB")
 

@@ -83,9 +83,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Where to, and optionally what on."""
     parser.add_argument("--run", type=str, default="runs/demo", help="folder for everything the demo makes")
     parser.add_argument(
-        "--data", type=str, default="",
+        "--data",
+        type=str,
+        default="",
         help="your own word crops to pretrain on (LMDB or folder of images); rendered words if not given",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--size", type=str, default="auto", choices=["auto", "laptop", "gpu"], help="auto: gpu where CUDA works"
     )
@@ -216,17 +218,33 @@ def _decoder(folder: Path, title: str, words: Path, size: Size, **fields: Any) -
     from rcmstr_fast.evaluation.config import ProbeConfig
 
     return ProbeConfig(
-        run=str(folder), title=title, train=[str(words / "labelled")], test=[f"held_out={words / 'held_out'}"],
-        decoder="ctc", augment="none", decoder_hidden=size.probe_hidden, **fields,
-    )  # fmt: skip
+        run=str(folder),
+        title=title,
+        train=[str(words / "labelled")],
+        test=[f"held_out={words / 'held_out'}"],
+        decoder="ctc",
+        augment="none",
+        decoder_hidden=size.probe_hidden,
+        **fields,
+    )
 
 
 def _frozen(folder: Path, title: str, source: str, like: Path, words: Path, size: Size) -> "ProbeConfig":
     return _decoder(
-        folder, title, words, size, encoder=source, like=str(like) if source == "random" else "", normalise=True,
-        steps=size.probe_steps, eval_every=max(1, size.probe_steps // 5), batch_size=size.probe_batch, lr=size.probe_lr,
-        precision="fp32" if size.small else "auto", decoder_threads=int(size.small),
-    )  # fmt: skip
+        folder,
+        title,
+        words,
+        size,
+        encoder=source,
+        like=str(like) if source == "random" else "",
+        normalise=True,
+        steps=size.probe_steps,
+        eval_every=max(1, size.probe_steps // 5),
+        batch_size=size.probe_batch,
+        lr=size.probe_lr,
+        precision="fp32" if size.small else "auto",
+        decoder_threads=int(size.small),
+    )
 
 
 def _scratch(folder: Path, steps: int, like: Path, words: Path, size: Size) -> "ProbeConfig":

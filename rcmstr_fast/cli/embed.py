@@ -15,17 +15,21 @@ HELP = "write an encoder's features of pictures to a .safetensors, .npz or .parq
 def add_arguments(parser: Parser) -> None:
     """Images, the encoder, where to write, and what of each picture."""
     parser.add_argument(
-        "images", nargs="+",
+        "images",
+        nargs="+",
         help="pictures of one word each: files, folders, LMDBs, patterns, or - for file names on standard input",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--encoder", required=True, help="run folder of a pretraining or a probe, or the .safetensors file in it"
     )
     parser.add_argument("--out", required=True, help="file to write: .safetensors, .npz or .parquet")
     parser.add_argument(
-        "--levels", type=str, nargs="+", default=["word"],
+        "--levels",
+        type=str,
+        nargs="+",
+        default=["word"],
         help="what of each picture: word (mean of the frames), subword, frame, token; several make several columns",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--num_subwords", type=int, default=4, bounds=Bounds(low=1), help="windows of the level subword"
     )
@@ -47,10 +51,16 @@ def run(arguments: Namespace) -> int:
 
     began = time.monotonic()
     done = embed(
-        arguments.images, arguments.encoder, arguments.out, levels=arguments.levels,
-        num_subwords=arguments.num_subwords, dtype=arguments.dtype, batch_size=arguments.batch_size,
-        device=arguments.device, precision=arguments.precision,
-    )  # fmt: skip
+        arguments.images,
+        arguments.encoder,
+        arguments.out,
+        levels=arguments.levels,
+        num_subwords=arguments.num_subwords,
+        dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
     for name, reason in done.broken.items():
         print(f"rcmstr embed: {name}: {reason}", file=sys.stderr)
     seconds = max(time.monotonic() - began, 1e-9)

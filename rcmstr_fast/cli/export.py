@@ -10,22 +10,30 @@ def add_arguments(parser: ArgumentParser) -> None:
     """What, as what, and where to."""
     parser.add_argument("run", help="run folder, encoder.safetensors or recogniser.safetensors")
     parser.add_argument(
-        "--format", required=True,
+        "--format",
+        required=True,
         choices=["timm", "dtrb", "parseq", "openocr", "onnx", "torchscript", "safetensors"],
         help="whose; timm, parseq and openocr hold vision transformers, dtrb the ResNet, the others everything",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--out", type=str, required=True,
+        "--out",
+        type=str,
+        required=True,
         help="file to write (.safetensors or .pth; .onnx; .pt); the card goes beside it, with the ending .md",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--part", choices=["auto", "encoder", "recogniser"], default="auto",
+        "--part",
+        choices=["auto", "encoder", "recogniser"],
+        default="auto",
         help="encoder: leave the decoder of a recogniser behind; auto: what is there",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--calibrate", type=str, nargs="+", default=[],
+        "--calibrate",
+        type=str,
+        nargs="+",
+        default=[],
         help="folders or LMDBs of labelled words, or val (the run's own): confidences are calibrated on them",
-    )  # fmt: skip
+    )
     parser.add_argument("--licence", type=str, default="", help="of the weights, for the card")
 
 

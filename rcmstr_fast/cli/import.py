@@ -13,21 +13,29 @@ def add_arguments(parser: Parser) -> None:
     """The file, whose it is, and where to."""
     parser.add_argument("file", help="safetensors or torch checkpoint (.pth, .pt, .tar, .ckpt)")
     parser.add_argument(
-        "--from", dest="project", required=True, choices=["dtrb", "rclstr", "dig", "timm", "moco"],
+        "--from",
+        dest="project",
+        required=True,
+        choices=["dtrb", "rclstr", "dig", "timm", "moco"],
         help="the project whose names the file has",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", type=str, required=True, help="encoder.safetensors to write")
     parser.add_argument(
-        "--part", choices=["encoder", "rectifier"], default="encoder",
+        "--part",
+        choices=["encoder", "rectifier"],
+        default="encoder",
         help="rectifier: that alone, for model.tps_checkpoint",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--tps", choices=["frozen", "trainable"], default="frozen", help="what later training does with the rectifier"
     )
     parser.add_argument(
-        "--image_width", type=int, default=0, bounds=Bounds(low=0, high=4096),
+        "--image_width",
+        type=int,
+        default=0,
+        bounds=Bounds(low=0, high=4096),
         help="pixels; 0: as the file says, else 100 or 128",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--sequence", action="store_true", help="DTRB's LSTM layers become part of the encoder (model.sequence=bilstm)"
     )

@@ -22,9 +22,15 @@ def run(arguments: Namespace) -> int:
     for spec in every_method():
         named = any(need.startswith("labels") for need in spec.needs)
         needs = [*spec.needs, *(["labels"] if spec.labels and not named else [])]
-        rows.append((
-            spec.name, _short(spec.encoders), ", ".join(needs) or "-", ", ".join(recipes(spec.name)) or "-", spec.paper,
-        ))  # fmt: skip
+        rows.append(
+            (
+                spec.name,
+                _short(spec.encoders),
+                ", ".join(needs) or "-",
+                ", ".join(recipes(spec.name)) or "-",
+                spec.paper,
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     for row in rows:
         print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())

@@ -92,10 +92,21 @@ def _figure(name: str, chosen: Namespace, stem: Any) -> Any:
         return figures.attention_figure(chosen.recogniser, chosen.image)
     if name == "masks":
         return figures.masks_figure(
-            chosen.images, run=chosen.run, unit=chosen.unit, mask_ratio=chosen.mask_ratio,
-            num_blocks=chosen.num_blocks, draws=chosen.draws, seed=chosen.seed,
-        )  # fmt: skip
+            chosen.images,
+            run=chosen.run,
+            unit=chosen.unit,
+            mask_ratio=chosen.mask_ratio,
+            num_blocks=chosen.num_blocks,
+            draws=chosen.draws,
+            seed=chosen.seed,
+        )
     return figures.tsne_figure(
-        chosen.recogniser, chosen.images, stem, most=chosen.most, perplexity=chosen.perplexity, seed=chosen.seed,
-        misread=chosen.misread, colours=chosen.colours,
-    )  # fmt: skip
+        chosen.recogniser,
+        chosen.images,
+        stem,
+        most=chosen.most,
+        perplexity=chosen.perplexity,
+        seed=chosen.seed,
+        misread=chosen.misread,
+        colours=chosen.colours,
+    )

@@ -16,9 +16,12 @@ def add_arguments(parser: Parser, cls: type[ProbeConfig] = ProbeConfig) -> None:
     """Every field of ProbeConfig; several subsets or seeds make a grid of runs."""
     add_dataclass(parser, cls, skip={"subset"})
     parser.add_argument(
-        "--subset", type=float | list[float], default=1.0, bounds=Bounds(above=0, high=1),
+        "--subset",
+        type=float | list[float],
+        default=1.0,
+        bounds=Bounds(above=0, high=1),
         help="share of the training words that is used; several (0.01 0.1 1) make a grid of runs",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--seeds",
         type=int | list[int],

@@ -30,15 +30,18 @@ HELP = "read word images: a line, CSV row or JSON object a picture"
 def add_arguments(parser: Parser) -> None:
     """Images, the recogniser, where to write, and how to read."""
     parser.add_argument(
-        "images", nargs="+",
+        "images",
+        nargs="+",
         help="pictures of one word each: files, folders, LMDBs, patterns, or - for file names on standard input",
-    )  # fmt: skip
+    )
     parser.add_argument("--recogniser", required=True, help="recogniser.safetensors of a probe, or its run folder")
     parser.add_argument("--out", type=str, default="", help="file to write; standard output if not given")
     parser.add_argument(
-        "--format", choices=["auto", "text", "csv", "jsonl", "labels"], default="auto",
+        "--format",
+        choices=["auto", "text", "csv", "jsonl", "labels"],
+        default="auto",
         help="auto: by the ending of --out (.txt .csv .jsonl .tsv), text without it; labels: file, tab, text",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--charset", type=str, default="", help="36, 62, 94 or a file: only these characters are written"
     )
@@ -46,14 +49,19 @@ def add_arguments(parser: Parser) -> None:
         "--lexicon", type=str, default="", help="UTF-8 file, a word a line: the nearest one is the text"
     )
     parser.add_argument(
-        "--calibrate", type=str, nargs="+", default=[],
+        "--calibrate",
+        type=str,
+        nargs="+",
+        default=[],
         help="folders or LMDBs of labelled words, or val (the run's own): confidences are calibrated on them first",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
     parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16"], default="auto",
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
         help="auto: the one it was trained and tested in; bf16 is several times faster where the hardware has it",
-    )  # fmt: skip
+    )
     parser.add_argument("--batch_size", type=int, default=256, bounds=Bounds(low=1), help="words a forward pass")
 
 

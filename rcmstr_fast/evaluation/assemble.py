@@ -144,10 +144,19 @@ def build_recogniser(config: ProbeConfig, charset: Charset, precision: Precision
         if decoder == "auto":
             decoder = "transformer" if model.encoder.startswith("vit") else "ctc"
         return Recogniser(
-            model, rectifier, encoder, decoder, charset,
-            hidden=config.decoder_hidden, frozen=config.mode == "frozen", bn=config.bn,
-            normalise=config.normalise, memory=config.memory, max_length=config.max_length, precision=precision,
-        )  # fmt: skip
+            model,
+            rectifier,
+            encoder,
+            decoder,
+            charset,
+            hidden=config.decoder_hidden,
+            frozen=config.mode == "frozen",
+            bn=config.bn,
+            normalise=config.normalise,
+            memory=config.memory,
+            max_length=config.max_length,
+            precision=precision,
+        )
 
 
 def build_base(config: TrainedConfig) -> tuple[Encoder, nn.Module, ModelConfig]:

@@ -200,8 +200,15 @@ def check_segment(config: SegmentConfig) -> None:
 #: Fields that may differ when a run is continued: they change where, how fast and in what division, not what, is
 #: computed.
 FREE_FIELDS = (
-    "run", "title", "device", "workers", "decoder_threads", "cache_gib", "log_every", "accumulate",
-)  # fmt: skip
+    "run",
+    "title",
+    "device",
+    "workers",
+    "decoder_threads",
+    "cache_gib",
+    "log_every",
+    "accumulate",
+)
 
 
 def check(config: ProbeConfig) -> None:

@@ -147,15 +147,24 @@ def _announce(config: ProbeConfig, recogniser: Recogniser, data: ProbeData, sche
     sizes = ", ".join(f"{name} {len(words)}" for name, words in data.tests.items())
     _log.info(
         "%s, encoder %s, decoder %s over %s, %d characters, %d trained parameters, %s",
-        config.mode, config.encoder or "random", recogniser.decoder_name, recogniser.memory, len(recogniser.charset),
-        trained, recogniser.precision,
-    )  # fmt: skip
+        config.mode,
+        config.encoder or "random",
+        recogniser.decoder_name,
+        recogniser.memory,
+        len(recogniser.charset),
+        trained,
+        recogniser.precision,
+    )
     _log.info("words: train %d, validation %d, test %s", len(data.train), len(data.val), sizes)
     _log.info(
         "%d steps of %d words in %d processes x %d, validation every %d%s",
-        schedule.total_steps, schedule.batch_size, fit.world.world_size, config.accumulate, schedule.eval_every,
+        schedule.total_steps,
+        schedule.batch_size,
+        fit.world.world_size,
+        config.accumulate,
+        schedule.eval_every,
         f"; continued at step {fit.step}" if fit.step else "",
-    )  # fmt: skip
+    )
     unseen = len(set(recogniser.charset.characters) - set("".join(data.train.labels)))
     if unseen:
         _log.info("%d characters of the charset do not occur in the training labels", unseen)

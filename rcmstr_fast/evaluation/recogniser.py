@@ -196,10 +196,17 @@ def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
         checkpoint = "random" if model.tps == "frozen" else ""
         built = resolve_model(ModelConfig(**(header["model"] | {"tps_checkpoint": checkpoint})))
         recogniser = Recogniser(
-            built, build_rectifier(built), build_encoder(built), header["decoder"], Charset(header["charset"]),
-            hidden=header["hidden"], normalise=header.get("normalise", False), memory=header.get("memory", "auto"),
-            max_length=header.get("max_length", MAX_LENGTH), precision=header.get("precision", "fp32"),
-        )  # fmt: skip
+            built,
+            build_rectifier(built),
+            build_encoder(built),
+            header["decoder"],
+            Charset(header["charset"]),
+            hidden=header["hidden"],
+            normalise=header.get("normalise", False),
+            memory=header.get("memory", "auto"),
+            max_length=header.get("max_length", MAX_LENGTH),
+            precision=header.get("precision", "fp32"),
+        )
         recogniser.load_state_dict(tensors)
     except ConfigError:
         raise

@@ -115,8 +115,12 @@ def words_table(result: RunResult) -> str:
     ]
     for found in result.sets:
         left_out = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
-        notes = {"with an emptied label": found.emptied, "broken": found.broken,
-                 "with characters outside the charset": found.unreadable, "beyond CTC": found.beyond_ctc}  # fmt: skip
+        notes = {
+            "with an emptied label": found.emptied,
+            "broken": found.broken,
+            "with characters outside the charset": found.unreadable,
+            "beyond CTC": found.beyond_ctc,
+        }
         noted = ", ".join(f"{n} {what}" for what, n in notes.items() if n)
         rows.append((f"{found.set} ({found.protocol})", found.total, found.score.count, left_out, noted))
     return markdown(["words", "N total", "N kept", "left out", "of the kept"], rows) if parts else ""

@@ -84,9 +84,14 @@ def build_segmenter(config: SegmentConfig, precision: Precision = "fp32") -> Seg
         encoder, rectifier, model = build_base(config)
         torch.manual_seed(config.seed)
         made = Segmenter(
-            model, encoder, blocks=config.blocks, heads=config.heads, dim=config.dim,
-            frozen=config.mode == "frozen", precision=precision,
-        )  # fmt: skip
+            model,
+            encoder,
+            blocks=config.blocks,
+            heads=config.heads,
+            dim=config.dim,
+            frozen=config.mode == "frozen",
+            precision=precision,
+        )
     if not isinstance(rectifier, torch.nn.Identity):
         _log.info("the encoder's rectifier is left out: it would move pixels away from their places in the mask")
     made.rotate = rotation(config)
@@ -212,14 +217,24 @@ def _announce(config: SegmentConfig, network: Segmenter, data: ProbeData, schedu
     sizes = ", ".join(f"{name} {len(words)}" for name, words in data.tests.items())
     _log.info(
         "%s, encoder %s, segmentation by %d blocks of %d channels at %d x %d pixels, %d trained parameters, %s",
-        config.mode, config.encoder or "random", config.blocks, config.dim, *network.size, trained, network.precision,
-    )  # fmt: skip
+        config.mode,
+        config.encoder or "random",
+        config.blocks,
+        config.dim,
+        *network.size,
+        trained,
+        network.precision,
+    )
     _log.info("pairs: train %d, validation %d, test %s", len(data.train), len(data.val), sizes)
     _log.info(
         "%d steps of %d pictures in %d processes x %d, validation every %d%s",
-        schedule.total_steps, schedule.batch_size, fit.world.world_size, config.accumulate, schedule.eval_every,
+        schedule.total_steps,
+        schedule.batch_size,
+        fit.world.world_size,
+        config.accumulate,
+        schedule.eval_every,
         f"; continued at step {fit.step}" if fit.step else "",
-    )  # fmt: skip
+    )
 
 
 def _info(

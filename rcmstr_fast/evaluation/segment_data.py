@@ -70,10 +70,15 @@ def open_pairs(roots: Sequence[str], what: str) -> Pairs:
     """
     listed = [_listed(Path(root), what) for root in roots]
     source, masks = (
-        ImageSource(roots, [[FolderSet(Path(root).absolute().name, root, [line[column] for line in found[0]])]
-                            for root, found in zip(roots, listed)])
+        ImageSource(
+            roots,
+            [
+                [FolderSet(Path(root).absolute().name, root, [line[column] for line in found[0]])]
+                for root, found in zip(roots, listed)
+            ],
+        )
         for column in (0, 1)
-    )  # fmt: skip
+    )
     left_out: dict[str, list[str]] = {}
     for _, problems in listed:
         for reason, names in problems.items():
@@ -252,9 +257,14 @@ class PairFeed(Feed):
             return (masks >= _WHITE).float()
         index = torch.from_numpy(slots[chosen]).to(device)
         moved = augment_views(
-            masks[..., None].repeat(1, 1, 1, 3), seed=self._seed, epoch=epoch, index=index, num_views=1,
-            size=(masks.shape[1], masks.shape[2]), preset=_LIGHT_OF_MASKS,
-        )  # fmt: skip
+            masks[..., None].repeat(1, 1, 1, 3),
+            seed=self._seed,
+            epoch=epoch,
+            index=index,
+            num_views=1,
+            size=(masks.shape[1], masks.shape[2]),
+            preset=_LIGHT_OF_MASKS,
+        )
         return (moved[0, :, 0] > 0).float()
 
     def terms(self, positions: np.ndarray) -> int:

@@ -166,8 +166,12 @@ def segment_sheet(shown: Sequence[Segmented]) -> Image.Image:
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     x = _GAP
-    for colour, words in (((0, 0, 0), "picture, truth, prediction from top to bottom:"), ((255, 255, 255), "right text"),
-                          ((70, 130, 255), "missed"), ((225, 60, 60), "no text")):  # fmt: skip
+    for colour, words in (
+        ((0, 0, 0), "picture, truth, prediction from top to bottom:"),
+        ((255, 255, 255), "right text"),
+        ((70, 130, 255), "missed"),
+        ((225, 60, 60), "no text"),
+    ):
         if words[0] != "p":
             draw.rectangle((x, _GAP, x + 13, _GAP + 13), fill=colour, outline=(90, 90, 90))
             x += 18

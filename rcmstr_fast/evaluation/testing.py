@@ -86,11 +86,17 @@ def test_set(
         beyond = [label for label in labels if recogniser.beyond_ctc(label)]
         results.append(
             SetResult(
-                name, protocol.name, len(feed), dropped, score(labels, read, unread),
-                emptied=sum(emptied(protocol, feed.labels[i]) for i in kept), broken=len(unread),
-                unreadable=sum(bool(recogniser.charset.missing(label)) for label in labels), beyond_ctc=len(beyond),
+                name,
+                protocol.name,
+                len(feed),
+                dropped,
+                score(labels, read, unread),
+                emptied=sum(emptied(protocol, feed.labels[i]) for i in kept),
+                broken=len(unread),
+                unreadable=sum(bool(recogniser.charset.missing(label)) for label in labels),
+                beyond_ctc=len(beyond),
             )
-        )  # fmt: skip
+        )
         if protocol is protocols[0]:
             first = dict(zip(kept, zip(labels, read)))
             _note(name, results[-1], beyond)
@@ -110,8 +116,9 @@ def _note(name: str, result: SetResult, beyond: Sequence[str]) -> None:
         _log.warning("test %s: %d broken pictures count as misread", name, result.broken)
     if beyond:
         named = ", ".join(map(repr, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
-        _log.warning("test %s: %d words need more frames than CTC has here, and are misread: %s",
-                     name, len(beyond), named)  # fmt: skip
+        _log.warning(
+            "test %s: %d words need more frames than CTC has here, and are misread: %s", name, len(beyond), named
+        )
 
 
 def _some_readings(feed: Feed, first: dict[int, tuple[str, str]], confidences: list[float]) -> list[Reading]:

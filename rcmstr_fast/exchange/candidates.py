@@ -117,12 +117,15 @@ def _architectures(
         last = state.get(f"{prefix}SequenceModeling.1.linear.bias")
         for width in (1.0, 0.5, 0.25, 0.125):
             yield ModelConfig(
-                encoder="resnet29", width=width,
+                encoder="resnet29",
+                width=width,
                 image_width=image_width or (len(grid) // 32 if grid is not None else 100),
-                tps="frozen" if rectified else "none", tps_checkpoint="random" if rectified else "",
-                tps_align_corners=rectified, sequence="bilstm" if sequence else "none",
+                tps="frozen" if rectified else "none",
+                tps_checkpoint="random" if rectified else "",
+                tps_align_corners=rectified,
+                sequence="bilstm" if sequence else "none",
                 sequence_units=len(last) if sequence and last is not None else 256,
-            )  # fmt: skip
+            )
         return
     blocks = {
         name.removeprefix(f"{prefix}blocks.").split(".")[0] for name in state if name.startswith(f"{prefix}blocks.")
@@ -131,10 +134,12 @@ def _architectures(
     told = positions.shape[1] // 8 * 4 if positions is not None and positions.dim() == 3 else 128
     for encoder in SIZES:
         yield ModelConfig(
-            encoder=encoder, depth=len(blocks) or 12,  # type: ignore[arg-type]
+            encoder=encoder,  # type: ignore[arg-type]
+            depth=len(blocks) or 12,
             image_width=image_width or max(told, 16),
-            class_token=f"{prefix}cls_token" in state, final_norm=f"{prefix}norm.weight" in state,
-        )  # fmt: skip
+            class_token=f"{prefix}cls_token" in state,
+            final_norm=f"{prefix}norm.weight" in state,
+        )
 
 
 def adapted(state: dict[str, Tensor], prefix: str, layout: str) -> dict[str, Tensor]:

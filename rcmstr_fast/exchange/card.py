@@ -23,7 +23,7 @@ _NOTES = {
     "onnx": f"Operator set {OPSET}, float32, free batch size. Logits are within 1e-4 of this program's.",
     "torchscript": "A traced graph, float32, free batch size; runs without this program.",
     "safetensors": "This program's own format.",
-}  # fmt: skip
+}
 
 
 def write_card(

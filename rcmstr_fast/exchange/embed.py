@@ -152,9 +152,13 @@ def _features(
     limits = DataConfig()
     for names, labels, items in _batches(inputs, batch_size):
         pixels, wrong = decode_batch(
-            items, *embedder.size, max_pixels=limits.max_pixels, min_side=limits.min_side, pool=pool,
+            items,
+            *embedder.size,
+            max_pixels=limits.max_pixels,
+            min_side=limits.min_side,
+            pool=pool,
             rotate=embedder.rotate,
-        )  # fmt: skip
+        )
         good = [i for i in range(len(names)) if i not in wrong]
         broken.update({names[i]: reason for i, reason in wrong.items()})
         found = embedder(torch.from_numpy(pixels[good]).to(device)) if good else {}

@@ -151,8 +151,10 @@ def _dtrb(source: Source, out: Path, temperature: float) -> str:
             what = "an encoder with LSTM layers of its own" if model.sequence != "none" else what
             raise ConfigError(f"format=dtrb holds BiLSTM and CTC behind the ResNet, this is {what}; use torchscript")
         head = recogniser.decoder.state_dict()
-        made |= {name.replace("context.", "SequenceModeling.").replace("classifier.", "Prediction."): x
-                 for name, x in head.items()}  # fmt: skip
+        made |= {
+            name.replace("context.", "SequenceModeling.").replace("classifier.", "Prediction."): x
+            for name, x in head.items()
+        }
     write_tensors(out, {f"module.{name}": x for name, x in made.items()})
     return snippets.dtrb(source, out)
 

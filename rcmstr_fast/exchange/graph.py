@@ -140,10 +140,16 @@ def write_onnx(source: Source, graph: Graph, path: Path) -> None:
         ) from error
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            graph, (_example(source),), dynamo=True, verbose=False, opset_version=OPSET, external_data=False,
-            input_names=["images"], output_names=list(graph.outputs),
+            graph,
+            (_example(source),),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=["images"],
+            output_names=list(graph.outputs),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )  # fmt: skip
+        )
     assert program is not None
     made = program.model_proto
     entry = made.metadata_props.add()

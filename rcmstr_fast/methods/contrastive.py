@@ -42,10 +42,12 @@ class ContrastiveMethod(PretrainMethod):
         self.momentum = MomentumNetwork(self.online, method)
         frames = num_frames(config.model)
         sizes = {level: self._queue_size(level, frames) for level in self.levels}
-        self.queues = nn.ModuleDict({
-            level: build_queue(method.queue, size, config.model.feature_dim, collectives)
-            for level, size in sizes.items()
-        })  # fmt: skip
+        self.queues = nn.ModuleDict(
+            {
+                level: build_queue(method.queue, size, config.model.feature_dim, collectives)
+                for level, size in sizes.items()
+            }
+        )
         self.loss = ContrastiveLoss(method, frames)
         self._keys = StepKeys(self.levels, collectives)
 
@@ -224,9 +226,7 @@ class SeqMoCoConfig(RelationalSettings):
     name: str = "seqmoco"
 
 
-@register(
-    paper="SeqMoCo, baseline of RCLSTR (Zhang et al., ACM MM 2023)", needs=("momentum", "queue"), tiny=_TINY
-)  # fmt: skip
+@register(paper="SeqMoCo, baseline of RCLSTR (Zhang et al., ACM MM 2023)", needs=("momentum", "queue"), tiny=_TINY)
 class SeqMoCo(ContrastiveMethod):
     """The contrastive method on subwords alone."""
 
@@ -246,9 +246,10 @@ class RCLSTRConfig(RelationalSettings):
 
 
 @register(
-    paper="Relational Contrastive Learning for STR (Zhang et al., ACM MM 2023)", needs=("momentum", "queue"),
+    paper="Relational Contrastive Learning for STR (Zhang et al., ACM MM 2023)",
+    needs=("momentum", "queue"),
     tiny=_TINY,
-)  # fmt: skip
+)
 class RCLSTR(ContrastiveMethod):
     """The contrastive method with all relations."""
 

@@ -127,9 +127,15 @@ def pass_products(config: PretrainConfig, one: Pass) -> list[Product]:
         return [_shared(product, one.share) for product, _ in products]
     size = (config.model.height, config.model.image_width)
     masks = ops.draw_masks(
-        torch.arange(_MASKS), seed=config.seed, epoch=0, size=size, unit=one.hidden.unit,
-        mask_ratio=one.hidden.ratio, num_blocks=one.hidden.blocks, backend="reference",
-    )  # fmt: skip
+        torch.arange(_MASKS),
+        seed=config.seed,
+        epoch=0,
+        size=size,
+        unit=one.hidden.unit,
+        mask_ratio=one.hidden.ratio,
+        num_blocks=one.hidden.blocks,
+        backend="reference",
+    )
     encoder = models.ResNet29(0.25)
     sites = ops.active_sites(masks.grid, encoder.stage_sizes(*size), one.hidden.rule, backend="reference")
     counts = [sum(isinstance(m, nn.Conv2d) for m in stage.modules()) for stage in encoder.stages]

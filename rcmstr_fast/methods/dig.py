@@ -80,10 +80,12 @@ class DiGNetwork(nn.Module):
 
 
 @register(
-    paper="Reading and Writing: DiG (Yang et al., ACM MM 2022)", encoders=VIT,
-    needs=("momentum", "masks", "negatives of the batch"), accumulates=False,
+    paper="Reading and Writing: DiG (Yang et al., ACM MM 2022)",
+    encoders=VIT,
+    needs=("momentum", "masks", "negatives of the batch"),
+    accumulates=False,
     tiny={"bn_group_size": 2, "windows": 2, "momentum": 0.9},
-)  # fmt: skip
+)
 class DiG(PretrainMethod):
     """loss = pixel_weight * loss_mim + contrast_weight * loss_contrast.
 
@@ -103,7 +105,7 @@ class DiG(PretrainMethod):
         self.momentum = Momentum(self.online, self.settings)
         self.predictor = build_head(
             "mlp", model.feature_dim, model.feature_dim, hidden=model.projector_hidden, last_norm=True, bias=False
-        )  # fmt: skip
+        )
         self.mim = MaskedImageModelling(config, self.online.encoder)
 
     @classmethod

@@ -115,9 +115,11 @@ def global_token(found: Features) -> Tensor:
 
 
 @register(
-    paper="iBOT (Zhou et al., ICLR 2022)", encoders=VIT, needs=("momentum", "masks", "class token"),
+    paper="iBOT (Zhou et al., ICLR 2022)",
+    encoders=VIT,
+    needs=("momentum", "masks", "class token"),
     tiny={"head_hidden": 16, "bottleneck": 8, "prototypes": 12, "momentum": 0.9},
-)  # fmt: skip
+)
 class IBOT(PretrainMethod):
     """loss = global_weight * loss_global + patch_weight * loss_patch.
 
@@ -134,10 +136,12 @@ class IBOT(PretrainMethod):
         self.student = IBOTNetwork(config)
         self.student.encoder.checkpointing = config.train.checkpoint_activations
         self.teacher = Momentum(self.student, self.settings)
-        self.centres = nn.ModuleDict({
-            name: Centre(self.settings.prototypes, self.settings.centre_momentum, collectives)
-            for name in ("global", "patch")
-        })  # fmt: skip
+        self.centres = nn.ModuleDict(
+            {
+                name: Centre(self.settings.prototypes, self.settings.centre_momentum, collectives)
+                for name in ("global", "patch")
+            }
+        )
         self.limit = hidden_tokens(_grid(config), self.settings.mask_ratio)
 
     @classmethod
@@ -206,8 +210,10 @@ class IBOT(PretrainMethod):
             student_global.append(head.scores(head(global_token(crop)), moving))
         pairs = [
             cross_entropy(taught, guess / own.tau_student).mean()
-            for q, taught in enumerate(teacher_global.chunk(2)) for v, guess in enumerate(student_global) if v != q
-        ]  # fmt: skip
+            for q, taught in enumerate(teacher_global.chunk(2))
+            for v, guess in enumerate(student_global)
+            if v != q
+        ]
         loss_global = torch.stack(pairs).mean()
         of_tokens = torch.where(wanted, cross_entropy(teacher_patch, student_patch / own.tau_student), 0.0)
         loss_patch = (of_tokens.sum(1) / wanted.sum(1).clamp(min=1)).mean()

@@ -71,11 +71,18 @@ class MaskOCRConfig(MethodConfig, LabelSettings):
 
 
 @register(
-    paper="MaskOCR (Lyu et al., 2022), after the description; sizes ours", needs=("masks", "labels with language"),
+    paper="MaskOCR (Lyu et al., 2022), after the description; sizes ours",
+    needs=("masks", "labels with language"),
     labels=True,
-    tiny={"regressor_layers": 1, "decoder_layers": 1, "language": True, "language_layers": 1, "max_length": 6,
-          "bn_group_size": 2},
-)  # fmt: skip
+    tiny={
+        "regressor_layers": 1,
+        "decoder_layers": 1,
+        "language": True,
+        "language_layers": 1,
+        "max_length": 6,
+        "bn_group_size": 2,
+    },
+)
 class MaskOCR(EncoderMethod):
     """loss = loss_pixels + align_weight * loss_latents (+ language_weight * loss_language), or loss_language alone.
 
@@ -129,9 +136,14 @@ class MaskOCR(EncoderMethod):
     def masks(self, batch: Batch) -> ops.Masks:
         """Hidden strips, a function of (seed, epoch, index)."""
         return ops.draw_masks(
-            batch.index, seed=self.config.seed, epoch=batch.epoch, size=self.size, unit="column",
-            mask_ratio=self.own.mask_ratio, num_blocks=0,
-        )  # fmt: skip
+            batch.index,
+            seed=self.config.seed,
+            epoch=batch.epoch,
+            size=self.size,
+            unit="column",
+            mask_ratio=self.own.mask_ratio,
+            num_blocks=0,
+        )
 
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
@@ -169,7 +181,7 @@ class MaskOCR(EncoderMethod):
             watched |= {
                 "spread": spread(F.normalize(full_precision(seen.detach()).mean(1), dim=1)),
                 "detail": detail(prediction.detach(), target, masks.pixels),
-            }  # fmt: skip
+            }
         if pictures:
             shown, hidden = to_pixels(images), masks.pixels[:PICTURES]
             guess = prediction[:PICTURES].detach().float().clamp(0, 1)

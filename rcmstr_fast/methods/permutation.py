@@ -127,9 +127,13 @@ def _stretch(cuts: Tensor, length: int, inverse: bool) -> Tensor:
 def permuted_order(index: Tensor, epoch: int | Tensor, method: PermutationSettings, seed: int) -> Tensor:
     """The order [B, N] in which a batch of slots `index` [B] int64 is permuted; as of `ops.draw_order`."""
     return ops.draw_order(
-        index, seed=seed, epoch=epoch, num_patches=method.num_patches, group_size=method.group_size,
+        index,
+        seed=seed,
+        epoch=epoch,
+        num_patches=method.num_patches,
+        group_size=method.group_size,
         shared=bool(method.shared_permutation),
-    )  # fmt: skip
+    )
 
 
 class PermutedQuery:
@@ -146,9 +150,15 @@ class PermutedQuery:
     """
 
     def __init__(
-        self, images: Tensor, index: Tensor, epoch: int | Tensor, method: PermutationSettings, seed: int,
-        permuted: Tensor | None = None, order: Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        images: Tensor,
+        index: Tensor,
+        epoch: int | Tensor,
+        method: PermutationSettings,
+        seed: int,
+        permuted: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> None:
         self.method = method
         self._shape: dict[str, Any] = {"num_patches": method.num_patches, "group_size": method.group_size}
         self.order = permuted_order(index, epoch, method, seed) if order is None else order

@@ -80,9 +80,10 @@ class PerSecConfig(MethodConfig):
 
 @register(
     paper="Perceiving Stroke-Semantic Context (Liu et al., AAAI 2022), after the description; sizes ours",
-    needs=("masks", "codes"), accumulates=False,
+    needs=("masks", "codes"),
+    accumulates=False,
     tiny={"entries": 8, "distractors": 4, "bn_group_size": 2},
-)  # fmt: skip
+)
 class PerSec(EncoderMethod):
     """Weighted sum over both levels of InfoNCE and the share of unused codes."""
 
@@ -99,13 +100,20 @@ class PerSec(EncoderMethod):
             self.encoder.train()
         self.sizes = {"stroke": (early.shape[2], early.shape[3]), "semantic": (1, self.num_frames)}
         channels = {"stroke": early.shape[1], "semantic": self.encoder.out_channels}
-        self.perceivers = nn.ModuleDict({
-            level: ContextPerceiver(
-                channels[level], self.sizes[level], groups=own.groups, entries=own.entries,
-                dim=config.model.feature_dim, layers=own.context_layers,
-                window=own.stroke_window if level == "stroke" else None,
-            ) for level in LEVELS
-        })  # fmt: skip
+        self.perceivers = nn.ModuleDict(
+            {
+                level: ContextPerceiver(
+                    channels[level],
+                    self.sizes[level],
+                    groups=own.groups,
+                    entries=own.entries,
+                    dim=config.model.feature_dim,
+                    layers=own.context_layers,
+                    window=own.stroke_window if level == "stroke" else None,
+                )
+                for level in LEVELS
+            }
+        )
 
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:

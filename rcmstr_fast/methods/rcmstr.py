@@ -42,8 +42,9 @@ class RCMSTRConfig(RelationalSettings, MaskSettings):
 
 @register(
     paper="Relational Contrastive Learning and Masked Image Modeling for STR (Lin et al.)",
-    needs=("momentum", "queue", "masks"), tiny={"queue_size": 64, "bn_group_size": 2, "bn_shuffle": False},
-)  # fmt: skip
+    needs=("momentum", "queue", "masks"),
+    tiny={"queue_size": 64, "bn_group_size": 2, "bn_shuffle": False},
+)
 class RCMSTR(ContrastiveMethod):
     """loss = loss_mim + beta * loss_rcl.
 

@@ -47,7 +47,7 @@ def register(
             raise ValueError(f"{method.__name__}.Config.name must be a name of its own, got {name!r}")
         spec = MethodSpec(
             name, method, config, paper, tuple(encoders), tuple(needs), labels, accumulates, dict(tiny or {})
-        )  # fmt: skip
+        )
         method.spec, config.encoders = spec, spec.encoders
         _known[name] = spec
         return method

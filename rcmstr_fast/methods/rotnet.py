@@ -26,9 +26,16 @@ class RotNetConfig(MethodConfig):
     """
 
     cnn = Training(
-        batch=128, epochs=5, optimizer="sgd", lr=0.1, lr_batch=0, weight_decay=5e-4, schedule="step", warmup_steps=0,
+        batch=128,
+        epochs=5,
+        optimizer="sgd",
+        lr=0.1,
+        lr_batch=0,
+        weight_decay=5e-4,
+        schedule="step",
+        warmup_steps=0,
         clip=5.0,
-    )  # fmt: skip
+    )
     vit = Training(batch=1024, epochs=10, weight_decay=0.1, min_lr=1e-5, clip=5.0)
     name: str = "rotnet"
     augment: Literal["none", "light", "pretrain"] = "none"
@@ -36,7 +43,7 @@ class RotNetConfig(MethodConfig):
 
 @register(
     paper="RotNet (Gidaris et al., ICLR 2018), for words as in Baek et al. (CVPR 2021)", tiny={"bn_group_size": 2}
-)  # fmt: skip
+)
 class RotNet(EncoderMethod):
     """Cross entropy over the four turns, from the mean of the frames."""
 
@@ -68,8 +75,9 @@ class RotNet(EncoderMethod):
             scores = logits.detach()
             watched = {
                 "spread": spread(F.normalize(full_precision(words.detach()), dim=1)),
-                "accuracy": (scores.argmax(1) == turns).float().mean(), "entropy": entropy(scores.softmax(1)),
-            }  # fmt: skip
+                "accuracy": (scores.argmax(1) == turns).float().mean(),
+                "entropy": entropy(scores.softmax(1)),
+            }
         sheet = {f"{90 * i} degrees": to_pixels(copies[:, i]) for i in range(TURNS)} if pictures else {}
         return StepOutput(loss, {"loss_rotation": loss.detach()}, watched, sheet)
 

@@ -60,9 +60,10 @@ class SeqCLRConfig(MethodConfig, InstanceSettings):
 
 @register(
     paper="Sequence-to-Sequence Contrastive Learning for Text Recognition (Aberdam et al., CVPR 2021)",
-    needs=("negatives of the batch",), accumulates=False,
+    needs=("negatives of the batch",),
+    accumulates=False,
     tiny={"projection_dim": 16, "bn_group_size": 2, "windows": 3},
-)  # fmt: skip
+)
 class SeqCLR(InBatchMethod):
     """Head on the frames, mapping to instances, Eq. 1 between those of the two views."""
 

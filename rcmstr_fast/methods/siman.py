@@ -65,9 +65,11 @@ class SimANConfig(MethodConfig):
 
 
 @register(
-    paper="SimAN (Luo et al., CVPR 2022), after the description; sizes ours", encoders=CNN, needs=("discriminator",),
+    paper="SimAN (Luo et al., CVPR 2022), after the description; sizes ours",
+    encoders=CNN,
+    needs=("discriminator",),
     tiny={"painter_width": 16, "discriminator_width": 4, "bn_group_size": 2},
-)  # fmt: skip
+)
 class SimAN(EncoderMethod):
     """Squared error of the painted crop, and a discriminator that learns in the same backward (hinge losses)."""
 
@@ -113,9 +115,11 @@ class SimAN(EncoderMethod):
         judged = F.relu(1.0 - true).mean() + F.relu(1.0 + false).mean()
         loss = error + self.own.adversarial_weight * fooled + judged
         terms = {
-            "loss_painted": error.detach(), "loss_fooled": fooled.detach(), "loss_discriminator": judged.detach(),
+            "loss_painted": error.detach(),
+            "loss_fooled": fooled.detach(),
+            "loss_discriminator": judged.detach(),
             "loss": loss.detach(),
-        }  # fmt: skip
+        }
         watched, sheet = {}, {}
         if monitor:
             everywhere = torch.ones_like(wanted[:, :1], dtype=torch.bool)
@@ -123,7 +127,7 @@ class SimAN(EncoderMethod):
                 "spread": spread(F.normalize(full_precision(content.detach()).mean(1), dim=1)),
                 "detail": detail(painted.detach(), wanted, everywhere),
                 "told": 0.5 * ((true > 0).float().mean() + (false < 0).float().mean()),
-            }  # fmt: skip
+            }
         if pictures:
             shown = {"content": changed, "style": neighbour, "painted": painted, "true": wanted}
             sheet = {name: to_pixels(x) for name, x in shown.items()}

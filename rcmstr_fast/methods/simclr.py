@@ -44,9 +44,11 @@ class SimCLRConfig(MethodConfig):
 
 
 @register(
-    paper="SimCLR (Chen et al., ICML 2020), for words as in SeqCLR", needs=("negatives of the batch",),
-    accumulates=False, tiny={"head_hidden": 16, "bn_group_size": 2},
-)  # fmt: skip
+    paper="SimCLR (Chen et al., ICML 2020), for words as in SeqCLR",
+    needs=("negatives of the batch",),
+    accumulates=False,
+    tiny={"head_hidden": 16, "bn_group_size": 2},
+)
 class SimCLR(InBatchMethod):
     """NT-Xent between the two vectors of each image."""
 
@@ -60,7 +62,7 @@ class SimCLR(InBatchMethod):
         inputs = channels * (self.num_frames if own.instances == "flatten" else 1)
         mlp = build_head(
             "mlp", inputs, config.model.feature_dim, hidden=own.head_hidden or channels, norm=own.head_norm
-        )  # fmt: skip
+        )
         self.head = nn.Sequential(Instances(own.instances, self.num_frames), mlp)
 
     @classmethod

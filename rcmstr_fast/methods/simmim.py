@@ -38,9 +38,10 @@ class SimMIMConfig(MethodConfig, MaskSettings):
 
 
 @register(
-    paper="SimMIM (Xie et al., CVPR 2022), Eq. 8 of RCMSTR", needs=("masks",),
+    paper="SimMIM (Xie et al., CVPR 2022), Eq. 8 of RCMSTR",
+    needs=("masks",),
     tiny={"bn_group_size": 2, "mask_ratio": 0.5},
-)  # fmt: skip
+)
 class SimMIM(EncoderMethod):
     """loss = loss_mim. A ViT gets a mask token where it is hidden, a CNN works on the visible sites only."""
 

@@ -50,9 +50,11 @@ class SupervisedConfig(MethodConfig, LabelSettings):
 
 
 @register(
-    paper="the supervised baseline of RCMSTR (Table II) and SeqCLR (Table 2)", needs=("labels",), labels=True,
+    paper="the supervised baseline of RCMSTR (Table II) and SeqCLR (Table 2)",
+    needs=("labels",),
+    labels=True,
     tiny={"decoder": "ctc", "decoder_hidden": 8, "max_length": 6, "bn_group_size": 2},
-)  # fmt: skip
+)
 class Supervised(EncoderMethod):
     """Mean over images of the loss a character of each word; images without a readable label count as zero."""
 
@@ -66,7 +68,7 @@ class Supervised(EncoderMethod):
         characters = len(Charset.load(own.charset).characters)
         self.decoder = build_decoder(
             str(own.decoder), channels, characters, hidden=own.decoder_hidden, max_length=own.max_length
-        )  # fmt: skip
+        )
         _without_dropout(self.decoder)
 
     @classmethod
@@ -96,8 +98,9 @@ class Supervised(EncoderMethod):
             right = self._right(memory, logits, targets, lengths) & counted
             watched = {
                 "spread": spread(F.normalize(full_precision(memory.detach()).mean(1), dim=1)),
-                "accuracy": right.sum() / counted.sum().clamp(min=1), "labelled": counted.float().mean(),
-            }  # fmt: skip
+                "accuracy": right.sum() / counted.sum().clamp(min=1),
+                "labelled": counted.float().mean(),
+            }
         sheet = {"read": to_pixels(images)} if pictures else {}
         return StepOutput(loss, {"loss_supervised": loss.detach()}, watched, sheet)
 
@@ -113,9 +116,7 @@ class Supervised(EncoderMethod):
         return ((logits.argmax(2) == outputs) | (outputs == PAD)).all(1)
 
 
-def spelled(
-    decoder: AutoregressiveDecoder, memory: Tensor, targets: Tensor, lengths: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def spelled(decoder: AutoregressiveDecoder, memory: Tensor, targets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [B, L + 1, K] of each position given the true characters before it, and what they should name."""
     inputs, outputs = teacher(targets, lengths)
     return decoder(memory, inputs), outputs

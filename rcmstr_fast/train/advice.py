@@ -37,16 +37,22 @@ def _unwise(setting: Setting) -> list[str]:
     config, plan = setting.config, setting.plan
     batch, left_out = plan.global_batch, plan.epoch_size % plan.global_batch
     found = [
-        (plan.warmup_steps >= plan.total_steps,
-         f"optim.warmup_steps={plan.warmup_steps} takes the whole run of {plan.total_steps} steps: the learning rate "
-         "only rises"),
-        (setting.images < batch <= plan.epoch_size,
-         f"train.global_batch_size={batch} is more than the {setting.images} images of the data: a step shows the same "
-         "image more than once, as its own negative"),
-        (10 * left_out > plan.epoch_size,
-         f"each epoch leaves out {left_out} of its {plan.epoch_size} images (others each time): they do not fill a "
-         f"batch of {batch}"),
-    ]  # fmt: skip
+        (
+            plan.warmup_steps >= plan.total_steps,
+            f"optim.warmup_steps={plan.warmup_steps} takes the whole run of {plan.total_steps} steps: the learning rate "
+            "only rises",
+        ),
+        (
+            setting.images < batch <= plan.epoch_size,
+            f"train.global_batch_size={batch} is more than the {setting.images} images of the data: a step shows the same "
+            "image more than once, as its own negative",
+        ),
+        (
+            10 * left_out > plan.epoch_size,
+            f"each epoch leaves out {left_out} of its {plan.epoch_size} images (others each time): they do not fill a "
+            f"batch of {batch}",
+        ),
+    ]
     return [line for holds, line in found if holds] + _queues(config, batch)
 
 
@@ -62,11 +68,13 @@ def _queues(config: PretrainConfig, batch: int) -> list[str]:
     }
     level = max(getattr(config.method, "levels", None) or ["word"], key=rows.__getitem__)
     found = [
-        (2 * rows[level] > size,
-         f"method.queue_size={size} is refilled in {size / rows[level]:.1f} steps at the {level} level ({rows[level]} keys "
-         "a step): its negatives are those of the last step"),
+        (
+            2 * rows[level] > size,
+            f"method.queue_size={size} is refilled in {size / rows[level]:.1f} steps at the {level} level ({rows[level]} keys "
+            "a step): its negatives are those of the last step",
+        ),
         (10 * batch > size, f"train.global_batch_size={batch} is more than a tenth of method.queue_size={size}"),
-    ]  # fmt: skip
+    ]
     return [line for holds, line in found if holds]
 
 
@@ -114,10 +122,15 @@ def _inactive(setting: Setting) -> list[str]:
 
 def _plain(config: PretrainConfig) -> PretrainConfig:
     """The resolved defaults of such a method, network and preset."""
-    return resolve(PretrainConfig(
-        preset=config.preset, model=ModelConfig(encoder=config.model.encoder), method=type(config.method)(),
-        optim=OptimConfig(name=config.optim.name), train=TrainConfig(global_batch_size=config.train.global_batch_size),
-    ))  # fmt: skip
+    return resolve(
+        PretrainConfig(
+            preset=config.preset,
+            model=ModelConfig(encoder=config.model.encoder),
+            method=type(config.method)(),
+            optim=OptimConfig(name=config.optim.name),
+            train=TrainConfig(global_batch_size=config.train.global_batch_size),
+        )
+    )
 
 
 def _changed(config: Any, default: Any, prefix: str = "") -> set[str]:

@@ -126,9 +126,7 @@ class CapturedStep:
 
 def _empty_like(batch: Batch) -> Batch:
     """A batch of the same shapes, with the step's own epoch and progress, whose memory never changes."""
-    views, drawn = (
-        {name: torch.empty_like(x) for name, x in found.items()} for found in (batch.views, batch.drawn)
-    )  # fmt: skip
+    views, drawn = ({name: torch.empty_like(x) for name, x in found.items()} for found in (batch.views, batch.drawn))
     return Batch(views, torch.empty_like(batch.index), batch.epoch, drawn, progress=batch.progress)
 
 

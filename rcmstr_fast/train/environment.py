@@ -18,9 +18,17 @@ from rcmstr_fast.ops.masked import storage
 from rcmstr_fast.tuning.record import processor, version_of
 
 _LIBRARIES = (
-    "torch", "triton", "numpy", "Pillow", "lmdb", "safetensors", "jsonargparse", "tensorboard",
-    "nvidia-dali-cuda120", "nvidia-dali-cuda130",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "numpy",
+    "Pillow",
+    "lmdb",
+    "safetensors",
+    "jsonargparse",
+    "tensorboard",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+)
 
 
 def commit() -> str | None:

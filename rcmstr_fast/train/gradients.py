@@ -133,9 +133,11 @@ class GradientAverage:
         """Take over from rank 0 which gradients there are and in which order the buckets were complete."""
         known = set(self._fired)
         earlier = [
-            (b, i) for b, bucket in enumerate(self._buckets) for i, p in enumerate(bucket.parameters)
+            (b, i)
+            for b, bucket in enumerate(self._buckets)
+            for i, p in enumerate(bucket.parameters)
             if p.grad is not None and (b, i) not in known
-        ]  # fmt: skip
+        ]
         fired = self.world.on_rank0(lambda: [*self._fired, *earlier])
         complete = {}
         for when, (b, i) in enumerate(fired):

@@ -102,8 +102,10 @@ def facts(precision: str, total_steps: int, device: torch.device) -> dict[str, s
         device: where it computes.
     """
     gpu = device.type == "cuda"
-    able = {name: next((b for b, reasons in found.items() if not reasons), "none")
-            for name, found in dispatch.availability().items()}  # fmt: skip
+    able = {
+        name: next((b for b, reasons in found.items() if not reasons), "none")
+        for name, found in dispatch.availability().items()
+    }
     elsewhere = ("RCMSTR_FAST_CACHE", "RCMSTR_FAST_TUNE", "RCMSTR_FAST_DEBUG")  # where and how a run finds its choices
     settings = {name: os.environ[name] for name in env.VARIABLES if os.environ.get(name) and name not in elsewhere}
     return {

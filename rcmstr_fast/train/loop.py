@@ -142,10 +142,14 @@ def trial_of(
 
     return Trial(
         Feed(
-            config, world.device, stepper, lambda step: step.trainer.method, lambda: stream.batches(0, plan, alone),
+            config,
+            world.device,
+            stepper,
+            lambda step: step.trainer.method,
+            lambda: stream.batches(0, plan, alone),
             world.world_size,
         )
-    )  # fmt: skip
+    )
 
 
 class OneStep:
@@ -285,17 +289,19 @@ class Trainer:
         speed = log.speed(self.step, self.plan.global_batch, self.stream.waited)
         if self.images_per_s_at_peak is not None:
             speed["mfu_percent"] = 100 * speed["images_per_s"] / self.world.world_size / self.images_per_s_at_peak
-        log.write({
-            "step": self.step,
-            "epoch": self.step / self.plan.steps_per_epoch,
-            "samples": self.step * self.plan.global_batch,
-            **means,
-            **dict(zip(monitors, watched, strict=True)),
-            "lr": learning_rate(self.step - 1, self.config.optim, self.plan),
-            "nonfinite": int(self.guard.total),
-            **speed,
-            "broken": self.stream.broken,
-        })  # fmt: skip
+        log.write(
+            {
+                "step": self.step,
+                "epoch": self.step / self.plan.steps_per_epoch,
+                "samples": self.step * self.plan.global_batch,
+                **means,
+                **dict(zip(monitors, watched, strict=True)),
+                "lr": learning_rate(self.step - 1, self.config.optim, self.plan),
+                "nonfinite": int(self.guard.total),
+                **speed,
+                "broken": self.stream.broken,
+            }
+        )
 
     def _draw(self, batch: Batch, pictures: dict[str, Tensor]) -> None:
         assert batch.images is not None
@@ -310,10 +316,19 @@ class Trainer:
         _log.info(
             "%s %s: %d images an epoch, %d steps an epoch, %d steps, batch %d = %d processes x %d x %d, %.1f M "
             "parameters, %s, %s; begins at step %d",
-            self.config.method.name, self.config.model.encoder, self.plan.epoch_size, self.plan.steps_per_epoch,
-            self.plan.total_steps, self.plan.global_batch, self.world.world_size, self.config.train.accumulate,
-            self.plan.micro_batch, parameters / 1e6, self.world.device,
-            self.state.precision, self.step,
-        )  # fmt: skip
+            self.config.method.name,
+            self.config.model.encoder,
+            self.plan.epoch_size,
+            self.plan.steps_per_epoch,
+            self.plan.total_steps,
+            self.plan.global_batch,
+            self.world.world_size,
+            self.config.train.accumulate,
+            self.plan.micro_batch,
+            parameters / 1e6,
+            self.world.device,
+            self.state.precision,
+            self.step,
+        )
         for remark in self.method.remarks():
             _log.info("%s", remark)

@@ -104,9 +104,13 @@ def weight_decay(progress: Tensor, config: OptimConfig) -> Tensor | None:
 
 
 def apply_gradients(
-    optimizer: torch.optim.Optimizer, lr: float | Tensor, norm: Tensor, finite: Tensor, clip: float,
+    optimizer: torch.optim.Optimizer,
+    lr: float | Tensor,
+    norm: Tensor,
+    finite: Tensor,
+    clip: float,
     decay: Tensor | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """One optimiser step, clipped to `clip` (0: not at all); nothing changes where `finite` is False.
 
     Args:

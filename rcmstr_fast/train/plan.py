@@ -66,6 +66,12 @@ def make_plan(config: PretrainConfig, epoch_size: int, world_size: int) -> Plan:
     if config.optim.warmup_steps is None:
         config.optim.warmup_steps = min(5000, total // 10)
     return Plan(
-        epoch_size, per_epoch, total, config.optim.warmup_steps, batch, batch // world_size, batch // parts,
+        epoch_size,
+        per_epoch,
+        total,
+        config.optim.warmup_steps,
+        batch,
+        batch // world_size,
+        batch // parts,
         train.save_every or per_epoch,
-    )  # fmt: skip
+    )

@@ -9,9 +9,17 @@ from rcmstr_fast.train.export import load_encoder
 
 #: Fields of the network that must be those of the file.
 _FIELDS = (
-    "encoder", "width", "depth", "height", "image_width", "tps_align_corners", "sequence", "sequence_units",
-    "class_token", "final_norm",
-)  # fmt: skip
+    "encoder",
+    "width",
+    "depth",
+    "height",
+    "image_width",
+    "tps_align_corners",
+    "sequence",
+    "sequence_units",
+    "class_token",
+    "final_norm",
+)
 
 
 def check_start(config: PretrainConfig) -> None:

@@ -54,9 +54,16 @@ class RunState:
     """
 
     def __init__(
-        self, config: PretrainConfig, plan: Plan, world: World, folder: RunFolder,
-        method: PretrainMethod, optimizer: torch.optim.Optimizer, guard: Guard, meter: Meter,
-    ) -> None:  # fmt: skip
+        self,
+        config: PretrainConfig,
+        plan: Plan,
+        world: World,
+        folder: RunFolder,
+        method: PretrainMethod,
+        optimizer: torch.optim.Optimizer,
+        guard: Guard,
+        meter: Meter,
+    ) -> None:
         self.config, self.plan, self.world, self.folder = config, plan, world, folder
         self.method, self.optimizer, self.guard, self.meter = method, optimizer, guard, meter
         self.best_loss = self.window_loss = math.inf
@@ -186,8 +193,9 @@ class RunState:
             _log.warning(
                 "batch norm takes its statistics over %d images from now on, %d before (method.bn_group_size=0: the "
                 "images of a forward pass); the samples are the same, the losses not quite",
-                self.plan.micro_batch, micro_batch,
-            )  # fmt: skip
+                self.plan.micro_batch,
+                micro_batch,
+            )
 
     def _exported(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The exported tensors out of the method's state."""

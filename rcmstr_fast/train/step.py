@@ -37,9 +37,14 @@ class Step:
     """
 
     def __init__(
-        self, config: PretrainConfig, world: World, method: PretrainMethod, optimizer: torch.optim.Optimizer, guard: Guard,
+        self,
+        config: PretrainConfig,
+        world: World,
+        method: PretrainMethod,
+        optimizer: torch.optim.Optimizer,
+        guard: Guard,
         meter: Meter,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.world, self.method, self.optimizer, self.guard, self.meter = world, method, optimizer, guard, meter
         self.parameters: list[Tensor] = [p for p in method.parameters() if p.requires_grad]
         self.statistics = HeldStatistics(norms_of(method))

@@ -106,10 +106,17 @@ class Stream:
             return inputs, self.views(inputs, epoch) if early else None
 
         self._loader = Loader(
-            self._source, self._order, height=model.height, width=model.image_width, data=self.config.data,
-            local_batch=plan.micro_batch, rank=world.rank, world_size=world.world_size, accumulate=parts,
+            self._source,
+            self._order,
+            height=model.height,
+            width=model.image_width,
+            data=self.config.data,
+            local_batch=plan.micro_batch,
+            rank=world.rank,
+            world_size=world.world_size,
+            accumulate=parts,
             transform=ahead,
-        )  # fmt: skip
+        )
         while True:
             epoch, inside = divmod(step, plan.steps_per_epoch)
             micro: list[Batch] = []

@@ -106,9 +106,15 @@ class Trial:
         stages, visible = self._masked_stages()
         calls = {name: call.backends for name, call in self._calls.items() if call.backends}
         self.setting = Setting(
-            self.feed.device.type, self.feed.processes, env.threads(), torch.get_num_threads(), self.feed.config, stages,
-            visible, calls,
-        )  # fmt: skip
+            self.feed.device.type,
+            self.feed.processes,
+            env.threads(),
+            torch.get_num_threads(),
+            self.feed.config,
+            stages,
+            visible,
+            calls,
+        )
 
     def run(self, choice: Choice, value: Value) -> Run:
         """One call of the choice's part with a candidate.

@@ -72,11 +72,16 @@ def key_of(config: PretrainConfig, plan: Plan, world: World) -> str:
     switches = (train.precision, train.cuda_graph, train.compile, train.checkpoint_activations, train.accumulate)
     data = config.data
     facts = {
-        "model": asdict(config.model), "method": asdict(config.method), "optim": config.optim.name,
-        "batch": plan.micro_batch, "processes": world.world_size, "switches": switches,
+        "model": asdict(config.model),
+        "method": asdict(config.method),
+        "optim": config.optim.name,
+        "batch": plan.micro_batch,
+        "processes": world.world_size,
+        "switches": switches,
         "data": (data.decoder, data.augment, data.workers, data.prefetch, data.rotate),
-        "ordered": env.ordered(), "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "ordered": env.ordered(),
+        "threads": torch.get_num_threads(),
+    }
     return record.key_of(facts)
 
 

@@ -66,9 +66,14 @@ class ViewMaker:
         return max(len(group.specs) for group in self._groups)
 
     def __call__(
-        self, images: Tensor, index: Tensor, epoch: int, order: Tensor | None, dtype: torch.dtype,
+        self,
+        images: Tensor,
+        index: Tensor,
+        epoch: int,
+        order: Tensor | None,
+        dtype: torch.dtype,
         make: Make | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """The views of a batch.
 
         Args:
@@ -84,10 +89,16 @@ class ViewMaker:
         found: dict[str, Tensor] = {}
         for number, group in enumerate(self._groups):
             made = (make or ops.augment_views)(
-                images, seed=(self.config.seed + (number << 32)) & _U64, epoch=epoch, index=index,
-                num_views=len(group.specs), size=(images.shape[1], images.shape[2]), preset=group.specs[0].preset,
-                order=order if group.permuted else None, dtype=dtype,
-            )  # fmt: skip
+                images,
+                seed=(self.config.seed + (number << 32)) & _U64,
+                epoch=epoch,
+                index=index,
+                num_views=len(group.specs),
+                size=(images.shape[1], images.shape[2]),
+                preset=group.specs[0].preset,
+                order=order if group.permuted else None,
+                dtype=dtype,
+            )
             wanted = [*group.specs, *([group.permuted] if group.permuted else [])]
             found |= {spec.name: _sized(view, spec.size) for spec, view in zip(wanted, made, strict=True)}
         return {spec.name: found[spec.name] for spec in self.specs}

@@ -75,10 +75,18 @@ def test_hidden_sites_are_not_counted():
 
 #: method, encoder -> passes of an image in units of one dense pass with both gradients
 PASSES = {
-    ("simclr", "resnet29"): 2, ("seqclr", "vit_small"): 2, ("supervised", "vit_small"): 1, ("persec", "resnet29"): 1,
-    ("siman", "resnet29"): 2, ("rotnet", "vit_small"): 4, ("simmim", "vit_small"): 1, ("dig", "vit_small"): 2 + 2 / 3,
-    ("ibot", "vit_small"): 2 + 2 / 3, ("seqmoco", "vit_small"): 1 + 1 / 3, ("rclstr", "resnet29"): 2 + 1 / 3,
-}  # fmt: skip
+    ("simclr", "resnet29"): 2,
+    ("seqclr", "vit_small"): 2,
+    ("supervised", "vit_small"): 1,
+    ("persec", "resnet29"): 1,
+    ("siman", "resnet29"): 2,
+    ("rotnet", "vit_small"): 4,
+    ("simmim", "vit_small"): 1,
+    ("dig", "vit_small"): 2 + 2 / 3,
+    ("ibot", "vit_small"): 2 + 2 / 3,
+    ("seqmoco", "vit_small"): 1 + 1 / 3,
+    ("rclstr", "resnet29"): 2 + 1 / 3,
+}
 
 
 @pytest.mark.parametrize(("name", "encoder"), PASSES)

@@ -43,9 +43,17 @@ BEGINNINGS = {
 }
 #: A run of one small step.
 TINY = {
-    "preset": "fast", "model.width": 0.125, "model.projector_hidden": 16, "model.feature_dim": 16, "data.workers": 1,
-    "train.global_batch_size": 8, "train.steps": 1, "train.device": "cpu", "train.precision": "fp32", "train.trackers": [],
-}  # fmt: skip
+    "preset": "fast",
+    "model.width": 0.125,
+    "model.projector_hidden": 16,
+    "model.feature_dim": 16,
+    "data.workers": 1,
+    "train.global_batch_size": 8,
+    "train.steps": 1,
+    "train.device": "cpu",
+    "train.precision": "fp32",
+    "train.trackers": [],
+}
 #: Commands with the fields of another one, which walks them in full.
 SAME_FIELDS = ("tune", "bench pipeline", "bench step", "finetune")
 

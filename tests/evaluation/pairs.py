@@ -36,10 +36,22 @@ def tiny_segmentation(root, **changes) -> SegmentConfig:
         write_pairs(root / "train", 24, 1)
         write_pairs(root / "test", 6, 2, text="")
     fields = dict(
-        run=str(root / "run"), encoder="random", model=ModelConfig(**MODEL), train=[str(root / "train")],
-        test=[f"bars={root / 'test'}"], steps=6, batch_size=8, eval_every=3, log_every=3, device="cpu",
-        precision="fp32", workers=1, blocks=1, dim=16, augment="none",
-    )  # fmt: skip
+        run=str(root / "run"),
+        encoder="random",
+        model=ModelConfig(**MODEL),
+        train=[str(root / "train")],
+        test=[f"bars={root / 'test'}"],
+        steps=6,
+        batch_size=8,
+        eval_every=3,
+        log_every=3,
+        device="cpu",
+        precision="fp32",
+        workers=1,
+        blocks=1,
+        dim=16,
+        augment="none",
+    )
     return SegmentConfig(**(fields | changes))
 
 

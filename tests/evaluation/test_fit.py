@@ -57,8 +57,16 @@ FROZEN = {"decoder": "ctc", "steps": 9, "eval_every": 3, "log_every": 1}
 
 
 #: The same of a segmentation, which `toy_fit` runs.
-SEGMENTED = {"segment": True, "mode": "finetune", "bn_group_size": 4, "steps": 4, "eval_every": 4, "log_every": 1,
-             "augment": "light", "precision": "fp64"}  # fmt: skip
+SEGMENTED = {
+    "segment": True,
+    "mode": "finetune",
+    "bn_group_size": 4,
+    "steps": 4,
+    "eval_every": 4,
+    "log_every": 1,
+    "augment": "light",
+    "precision": "fp64",
+}
 
 
 @pytest.mark.slow

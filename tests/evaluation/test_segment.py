@@ -99,9 +99,12 @@ def test_unusable_pairs_are_counted_and_named(tmp_path, caplog):
     pairs = open_pairs([str(root)], "train")
     assert pairs.records.tolist() == [3, 4, 5]
     assert pairs.dropped == {
-        "masks of another size than their pictures": 1, "masks missing": 1, "pictures unreadable": 1,
-        "lines that are not 'picture TAB mask' below the folder": 2, "pictures without a line in pairs.tsv": 1,
-    }  # fmt: skip
+        "masks of another size than their pictures": 1,
+        "masks missing": 1,
+        "pictures unreadable": 1,
+        "lines that are not 'picture TAB mask' below the folder": 2,
+        "pictures without a line in pairs.tsv": 1,
+    }
     assert pairs.total == 9 and "6 of 9 pairs are left out" in caplog.text and "0.png" in caplog.text
 
 
@@ -166,8 +169,14 @@ def test_it_learns_where_the_text_is(tmp_path):
     train, test = write_texts(tmp_path / "texts", 96, 1), write_texts(tmp_path / "others", 24, 2)
     model = ModelConfig(encoder="vit_tiny", depth=1, image_width=40)
     fields = dict(
-        mode="finetune", model=model, train=[train], test=[f"words={test}"], batch_size=16, dim=32, eval_every=1000,
-    )  # fmt: skip
+        mode="finetune",
+        model=model,
+        train=[train],
+        test=[f"words={test}"],
+        batch_size=16,
+        dim=32,
+        eval_every=1000,
+    )
     found = {}
     for name, steps, rate in (("untrained", 1, 1e-9), ("trained", 120, 2e-3)):
         made = segment(tiny_segmentation(tmp_path, run=str(tmp_path / name), steps=steps, lr=rate, **fields))

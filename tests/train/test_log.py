@@ -90,9 +90,19 @@ def test_the_text_is_short_while_the_file_has_everything(tmp_path):
     folder = RunFolder(tmp_path)
     log = RunLog(folder, WORLD)
     log.begin(0, 4000)
-    line = {"loss": 7.123456, "alignment_frame": 0.8, "alignment_word": 0.6, "spread_frame": 0.5, "spread_word": 0.9,
-            "loss_mim": 0.1, "grad_norm": 3.0, "images_per_s": 812.0, "mfu_percent": 41.2,
-            "data_wait_percent": 1.2, "nonfinite": 0}  # fmt: skip
+    line = {
+        "loss": 7.123456,
+        "alignment_frame": 0.8,
+        "alignment_word": 0.6,
+        "spread_frame": 0.5,
+        "spread_word": 0.9,
+        "loss_mim": 0.1,
+        "grad_norm": 3.0,
+        "images_per_s": 812.0,
+        "mfu_percent": 41.2,
+        "data_wait_percent": 1.2,
+        "nonfinite": 0,
+    }
     for step in range(10, 4001, 10):
         log.write({"step": step, **line})
     log.write({"step": 4000, "val_accuracy": 0.25, "val_ned": 0.5, "val_cer": 0.5})

@@ -18,9 +18,7 @@ def hidden_tokens(grid: tuple[int, int], ratio: float) -> int:
     return max(1, int(ratio * grid[0] * grid[1]))
 
 
-def block_masks(
-    index: Tensor, *, seed: int, epoch: int, grid: tuple[int, int], ratio: float, views: int = 2
-) -> Tensor:  # fmt: skip
+def block_masks(index: Tensor, *, seed: int, epoch: int, grid: tuple[int, int], ratio: float, views: int = 2) -> Tensor:
     """Rectangles until a share of the tokens is hidden.
 
     A rectangle has an area between (shorter side of the grid / 3)^2 and what is still to hide, and a logarithmically
@@ -49,8 +47,9 @@ def block_masks(
         stretch = torch.exp((2 * aspect - 1) * math.log(ASPECT))
         height = (size * stretch).sqrt().round().clamp(1, rows)
         width = (size / stretch).sqrt().round().clamp(1, columns)
-        top, start = ((free + 1).mul(u).floor()[..., None, None] for free, u in
-                      ((rows - height, down), (columns - width, right)))  # fmt: skip
+        top, start = (
+            (free + 1).mul(u).floor()[..., None, None] for free, u in ((rows - height, down), (columns - width, right))
+        )
         block = (y >= top) & (y < top + height[..., None, None]) & (x >= start) & (x < start + width[..., None, None])
         fresh = (block & ~hidden).sum((2, 3))
         hidden |= block & ((fresh > 0) & (fresh <= left))[..., None, None]

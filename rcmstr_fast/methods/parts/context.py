@@ -90,18 +90,31 @@ class ContextPerceiver(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, channels: int, size: tuple[int, int], *, groups: int, entries: int, dim: int, layers: int,
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        groups: int,
+        entries: int,
+        dim: int,
+        layers: int,
         window: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.quantiser = Quantiser(channels, groups, entries, dim)
         self.hidden = nn.Parameter(torch.empty(channels).uniform_())
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                channels, heads_of(channels), 2 * channels, dropout=0.0, activation="gelu", batch_first=True,
+                channels,
+                heads_of(channels),
+                2 * channels,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
                 norm_first=True,
-            ) for _ in range(layers)
-        )  # fmt: skip
+            )
+            for _ in range(layers)
+        )
         self.predict = nn.Linear(channels, dim)
         self.register_buffer("positions", sinusoids(size[0] * size[1], channels), persistent=False)
         self.register_buffer("far", None if window is None else beyond(size, window), persistent=False)
@@ -136,7 +149,7 @@ def beyond(size: tuple[int, int], window: int) -> Tensor:
 
 def told_apart(
     contexts: Tensor, targets: Tensor, codes: Tensor, rivals: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """InfoNCE of each hidden position: its own target against those of its rivals in the same image.
 
     A rival with the codes of the position itself is no rival and left out (wav2vec 2.0).

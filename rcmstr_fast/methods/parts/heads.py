@@ -71,9 +71,16 @@ class Instances(nn.Module):
 
 
 def build_head(
-    kind: Kind, in_channels: int, out_channels: int, *, hidden: int = 0, layers: int = 2, norm: bool = True,
-    last_norm: bool = False, bias: bool = True,
-) -> nn.Module:  # fmt: skip
+    kind: Kind,
+    in_channels: int,
+    out_channels: int,
+    *,
+    hidden: int = 0,
+    layers: int = 2,
+    norm: bool = True,
+    last_norm: bool = False,
+    bias: bool = True,
+) -> nn.Module:
     """A projector or predictor of rows or frames `[B, .., C]`; its attribute `out_dim` is what comes out.
 
     Args:

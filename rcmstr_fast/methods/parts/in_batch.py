@@ -11,9 +11,16 @@ from rcmstr_fast.methods.step import Batch, StepOutput, full_precision
 
 #: How SeqCLR trains its own method and SimCLR (appendix C).
 ADADELTA = Training(
-    batch=1024, epochs=5, optimizer="adadelta", lr=10.0, lr_batch=0, weight_decay=1e-4, schedule="step",
-    warmup_steps=0, clip=5.0,
-)  # fmt: skip
+    batch=1024,
+    epochs=5,
+    optimizer="adadelta",
+    lr=10.0,
+    lr_batch=0,
+    weight_decay=1e-4,
+    schedule="step",
+    warmup_steps=0,
+    clip=5.0,
+)
 
 
 def check_negatives(method: MethodConfig, run: PretrainConfig) -> None:

@@ -89,9 +89,14 @@ class MaskedImageModelling(nn.Module):
         method = self.settings
         size = (self.config.model.height, self.config.model.image_width)
         return ops.draw_masks(
-            index, seed=self.config.seed, epoch=epoch, size=size,
-            unit=self.unit, mask_ratio=method.mask_ratio, num_blocks=method.num_blocks,
-        )  # fmt: skip
+            index,
+            seed=self.config.seed,
+            epoch=epoch,
+            size=size,
+            unit=self.unit,
+            mask_ratio=method.mask_ratio,
+            num_blocks=method.num_blocks,
+        )
 
     def target(self, images: Tensor, masks: ops.Masks) -> Tensor:
         """Pixels in [0, 1], or (norm_pix) normalised over each mask unit: [B, 3, H, W] float32 (float64 for float64 images)."""

@@ -13,10 +13,16 @@ def cross_layers(channels: int, count: int) -> nn.ModuleList:
     """`count` pre-norm layers of attention among queries, attention to a memory, and an MLP."""
     return nn.ModuleList(
         nn.TransformerDecoderLayer(
-            channels, heads_of(channels), 4 * channels, dropout=0.0, activation="gelu", batch_first=True,
+            channels,
+            heads_of(channels),
+            4 * channels,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
             norm_first=True,
-        ) for _ in range(count)
-    )  # fmt: skip
+        )
+        for _ in range(count)
+    )
 
 
 class Regressor(nn.Module):
