@@ -238,7 +238,7 @@ class TrainConfig:
         cuda_graph: record the whole step once and replay it as one CUDA graph; auto: on a GPU with a single process.
         compile: torch.compile the networks' dense forward passes; auto: where a tuned run has measured it faster.
         tune: measure on this machine what a run may choose (storage of masked stages, launches, threads, ..) before its
-            first step, once, and keep it; auto: for runs of 200 steps or more; off: what is predicted.
+            first step, once, and keep it; auto: for runs of 1,000 steps or more; off: what is predicted.
         checkpoint_activations: keep only the inputs of each residual stage or transformer block and compute the rest
             again in backward: less memory, more time, the same gradients.
     """

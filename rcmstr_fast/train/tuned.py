@@ -21,7 +21,7 @@ from rcmstr_fast.tuning.choices import Value
 from rcmstr_fast.tuning.engine import Outcome
 
 #: Steps from which on `train.tune=auto` measures: below, measuring takes longer than it saves.
-LEAST_STEPS = 200
+LEAST_STEPS = 1000
 #: Seconds that a run spends on tuning at most, but for the candidate that is being timed.
 SECONDS = 60.0
 #: Of what is left, what one choice may take: those that follow want some too.
@@ -176,7 +176,7 @@ def tune(
     """
     began = time.perf_counter()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), _quiet_loaders():
         try:
             trial = make()
         except (RuntimeError, MemoryError) as error:  # out of memory with a second copy of the method, for one
@@ -201,6 +201,18 @@ def tune(
     found.seconds, found.source = time.perf_counter() - began, "measured now"
     runs = {"values": found.values, "rows": found.rows, "seconds": found.seconds, "done": not only}
     record.update(device, lambda mine: mine["runs"].update({key: {**mine["runs"].pop(key, {}), **runs}}))
+
+
+@contextlib.contextmanager
+def _quiet_loaders() -> Iterator[None]:
+    """Every trial opens a loader, which would name its decoder each time."""
+    loaders = logging.getLogger("rcmstr_fast.data")
+    before = loaders.level
+    loaders.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        loaders.setLevel(before)
 
 
 def _outcome(
