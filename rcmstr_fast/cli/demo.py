@@ -1,16 +1,21 @@
 """`rcmstr demo`: render words, pretrain, train a decoder three ways, and show what pretraining was worth."""
 
 import contextlib
+import dataclasses
 import json
+import multiprocessing
+import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rcmstr_fast.config import ModelConfig, PretrainConfig
+from rcmstr_fast import env
+from rcmstr_fast.config import ModelConfig, PretrainConfig, RunError
 
 if TYPE_CHECKING:
     from rcmstr_fast.evaluation.config import ProbeConfig
@@ -72,7 +77,7 @@ LAPTOP = Size(
     16_000, 20_000, 1_000,
     {"texts": "numbers", "shortest": 2, "longest": 3, "mild": True, "families": ["DejaVu Sans Mono"]},
     {"width": 0.125, "image_width": 44, "projector_hidden": 64},
-    "seqmoco", 1024, 1_500, 32, 0.98, 2e-3, 2_000, 128, 5e-3, 64, 32, 3e-3, True,
+    "seqmoco", 1024, 2_000, 32, 0.98, 2e-3, 2_000, 128, 5e-3, 64, 32, 3e-3, True,
 )  # fmt: skip
 GPU = Size(
     200_000, 50_000, 3_000, {"texts": "words", "mixed": True}, {},
@@ -108,16 +113,20 @@ def run(arguments: Namespace) -> int:
     own = bool(arguments.data) and _take_labelled(arguments.data, words, size)
     if not own:
         _render(words, size, with_crops=not arguments.data)
-    with clock.running("pretraining"):
-        encoder = _pretrain(folder / "pretrain", arguments.data or str(words / "unlabelled"), size)
+    crops = arguments.data or str(words / "unlabelled")
     runs = {name: folder / name for name in ("pretrained", "untrained", "scratch")}
-    with clock.running("pretrained"):
-        results = [probe(_frozen(runs["pretrained"], "pretrained encoder, frozen", str(encoder), encoder, words, size))]
-    with clock.running("untrained"):
-        results.append(probe(_frozen(runs["untrained"], "untrained encoder, frozen", "random", encoder, words, size)))
-    steps = _scratch_steps(folder / "timing", clock, encoder, words, size)
-    with clock.running("scratch"):
-        results.append(probe(_scratch(runs["scratch"], steps, encoder, words, size)))
+    with _one_thread(size.small):
+        with clock.running("untrained"):
+            untrained = probe(_frozen(runs["untrained"], "untrained encoder, frozen", "random", words, size))
+        steps = _scratch_steps(folder / "timing", clock, crops, words, size)
+        scratch = _scratch(runs["scratch"], steps, words, size)
+        with beside(clock, "scratch", probe, scratch, at_once=size.small and env.threads() > 1):
+            with clock.running("pretraining"):
+                encoder = _pretrain(folder / "pretrain", crops, size)
+            with clock.running("pretrained"):
+                frozen = _frozen(runs["pretrained"], "pretrained encoder, frozen", str(encoder), words, size)
+                results = [probe(frozen), untrained]
+        results.append(probe(scratch))
     notes = [_budgets(size, steps)]
     if own:
         notes.append("Pretraining has seen the held-out images too, but no labels.")
@@ -141,7 +150,7 @@ class Clock:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._writing = path, threading.Lock()
         self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @contextlib.contextmanager
@@ -155,15 +164,81 @@ class Clock:
             if not self.seconds.get(f"{part} ended"):
                 self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
                 self.seconds[f"{part} ended"] = float(ended)
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
+                self._write()
 
     def keep(self, name: str, value: float) -> float:
         """The value that was kept under the name, else this one from now on."""
         if name not in self.seconds:
             self.seconds[name] = value
-            self.path.write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
+            self._write()
         return self.seconds[name]
+
+    def _write(self) -> None:
+        with self._writing:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def beside(clock: Clock, part: str, work: Callable[[Any], Any], given: Any, *, at_once: bool) -> Iterator[None]:
+    """Do a part's work while the block runs, in a process of its own that prints nothing.
+
+    Args:
+        clock: counts its time.
+        part: name of it there; nothing is done where it has ended before.
+        work: called with `given`.
+        given: what can be sent to a process.
+        at_once: False: in this process, when the block has ended.
+    Raises:
+        RunError: the process failed.
+    """
+    if clock.seconds.get(f"{part} ended") or not at_once:
+        yield
+        if not clock.seconds.get(f"{part} ended"):
+            with clock.running(part):
+                work(given)
+        return
+    process = multiprocessing.get_context("spawn").Process(target=_silently, args=(work, given))
+    watcher = threading.Thread(target=_watch, args=(clock, part, process))
+    process.start()
+    watcher.start()
+    try:
+        yield
+    except BaseException:
+        process.terminate()  # it saves
+        raise
+    finally:
+        watcher.join()
+    if process.exitcode:
+        raise RunError(f"demo: {part} ended with status {process.exitcode}; its run folder has a log.txt")
+
+
+def _watch(clock: Clock, part: str, process: Any) -> None:
+    with contextlib.suppress(RunError), clock.running(part):
+        process.join()
+        if process.exitcode:
+            raise RunError(part)
+
+
+def _silently(work: Callable[[Any], Any], given: Any) -> None:
+    """What the process of `beside` does."""
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    with _one_thread(True):
+        work(given)
+
+
+@contextlib.contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """Operations of so small a network are slower on several threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _take_labelled(data: str, folder: Path, size: Size) -> bool:
@@ -229,18 +304,18 @@ def _decoder(folder: Path, title: str, words: Path, size: Size, **fields: Any) -
         decoder="ctc",
         augment="none",
         decoder_hidden=size.probe_hidden,
+        model=ModelConfig(**size.model),
         **fields,
     )
 
 
-def _frozen(folder: Path, title: str, source: str, like: Path, words: Path, size: Size) -> "ProbeConfig":
+def _frozen(folder: Path, title: str, source: str, words: Path, size: Size) -> "ProbeConfig":
     return _decoder(
         folder,
         title,
         words,
         size,
         encoder=source,
-        like=str(like) if source == "random" else "",
         normalise=True,
         steps=size.probe_steps,
         eval_every=max(1, size.probe_steps // 5),
@@ -251,24 +326,33 @@ def _frozen(folder: Path, title: str, source: str, like: Path, words: Path, size
     )
 
 
-def _scratch(folder: Path, steps: int, like: Path, words: Path, size: Size) -> "ProbeConfig":
+def _scratch(folder: Path, steps: int, words: Path, size: Size) -> "ProbeConfig":
     return _decoder(
-        folder, "same network, all trained from scratch", words, size, mode="scratch", encoder="random", like=str(like),
+        folder, "same network, all trained from scratch", words, size, mode="scratch", encoder="random",
         steps=steps, eval_every=max(1, steps // 5), batch_size=size.scratch_batch, lr=size.scratch_lr,
         precision="fp32" if size.small else "auto", log_every=5,
     )  # fmt: skip
 
 
-def _scratch_steps(folder: Path, clock: Clock, like: Path, words: Path, size: Size) -> int:
-    """Steps from scratch that take as long as pretraining and decoder took together, by the speed of a few."""
+def _scratch_steps(folder: Path, clock: Clock, crops: str, words: Path, size: Size) -> int:
+    """Steps from scratch that take as long as pretraining and decoder together, by the speed of a few of each."""
     from rcmstr_fast.evaluation.probe import probe
-    from rcmstr_fast.study.records import metrics
 
     if "scratch steps" not in clock.seconds:
-        probe(_scratch(folder, min(_TIMED, size.pretrain_steps), like, words, size))
-    speeds = [line["images_per_s"] for line in metrics(folder) if "images_per_s" in line] or [1.0]
-    seconds = clock.seconds["pretraining"] + clock.seconds["pretrained"]
-    return int(clock.keep("scratch steps", max(2, int(seconds * speeds[-1] / size.scratch_batch))))
+        few = min(_TIMED, size.pretrain_steps)
+        _pretrain(folder / "pretraining", crops, dataclasses.replace(size, pretrain_steps=few))
+        probe(_scratch(folder / "scratch", few, words, size))
+    ahead = size.pretrain_steps * size.pretrain_batch / _speed(folder / "pretraining")
+    seconds = ahead + clock.seconds["untrained"]  # the decoder over the untrained encoder takes what the other will
+    steps = seconds * _speed(folder / "scratch") / size.scratch_batch
+    return int(clock.keep("scratch steps", max(2, int(steps))))
+
+
+def _speed(folder: Path) -> float:
+    """Images/s that a run came to."""
+    from rcmstr_fast.study.records import metrics
+
+    return ([line["images_per_s"] for line in metrics(folder) if "images_per_s" in line] or [1.0])[-1]
 
 
 def _budgets(size: Size, steps: int) -> str:

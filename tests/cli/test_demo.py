@@ -1,9 +1,12 @@
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
 from rcmstr_fast.cli import demo
 from rcmstr_fast.cli.main import main
+from rcmstr_fast.config import RunError
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.evaluation import probe as probing
 
@@ -13,6 +16,7 @@ TINY = demo.Size(
     16,
     {"texts": "words", "num_words": 2000},
     {"width": 0.125, "image_width": 44, "projector_hidden": 16},
+    "rcmstr",
     64,
     2,
     8,
@@ -33,8 +37,12 @@ def small(monkeypatch):
     monkeypatch.setenv("RCMSTR_FAST_THREADS", "1")
 
 
-def test_the_whole_way_and_again(small, tmp_path, capsys):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_whole_way_and_again(small, tmp_path, capsys, monkeypatch, at_once):
     run = tmp_path / "demo"
+    if at_once:
+        monkeypatch.setattr(demo, "LAPTOP", dataclasses.replace(TINY, small=True))
+        monkeypatch.setenv("RCMSTR_FAST_THREADS", "2")
     assert main(["demo", "--run", str(run), "--size", "laptop"]) == 0
     first = capsys.readouterr().out
     for title in ("pretrained encoder, frozen", "untrained encoder, frozen", "same network, all trained from scratch"):
@@ -60,16 +68,29 @@ def test_the_whole_way_and_again(small, tmp_path, capsys):
 
 
 def test_from_scratch_gets_the_time_of_pretraining_and_decoder(tmp_path, monkeypatch):
-    def timed(config):
-        (tmp_path / "timing").mkdir()
-        (tmp_path / "timing" / "metrics.jsonl").write_text('{"step": 5, "images_per_s": 64.0}\n')
+    def timed(folder, speed):
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(f'{{"step": 5, "images_per_s": {speed}}}\n')
 
-    monkeypatch.setattr(probing, "probe", timed)
+    monkeypatch.setattr(demo, "_pretrain", lambda folder, crops, size: timed(folder, 4.0))
+    monkeypatch.setattr(probing, "probe", lambda config: timed(Path(config.run), 64.0))
     clock = demo.Clock(tmp_path / "times.json")
-    clock.seconds = {"pretraining": 8.0, "pretrained": 2.0}
-    size = dataclasses.replace(TINY, scratch_batch=32)
-    found = [demo._scratch_steps(tmp_path / "timing", clock, tmp_path, tmp_path, size) for _ in range(2)]
-    assert found == [20, 20]  # 10 s x 64 words/s of 32 words a step
+    clock.seconds = {"untrained": 6.0}
+    size = dataclasses.replace(TINY, scratch_batch=32, pretrain_steps=2, pretrain_batch=8)
+    found = [demo._scratch_steps(tmp_path / "timing", clock, "crops", tmp_path, size) for _ in range(2)]
+    assert found == [20, 20]  # 4 s of pretraining and 6 s of a decoder, x 64 words/s of 32 words a step
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_work_beside_is_done_once_and_timed(tmp_path, at_once):
+    for _ in range(2):
+        clock = demo.Clock(tmp_path / "t.json")
+        with demo.beside(clock, "work", os.mkdir, str(tmp_path / "made"), at_once=at_once):
+            pass
+    assert (tmp_path / "made").is_dir() and clock.seconds["work ended"] == 1.0
+    with pytest.raises((RunError, OSError)), demo.beside(clock, "again", os.mkdir, str(tmp_path), at_once=at_once):
+        pass
+    assert not clock.seconds["again ended"]
 
 
 def test_the_clock_counts_interrupted_parts_and_stops_at_the_end(tmp_path, monkeypatch):
