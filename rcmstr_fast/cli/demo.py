@@ -84,7 +84,7 @@ GPU = Size(
     "rcmstr", 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 256, 1e-3, 256, 256, 1e-3,
 )  # fmt: skip
 #: Steps whose speed says how many the network from scratch gets.
-_TIMED = 20
+_TIMED = 40
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -341,7 +341,7 @@ def _scratch_steps(folder: Path, clock: Clock, crops: str, words: Path, size: Si
     if "scratch steps" not in clock.seconds:
         few = min(_TIMED, size.pretrain_steps)
         _pretrain(folder / "pretraining", crops, dataclasses.replace(size, pretrain_steps=few))
-        probe(_scratch(folder / "scratch", few, words, size))
+        probe(dataclasses.replace(_scratch(folder / "scratch", few, words, size), eval_every=few))
     ahead = size.pretrain_steps * size.pretrain_batch / _speed(folder / "pretraining")
     seconds = ahead + clock.seconds["untrained"]  # the decoder over the untrained encoder takes what the other will
     steps = seconds * _speed(folder / "scratch") / size.scratch_batch
@@ -359,7 +359,8 @@ def _budgets(size: Size, steps: int) -> str:
     return (
         f"Pretraining: {size.pretrain_steps} steps of {size.pretrain_batch} images without labels. Decoders: "
         f"{size.probe_steps} steps of {size.probe_batch} words over the frozen encoders. From scratch: {steps} steps of "
-        f"{size.scratch_batch} words, as many as were expected to fit into the time of pretraining and decoder together."
+        f"{size.scratch_batch} words, as many as were expected to fit into the time of pretraining and decoder together. "
+        "All its layers learn from labels, which are enough by themselves for words as plain as these."
     )
 
 
