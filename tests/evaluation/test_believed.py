@@ -42,6 +42,28 @@ def test_a_set_of_broken_pictures_and_symbols(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "label, folded, cased",
+    [
+        ("Word ", "word", False),
+        ("cafe\u0301", "cafe", False),
+        ("caf\u00e9", "caf", False),
+        ("it's", "its", True),
+        ("U.S.A", "usa", True),
+        ("na\u00efve", "nave", False),
+        ("\uff26\uff55\uff4c\uff4c", "", False),
+        ("stra\u00dfe", "strae", False),
+        ("\u0130stanbul", "istanbul", False),
+        ("\u00b2", "", False),
+    ],
+)
+def test_what_protocols_leave_of_a_label(label, folded, cased):
+    """fewer_labels36 deletes what is not a letter or digit, as published evaluations do; cased94 leaves such words out."""
+    assert FEWER.normalise(label) == folded
+    kept, why_not = get_protocol("cased94").target(label)
+    assert kept == label and (why_not is None) == cased
+
+
+@pytest.mark.parametrize(
     "labels, fits",
     [(["!!", "?", "ok", "(a)"], "cased94"), (["你好", "京A1", "招牌"], "bctr"), (["é", "ß", "ñ"], "exact")],
 )

@@ -160,10 +160,10 @@ def test_when_a_run_is_tuned(tmp_path, monkeypatch):
         return tuned.wanted(config, make_plan(config, 4000, 1))
 
     monkeypatch.delenv("RCMSTR_FAST_TUNE")
-    assert [wanted(steps) for steps in (199, 200)] == [False, True]
-    assert wanted(2, "on") and not wanted(1000, "off")
+    assert [wanted(steps) for steps in (999, 1000)] == [False, True]
+    assert wanted(2, "on") and not wanted(2000, "off")
     monkeypatch.setenv("RCMSTR_FAST_TUNE", "off")
-    assert not wanted(1000) and wanted(1000, "on")
+    assert not wanted(2000) and wanted(2000, "on")
     monkeypatch.setenv("RCMSTR_FAST_TUNE", "maybe")
     with pytest.raises(ConfigError, match="must be on or off, got 'maybe'"):
         wanted(1000)
