@@ -1,7 +1,7 @@
 """Loss curves of tiny models in float64; `python -m tests.golden.curves [NAME ..]` writes them, or those of NAME, anew.
 
-The relational methods have 50 steps each, every other method 20 of its smallest configuration, on the CNN at an eighth
-of its width, to keep the suite short.
+The relational methods have a configuration of their own, every other method its smallest, on the CNN at an eighth of its
+width, to keep the suite short.
 
 In float32 rounding alone moves so small a model by per cents within three steps, so no band would tell it from a change.
 
@@ -26,11 +26,11 @@ from tests.methods.harness import case_config
 from tests.methods.tiny import tiny_config
 
 HERE = Path(__file__).parent
-STEPS, SHORT, BATCH, WORDS = 50, 20, 6, 24
+STEPS, BATCH, WORDS = 50, 6, 24
 #: The ViT at 1e-5 turns a difference of 1e-15 into per cents within 25 steps, at 2e-6 into 1e-7 within 50.
 #: Two networks that play against each other do the same at 1e-3 (1e-15 into 1e-5 within 12 steps), at 1e-4 into 1e-10.
 LR = {"resnet29": 1e-3, "vit_tiny": 2e-6, "siman": 1e-4}
-LONG = ("seqmoco", "rclstr", "rcmstr")
+RELATIONAL = ("seqmoco", "rclstr", "rcmstr")
 CASES = [
     (spec.name, encoder)
     for spec in every_method()
@@ -64,13 +64,8 @@ def curve(name: str, encoder: str) -> list[float]:
         torch.set_default_dtype(before)
 
 
-def steps(name: str) -> int:
-    """Steps of a method's curves."""
-    return STEPS if name in LONG else SHORT
-
-
 def _config(name: str, encoder: str) -> PretrainConfig:
-    if name in LONG:
+    if name in RELATIONAL:
         config = tiny_config(encoder, BATCH, name=name, preset="fast", momentum=0.9, bn_group_size=2)
     else:
         config = case_config(name, encoder)
@@ -86,14 +81,14 @@ def _curve(name: str, encoder: str) -> list[float]:
     images = pictures(config.model.height, config.model.image_width)
     wanted = [spec for spec in spec.method.views(config) if not spec.permuted_of]
     losses = []
-    for step in range(steps(name)):
+    for step in range(STEPS):
         index = (torch.arange(BATCH) + step * BATCH) % WORDS
         epoch = step * BATCH // WORDS
         views = {one.name: view(images[index], index, epoch, number) for number, one in enumerate(wanted)}
-        drawn = {} if name in LONG else spec.method.draw(config, index, epoch)
+        drawn = {} if name in RELATIONAL else spec.method.draw(config, index, epoch)
         if spec.labels:
             drawn |= Targets(config.method)([f"word{i}" for i in index.tolist()])
-        progress = torch.tensor(step / steps(name))
+        progress = torch.tensor(step / STEPS)
         method.begin_step(progress)
         output = method(Batch(views, index, epoch, drawn, progress=progress), monitor=False)
         optimizer.zero_grad()
