@@ -62,7 +62,7 @@ def curves(title: str, x: str, y: str, lines: Mapping[str, Points]) -> str | Non
         An `<svg>` element; None where there is nothing to draw or no matplotlib.
     """
     lines = {name: points for name, points in lines.items() if points}
-    figure = _figure(7.5, 3.6)
+    figure = _figure(7.5, max(3.6, 0.6 + 0.19 * len(lines)))  # as high as the legend
     if not lines or figure is None:
         return None
     _curves_on(figure.add_subplot(title=title, xlabel=x, ylabel=y), lines)
