@@ -39,12 +39,12 @@ def page(records: Records, studies: list[Record]) -> str:
 
 
 def short(records: Records, studies: list[Record]) -> str:
-    """What README shows: the tables of the first study, else those of the GPU's learning pieces, else where they
+    """What README shows: the first table of the first study, else those of the GPU's learning pieces, else where they
     will stand.
     """
     if studies:
         study = in_order(studies)[0]
-        made = [f"{table.title}\n\n{markdown(table.head, table.rows)}" for table in tables(study)]
+        made = [f"{table.title}\n\n{markdown(table.head, table.rows)}" for table in tables(study)[:1]]
         return "\n\n".join([f"**{study['title']}**", *made, facts(study), _MORE])
     found = list(learning_sections(records))
     shown = [section.replace("## ", "**", 1).replace("\n", "**\n", 1) for section in found if section.startswith("## ")]

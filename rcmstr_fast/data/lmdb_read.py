@@ -18,21 +18,35 @@ _log = logging.getLogger(__name__)
 
 
 class _Reader(Protocol):
+    """What reads one file: the compiled reader, or the `lmdb` package. Keys of a kind are `kind-n`, n from 1.
+
+    Attributes:
+        entries: keys of the file.
+        lost_pages: pages that a truncated file lacks.
+        damaged: whether a page is not what the tree says.
+    """
+
     entries: int
     lost_pages: int
     damaged: bool
 
-    def largest_number(self, kind: str) -> int: ...
+    def largest_number(self, kind: str) -> int:
+        """Largest n among the keys of what a damaged file still holds, 0 for a whole one."""
 
-    def get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of keys, None where there is none."""
 
-    def records(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> list[bytes | None]: ...
+    def records(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> list[bytes | None]:
+        """Values of `kind-n`, n written with `digits` places; None where there is none."""
 
-    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> None: ...
+    def prefetch(self, kind: str, numbers: Sequence[int] | np.ndarray, digits: int = 9) -> None:
+        """Tell the system which records are read next."""
 
-    def survey(self, kind: str, digits: int, first: int, last: int) -> tuple[int, int, int, int, int]: ...
+    def survey(self, kind: str, digits: int, first: int, last: int) -> tuple[int, int, int, int, int]:
+        """The fields of `Survey`."""
 
-    def first_key(self, prefix: bytes) -> bytes | None: ...
+    def first_key(self, prefix: bytes) -> bytes | None:
+        """The first key with a prefix."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,6 @@ def _run(
 ) -> RunResult:
     precision = precision_of(config, world)
     with contextlib.ExitStack() as stack:
-        world.on_rank0(lambda: folder.write_description(config, world.world_size))
         log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         charset = Charset.load(config.charset)
         recogniser = build_recogniser(config, charset, precision)
@@ -99,6 +98,9 @@ def _run(
         fit = Fit(recogniser, config, schedule, order, world, folder, identity_of(digest, data))
         fit.restore()
         _announce(config, recogniser, data, schedule, fit)
+        # Whatever cannot be has been refused by now, and nothing has been written.
+        world.on_rank0(lambda: folder.write_description(config, world.world_size))
+        log.open()
         listing = data.listing(config).encode()
         world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))
         if config.encoder == "random" and config.mode == "frozen" and config.bn == "running":

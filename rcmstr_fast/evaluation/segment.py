@@ -101,11 +101,10 @@ def build_segmenter(config: SegmentConfig, precision: Precision = "fp32") -> Seg
 def _run(config: SegmentConfig, folder: RunFolder, tests: dict[str, str], digest: str, world: World) -> SegmentResult:
     precision = precision_of(config, world)
     with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         data = open_segment_data(config, tests)
         network = build_segmenter(config, precision)
         network.move(world.device)
-        world.on_rank0(lambda: folder.write_description(config, world.world_size))
-        log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
         set_bn_groups(network, config.bn_group_size)
         pool = stack.enter_context(ThreadPoolExecutor(config.workers or env.threads()))
 
@@ -120,6 +119,9 @@ def _run(config: SegmentConfig, folder: RunFolder, tests: dict[str, str], digest
         fit = Fit(network, config, schedule, order, world, folder, identity_of(digest, data))
         fit.restore()
         _announce(config, network, data, schedule, fit)
+        # Whatever cannot be has been refused by now, and nothing has been written.
+        world.on_rank0(lambda: folder.write_description(config, world.world_size))
+        log.open()
         listing = data.listing(config).encode()
         world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))
         if config.encoder == "random" and config.mode == "frozen":

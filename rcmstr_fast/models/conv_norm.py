@@ -48,6 +48,7 @@ class _Working:
         self._linked: CastWeight | None = None
 
     def of(self, weight: Tensor) -> CastWeight:
+        """The weight with its copy, linked to the graph where a gradient is wanted."""
         if not (torch.is_grad_enabled() and weight.requires_grad):
             return CastWeight(weight, self.low)
         if self._linked is None:

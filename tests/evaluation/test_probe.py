@@ -235,9 +235,10 @@ def test_broken_pictures_count_as_misread(tmp_path):
 
 def wrong(tmp_path, message, **changes):
     config = tiny_config(tmp_path, **{"steps": 1} | changes)
+    before = set(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=message) as raised:
         probe(config)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and set(tmp_path.rglob("*")) == before
 
 
 def test_user_errors(tmp_path):
