@@ -10,8 +10,8 @@ from torch import Tensor
 
 #: Streams: independent sequences for one (seed, epoch, index). Augmentation takes AUGMENT + view.
 SAMPLER, PERMUTATION, MASK, BN_GROUPS, SUBSET, ENQUEUE, REPLACEMENT, AUGMENT = 1, 2, 3, 4, 5, 6, 7, 256
-#: Streams of single methods; the first three have one more for a second level.
-CONTEXT, DISTRACTORS, GUMBEL, CROPS, PATHS = 32, 34, 36, 38, 39
+#: Streams of single methods; the first two have one more for a second level.
+CONTEXT, GUMBEL, CROPS, PATHS = 32, 36, 38, 39
 
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

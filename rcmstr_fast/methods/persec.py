@@ -1,8 +1,10 @@
 """PerSec (Liu et al., AAAI 2022), after its description; there is no public code, and sizes are ours.
 
 Two context perceivers look at one encoder: strokes at an early layer, each within a window, and semantics at its end,
-each over the whole word. At both some positions are hidden, and each must be told from others of the image by its
-context; targets are quantised with learned codes. What a quantiser, its noise and the losses are follows wav2vec 2.0.
+each over the whole word. At both some positions are hidden, and each must be told by its context from the same position
+of the other images of the batch; targets are quantised with learned codes. What a quantiser, its noise and the losses
+are follows wav2vec 2.0, but not where the rivals come from: other positions of the same image are told apart by where
+they are alone, and the encoder then collapses.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from rcmstr_fast import random
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, num_frames, require
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.base import PICTURES, EncoderMethod, Pass, ViewSpec, to_pixels
-from rcmstr_fast.methods.parts.context import ContextPerceiver, gumbel, others, told_apart, unused
+from rcmstr_fast.methods.parts.context import ContextPerceiver, gumbel, told_apart, unused
+from rcmstr_fast.methods.parts.in_batch import check_negatives
 from rcmstr_fast.methods.parts.monitors import spread
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
@@ -36,7 +39,6 @@ class PerSecConfig(MethodConfig):
         groups: books of codes of each quantiser.
         entries: codes a book.
         mask_ratio: hidden share of the positions.
-        distractors: others of the image that a position is told from.
         temperature: of the similarities.
         gumbel_start: temperature of the quantiser at the beginning of the run.
         gumbel_end: the same at its end; it falls exponentially.
@@ -53,7 +55,6 @@ class PerSecConfig(MethodConfig):
     groups: int = number(2, low=1)
     entries: int = number(64, low=2)
     mask_ratio: float = number(0.5, above=0, high=1)
-    distractors: int = number(32, low=1)
     temperature: float = number(0.1, above=0)
     gumbel_start: float = number(2.0, above=0)
     gumbel_end: float = number(0.5, above=0)
@@ -69,6 +70,7 @@ class PerSecConfig(MethodConfig):
 
     def check(self, run: PretrainConfig) -> None:
         """The early layer exists, books divide the codes, and there is something to tell apart."""
+        check_negatives(self, run)
         layers, frames = run.model.depth if is_vit(run.model) else 6, num_frames(run.model)
         expected = f"method.stroke_layer must be at most the {layers} layers of the encoder for method {self.name}"
         require(int(self.stroke_layer or 0) <= layers, expected, self.stroke_layer)
@@ -82,7 +84,7 @@ class PerSecConfig(MethodConfig):
     paper="Perceiving Stroke-Semantic Context (Liu et al., AAAI 2022), after the description; sizes ours",
     needs=("masks", "codes"),
     accumulates=False,
-    tiny={"entries": 8, "distractors": 4, "bn_group_size": 2},
+    tiny={"entries": 8, "bn_group_size": 2},
 )
 class PerSec(EncoderMethod):
     """Weighted sum over both levels of InfoNCE and the share of unused codes."""
@@ -136,10 +138,18 @@ class PerSec(EncoderMethod):
         watched: dict[str, Tensor] = {}
         sheet: dict[str, Tensor] = {}
         for level, weight in zip(LEVELS, (self.own.stroke_weight, self.own.semantic_weight), strict=True):
-            hidden, rivals, noise = self.draws(level, batch, maps[level].dtype)
+            hidden, noise = self.draws(level, batch, maps[level].dtype)
             made = self.perceivers[level](maps[level], hidden, noise, self.gumbel_temperature(batch.progress))
             contexts, targets, codes, probabilities = made
-            told, right = told_apart(contexts, targets, codes, rivals, self.own.temperature)
+            told, right = told_apart(
+                contexts,
+                hidden,
+                self.collectives.gather_with_grad(targets),
+                self.collectives.gather(hidden),
+                first=self.collectives.rank * len(hidden),
+                size=maps[level].shape[1],
+                temperature=self.own.temperature,
+            )
             mean = self.collectives.gather_with_grad(probabilities.mean((0, 1))[None]).mean(0)
             told, spare = told.mean(), unused(mean)
             losses.append(weight * (told + self.own.diversity_weight * spare))
@@ -160,8 +170,8 @@ class PerSec(EncoderMethod):
         start, end = self.own.gumbel_start, self.own.gumbel_end
         return start if progress is None else start * (end / start) ** progress
 
-    def draws(self, level: str, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden positions [B, M], rivals [B, M, K] and noise [B, M, G, V] of a level."""
+    def draws(self, level: str, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Hidden positions [B, M] and noise [B, M, G, V] of a level."""
         own, (height, width), offset = self.own, self.sizes[level], LEVELS.index(level)
         count = int(own.mask_ratio * height * width)
 
@@ -169,10 +179,9 @@ class PerSec(EncoderMethod):
             return random.words(batch.index, each, seed=self.config.seed, stream=stream + offset, epoch=batch.epoch)
 
         hidden = random.permutation(words(random.CONTEXT, height * width))[:, :count]
-        rivals = others(words(random.DISTRACTORS, count * own.distractors), count)
         precise = dtype if dtype == torch.float64 else torch.float32
         noise = gumbel(words(random.GUMBEL, count * own.groups * own.entries), precise)
-        return hidden, rivals, noise.unflatten(1, (count, own.groups, own.entries))
+        return hidden, noise.unflatten(1, (count, own.groups, own.entries))
 
     def _covered(self, images: Tensor, hidden: Tensor, level: str) -> Tensor:
         """The images with what is hidden at a level in grey."""

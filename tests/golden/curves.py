@@ -28,8 +28,8 @@ from tests.methods.tiny import tiny_config
 HERE = Path(__file__).parent
 STEPS, BATCH, WORDS = 50, 6, 24
 #: The ViT at 1e-5 turns a difference of 1e-15 into per cents within 25 steps, at 2e-6 into 1e-7 within 50.
-#: Two networks that play against each other do the same at 1e-3 (1e-15 into 1e-5 within 12 steps), at 1e-4 into 1e-10.
-LR = {"resnet29": 1e-3, "vit_tiny": 2e-6, "siman": 1e-4}
+#: Two networks that play against each other, and choices of codes, do the same at 1e-3, at 1e-4 into 1e-10.
+LR = {"resnet29": 1e-3, "vit_tiny": 2e-6, "siman_resnet29": 1e-4, "persec_resnet29": 1e-4}
 RELATIONAL = ("seqmoco", "rclstr", "rcmstr")
 CASES = [
     (spec.name, encoder)
@@ -70,7 +70,7 @@ def _config(name: str, encoder: str) -> PretrainConfig:
     else:
         config = case_config(name, encoder)
         config.model.width = 0.125 if encoder in CNN else config.model.width
-    config.optim.lr = LR.get(name, LR[encoder])
+    config.optim.lr = LR.get(f"{name}_{encoder}", LR[encoder])
     return config
 
 

@@ -1,4 +1,4 @@
-"""PerSec against loops over positions, rivals and codes, in float64."""
+"""PerSec against loops over images, positions and codes, in float64."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
 from rcmstr_fast.methods import settings
-from rcmstr_fast.methods.parts.context import Quantiser, beyond, gumbel, others, told_apart, unused
+from rcmstr_fast.methods.parts.context import ContextPerceiver, Quantiser, beyond, gumbel, told_apart, unused
 from tests.methods.harness import batches, case_config, make_trainer
 
 
@@ -15,11 +15,12 @@ def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def info_nce(context, targets, codes, place, rivals, tau):
-    """-log of the own target's share; rivals with the same codes do not count."""
-    own = math.exp(cosine(context, targets[place]) / tau)
-    against = [math.exp(cosine(context, targets[j]) / tau) for j in rivals if codes[j] != codes[place]]
-    return -math.log(own / (own + sum(against)))
+def info_nce(contexts, targets, hidden, image, place, tau):
+    """-log of the own target's share among the targets that any image has at the position; nested lists."""
+    at = hidden[image].index(place)
+    there = [b for b in range(len(hidden)) if place in hidden[b]]
+    close = {b: math.exp(cosine(contexts[image][at], targets[b][hidden[b].index(place)]) / tau) for b in there}
+    return -math.log(close[image] / sum(close.values()))
 
 
 def unused_codes(probabilities):
@@ -43,14 +44,15 @@ def test_loss_by_positions(encoder, tmp_path):
     tau = math.sqrt(own.gumbel_start * own.gumbel_end)  # half way, on a logarithmic scale
     total = 0.0
     for level in ("stroke", "semantic"):
-        hidden, rivals, noise = method.draws(level, batch, torch.float64)
+        hidden, noise = method.draws(level, batch, torch.float64)
         with torch.no_grad():
             made = method.perceivers[level](maps[level], hidden, noise, tau)
-        contexts, targets, codes, probabilities = (x.tolist() for x in made)
+        contexts, targets, _, probabilities = (x.tolist() for x in made)
+        places = hidden.tolist()
         losses = [
-            info_nce(contexts[b][i], targets[b], codes[b], i, rivals[b, i].tolist(), own.temperature)
-            for b in range(len(contexts))
-            for i in range(len(contexts[b]))
+            info_nce(contexts, targets, places, b, place, own.temperature)
+            for b in range(len(places))
+            for place in places[b]
         ]
         spare = unused_codes([row for image in probabilities for row in image])
         assert float(output.terms[f"loss_{level}"]) == pytest.approx(sum(losses) / len(losses), rel=1e-6)
@@ -92,27 +94,39 @@ def test_the_gradient_of_a_choice_is_that_of_its_softmax():
     torch.testing.assert_close(got, quantiser.choose.weight.grad)
 
 
-def test_rivals_of_the_same_codes_are_none():
-    context, targets = torch.randn(1, 3, 4).double(), torch.randn(1, 3, 4).double()
-    rivals = torch.tensor([[[1, 2], [0, 2], [0, 1]]])
-    loss, right = told_apart(context, targets, torch.zeros(1, 3, 2, dtype=torch.int64), rivals, 0.1)
-    assert loss.abs().max() < 1e-12 and right.all()
-    codes = torch.tensor([[[0, 0], [0, 0], [0, 1]]])
-    loss, _ = told_apart(context, targets, codes, rivals, 0.1)
+def test_rivals_are_at_the_same_position_of_all_processes_images():
+    hidden = torch.tensor([[2, 0], [0, 1], [3, 2]])
+    torch.manual_seed(0)
+    contexts, targets = torch.randn(3, 2, 4).double(), torch.randn(3, 2, 4).double()
     expected = [
-        info_nce(context[0, i].tolist(), targets[0].tolist(), codes[0].tolist(), i, rivals[0, i].tolist(), 0.1)
-        for i in range(3)
+        [info_nce(contexts.tolist(), targets.tolist(), hidden.tolist(), b, p, 0.1) for p in hidden[b].tolist()]
+        for b in range(3)
     ]
-    assert loss[0].tolist() == pytest.approx(expected)
+    assert expected[1][1] == expected[2][0] == 0.0  # nobody else hides it
+    for first in (0, 1):  # all images, and those of a second process
+        own = slice(first, 3)
+        loss, right = told_apart(contexts[own], hidden[own], targets, hidden, first=first, size=4, temperature=0.1)
+        torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64)[own])
+        assert torch.equal(right, loss < math.log(2))  # of two candidates the own one is the closer
 
 
-def test_noise_windows_and_rivals():
+def test_a_code_for_the_position_or_for_the_whole_image_does_not_help():
+    hidden = torch.arange(4).repeat(6, 1)
+    place = torch.eye(4).repeat(6, 1, 1).double()  # each position has its own vector, in every image the same
+    loss, right = told_apart(place, hidden, place, hidden, first=0, size=4, temperature=0.1)
+    torch.testing.assert_close(loss, torch.full((6, 4), math.log(6)).double())
+    assert right.double().mean() <= 1 / 6
+    perceiver = ContextPerceiver(8, (1, 4), groups=2, entries=4, dim=4, layers=1, window=None)
+    x, noise = torch.randn(6, 4, 8), torch.zeros(6, 4, 2, 4)
+    painted = 3 * x + torch.randn(6, 1, 8)  # another contrast, another colour
+    for a, b in zip(perceiver(x, hidden, noise, 1.0)[1:], perceiver(painted, hidden, noise, 1.0)[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_and_windows():
     words = torch.randint(0, 2**32, (2, 40_000), generator=torch.Generator().manual_seed(0))
     noise = gumbel(words, torch.float64)
     assert noise.mean() == pytest.approx(0.5772, abs=0.02) and noise.var() == pytest.approx(math.pi**2 / 6, abs=0.05)
-    drawn = others(words[:, :60], 6)
-    assert drawn.shape == (2, 6, 10) and drawn.min() == 0 and drawn.max() == 5
-    assert all(i not in drawn[:, i].tolist()[b] for i in range(6) for b in range(2))
     far = beyond((3, 5), 1)
     for a in range(15):
         for b in range(15):
@@ -127,7 +141,7 @@ def test_what_is_hidden_does_not_reach_its_context(encoder, tmp_path):
     torch.testing.assert_close(tokens, method.encoder.tokens(batch.views["image"]))
     assert early.shape[2:] == ((32, 36) if encoder == "resnet29" else (8, 8))
     x = torch.randn(8, math.prod(method.sizes["stroke"]), method.perceivers["stroke"].hidden.numel()).double()
-    hidden, _, noise = method.draws("stroke", batch, torch.float64)
+    hidden, noise = method.draws("stroke", batch, torch.float64)
     contexts, targets, *_ = method.perceivers["stroke"](x, hidden, noise, 1.0)
     changed = x.scatter(1, hidden[:, :, None].expand(-1, -1, x.shape[2]), 3.0)
     again, others_, *_ = method.perceivers["stroke"](changed, hidden, noise, 1.0)
@@ -156,7 +170,7 @@ def test_noise_goes_with_seed_epoch_and_index(tmp_path):
     for a, b in zip(whole, trainer.method.draws("stroke", batch, torch.float32), strict=True):
         assert torch.equal(a[3:5], b)
     batch.epoch = torch.tensor(1)
-    assert not torch.equal(trainer.method.draws("stroke", batch, torch.float32)[2], whole[2][3:5])
+    assert not torch.equal(trainer.method.draws("stroke", batch, torch.float32)[1], whole[1][3:5])
 
 
 @pytest.mark.parametrize(

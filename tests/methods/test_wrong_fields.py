@@ -18,6 +18,9 @@ from rcmstr_fast.methods import settings
         ("simclr", {"train.global_batch_size": 4, "train.accumulate": 4},
          "train.global_batch_size / train.accumulate must be 2 or more images for method simclr "
          "(the others of a micro-batch are the negatives), got 1"),
+        ("persec", {"train.global_batch_size": 4, "train.accumulate": 4},
+         "train.global_batch_size / train.accumulate must be 2 or more images for method persec "
+         "(the others of a micro-batch are the negatives), got 1"),
         ("simmim", {"model.sequence": "bilstm"}, "model.sequence must be none for method simmim, got 'bilstm'"),
         ("ibot", {"model.encoder": "vit_tiny", "model.sequence": "bilstm"},
          "model.sequence must be none for method ibot, got 'bilstm'"),

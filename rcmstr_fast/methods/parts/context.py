@@ -1,4 +1,8 @@
-"""Telling hidden features by their context: quantised targets, attention over the rest (after wav2vec 2.0)."""
+"""Telling hidden features by their context: quantised targets, attention over the rest (after wav2vec 2.0).
+
+Targets are normalised over the positions of their image, so that what all of an image shares, such as its colours, does
+not tell it from another.
+"""
 
 import math
 
@@ -25,19 +29,6 @@ def gumbel(words: Tensor, dtype: torch.dtype) -> Tensor:
     return (-torch.log(-torch.log(u))).to(dtype)
 
 
-def others(words: Tensor, count: int) -> Tensor:
-    """For each of `count` rows some of the others.
-
-    Args:
-        words: [B, count * K] of `random.words`.
-        count: rows, 2 or more.
-    Returns:
-        [B, count, K] int64 in [0, count), never the row itself; one may come twice.
-    """
-    ahead = random.integers(words, count - 1).unflatten(1, (count, -1)) + 1
-    return (ahead + torch.arange(count, device=words.device)[:, None]) % count
-
-
 class Quantiser(nn.Module):
     """Features to sums of learned codes: one of `entries` vectors in each of `groups` books (Jang et al., ICLR 2017).
 
@@ -52,6 +43,8 @@ class Quantiser(nn.Module):
         super().__init__()
         self.shape = groups, entries
         self.choose = nn.Linear(channels, groups * entries)
+        nn.init.normal_(self.choose.weight)  # choices are clear from the first step, as in wav2vec 2.0
+        nn.init.zeros_(self.choose.bias)
         self.books = nn.Parameter(torch.randn(groups, entries, dim // groups) / math.sqrt(dim // groups))
         self.mix = nn.Linear(dim, dim)
 
@@ -133,7 +126,8 @@ class ContextPerceiver(nn.Module):
             contexts [B, M, D]; targets [B, M, D], codes [B, M, G] and probabilities [B, M, G, V] of the quantiser.
         """
         at = hidden[..., None].expand(-1, -1, x.shape[2])
-        targets, codes, probabilities = self.quantiser(x.gather(1, at), noise, temperature)
+        alike = F.instance_norm(full_precision(x).transpose(1, 2)).transpose(1, 2)
+        targets, codes, probabilities = self.quantiser(alike.gather(1, at), noise, temperature)
         covered = torch.zeros_like(x[..., 0], dtype=torch.bool).scatter(1, hidden, True)
         seen = torch.where(covered[..., None], self.hidden.to(x.dtype), x) + self.positions.to(x.dtype)
         for layer in self.layers:
@@ -148,28 +142,39 @@ def beyond(size: tuple[int, int], window: int) -> Tensor:
 
 
 def told_apart(
-    contexts: Tensor, targets: Tensor, codes: Tensor, rivals: Tensor, temperature: float
+    contexts: Tensor, hidden: Tensor, targets: Tensor, places: Tensor, *, first: int, size: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE of each hidden position: its own target against those of its rivals in the same image.
+    """InfoNCE of each hidden position: its own target against those of the same position of the other images.
 
-    A rival with the codes of the position itself is no rival and left out (wav2vec 2.0).
+    An image that does not hide the position is no rival there. Rivals at other positions are left out on purpose: a
+    code for the position alone would tell them apart.
 
     Args:
-        contexts: [B, M, D]. Receives a gradient.
-        targets: [B, M, D]. Receives a gradient.
-        codes: [B, M, G] int64.
-        rivals: [B, M, K] int64 in [0, M).
+        contexts: [B, M, D] of this process. Receives a gradient.
+        hidden: [B, M] int64 in [0, N), different within an image.
+        targets: [A, M, D] of all processes. Receives a gradient.
+        places: [A, M] int64, `hidden` of all processes.
+        first: number of this process's first image among all.
+        size: N, the positions of a map.
         temperature: of the cosines.
     Returns:
         loss [B, M], and [B, M] bool: the own target is the most similar one.
     """
     c, t = (F.normalize(full_precision(x), dim=2) for x in (contexts, targets))
-    similar = c @ t.transpose(1, 2) / temperature
-    own = similar.diagonal(dim1=1, dim2=2)
-    same = (codes[:, :, None] == codes[:, None]).all(3).gather(2, rivals)
-    against = similar.gather(2, rivals).masked_fill(same, -torch.inf)
-    loss = torch.cat([own[..., None], against], dim=2).logsumexp(2) - own
-    return loss, own > against.amax(2)
+    similar = _on_map(c, hidden, size) @ _on_map(t, places, size).transpose(1, 2) / temperature
+    there = torch.zeros(size, len(t), dtype=torch.bool, device=t.device).scatter(0, places.t(), True)
+    similar = similar.masked_fill(~there[:, None], -torch.inf)
+    at = hidden.t()[..., None].expand(-1, -1, len(t))
+    similar = similar.gather(0, at).transpose(0, 1)
+    own = first + torch.arange(len(c), device=c.device)[:, None, None].expand(-1, similar.shape[1], 1)
+    loss = similar.logsumexp(2) - similar.gather(2, own)[..., 0]
+    return loss, similar.argmax(2) == own[..., 0]
+
+
+def _on_map(rows: Tensor, places: Tensor, size: int) -> Tensor:
+    """Rows [B, M, D] at positions [B, M] of [N, B, D]; zero elsewhere."""
+    blank = rows.new_zeros(len(rows), size, rows.shape[2])
+    return blank.scatter(1, places[..., None].expand_as(rows), rows).transpose(0, 1)
 
 
 def unused(mean: Tensor) -> Tensor:
