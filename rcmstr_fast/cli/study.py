@@ -22,6 +22,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--only", type=list[str], default=[], help="only these rows")
     parser.add_argument("--record", type=str, default="", help="also write what was found to this JSON file")
+    parser.add_argument(
+        "--known", type=str, default="", help="take results over from this record of another machine's run"
+    )
     parser.add_argument("--plan", type=bool, default=False, help="only print the commands that are left")
 
 
@@ -30,18 +33,21 @@ def run(arguments: Namespace) -> int:
     from rcmstr_fast.recipe_files import find
     from rcmstr_fast.study.page import runs_of, write_page
     from rcmstr_fast.study.plan import cells, read_study
-    from rcmstr_fast.study.records import study_record
-    from rcmstr_fast.study.run import console_log, data_paths, read_record, run_study
+    from rcmstr_fast.study.records import known_results, study_record
+    from rcmstr_fast.study.run import console_log, data_paths, read_record, run_study, to_run
 
     study = read_study(find(arguments.study, "studies"))
     folder = Path(arguments.out or f"runs/{study.name}")
     planned = cells(study, folder, data_paths(study, folder, arguments.data), find)
+    known = known_results(Path(arguments.known), folder, planned) if arguments.known else {}
+    evaluated = [cell.id for cell in planned if cell.evaluation and cell.id in known]
     if arguments.plan:
-        print("\n".join("rcmstr " + " ".join(c.arguments()) for c in planned if read_record(folder, c.id) is None))
+        left = [c for c in to_run(planned, evaluated) if read_record(folder, c.id) is None]
+        print("\n".join("rcmstr " + " ".join(c.arguments()) for c in left))
         return 0
 
     def report() -> None:
-        record = study_record(study, folder, planned)
+        record = study_record(study, folder, planned, known)
         write_page(record, runs_of(planned, folder), folder / "report.html")
         if arguments.record:
             out = Path(arguments.record)
@@ -50,7 +56,14 @@ def run(arguments: Namespace) -> int:
 
     with console_log():
         outcome = run_study(
-            study, folder, arguments.data, recipe=find, jobs=arguments.jobs, only=arguments.only, report=report
+            study,
+            folder,
+            arguments.data,
+            recipe=find,
+            jobs=arguments.jobs,
+            only=arguments.only,
+            known=evaluated,
+            report=report,
         )
     report()
     print((folder / "report.md").read_text(encoding="utf-8"))

@@ -10,24 +10,25 @@ import yaml
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.study.plan import Cell, Study
-from rcmstr_fast.study.run import read_record
+from rcmstr_fast.study.run import digest, read_record
 
 Json = dict[str, Any]
 
 
-def study_record(study: Study, folder: Path, planned: Sequence[Cell]) -> Json:
+def study_record(study: Study, folder: Path, planned: Sequence[Cell], known: Json | None = None) -> Json:
     """Everything a study has found.
 
     Args:
         study: the study.
         folder: where it ran.
         planned: its commands.
+        known: results from elsewhere by a command's id, of `known_results`; what the folder has wins over them.
     Returns:
         A JSON object: `title`, `table`, `rows`, each with `results` (evaluation -> seed -> result, or None where that
         has not ended) and `pretraining` (seed -> facts of the run).
     """
-    records = {cell.id: read_record(folder, cell.id) for cell in planned}
-    done = [record for record in records.values() if record]
+    found = {cell.id: _found(folder, cell) or (known or {}).get(cell.id) for cell in planned}
+    done = [facts for cell in planned if (facts := found[cell.id]) and _ended(cell, facts)]
     return {
         "name": study.name,
         "title": study.title,
@@ -41,44 +42,82 @@ def study_record(study: Study, folder: Path, planned: Sequence[Cell]) -> Json:
                 "name": row.name,
                 "published": row.published,
                 "seeds": list(study.row_seeds(row)),
-                "pretraining": _pretraining(folder, row.name, planned, records),
-                "results": _results(folder, row.name, planned, records),
+                "pretraining": {
+                    str(cell.seed): facts
+                    for cell in planned
+                    if cell.row == row.name and not cell.evaluation and (facts := found[cell.id])
+                },
+                "results": _results(row.name, planned, found),
             }
             for row in study.rows
         ],
         "commands": len(planned),
         "done": len(done),
-        "processors": sorted({record["processor"] for record in done}),
-        "commits": sorted({str(record["commit"]) for record in done}),
-        "cpu_minutes": round(sum(record["cpu_seconds"] for record in done) / 60, 1),
+        "processors": sorted({facts["processor"] for facts in done}),
+        "commits": sorted({str(facts["commit"]) for facts in done}),
+        "cpu_minutes": round(sum(facts["cpu_seconds"] for facts in done) / 60, 1),
     }
 
 
-def _pretraining(folder: Path, row: str, planned: Sequence[Cell], records: dict[str, Json | None]) -> Json:
-    found = {}
-    for cell in planned:
-        if cell.row == row and cell.command == "pretrain":
-            record, last = records[cell.id], last_metrics(folder / cell.id)
-            found[str(cell.seed)] = {
-                "finished": record is not None,
-                "cpu_seconds": record["cpu_seconds"] if record else None,
-                "images": last.get("samples"),
-                "steps": last.get("step"),
-                "loss": last.get("loss"),
-            }
-    return found
+def _ended(cell: Cell, facts: Json) -> bool:
+    return bool(cell.evaluation or facts["finished"])
 
 
-def _results(folder: Path, row: str, planned: Sequence[Cell], records: dict[str, Json | None]) -> Json:
-    found: Json = {}
+def _found(folder: Path, cell: Cell) -> Json | None:
+    """What a command has left in the study's folder: its result, or how far a pretraining is; None where it left none."""
+    record = read_record(folder, cell.id) or {}
+    made = {name: record[name] for name in ("digest", "commit", "processor") if name in record}
+    if cell.evaluation:
+        result = read_result(folder / cell.id) if record else None
+        return result and {"sets": result["sets"], "cpu_seconds": record["cpu_seconds"], **made}
+    last = last_metrics(folder / cell.id)
+    return (record or last or None) and {
+        "finished": bool(record),
+        "cpu_seconds": record.get("cpu_seconds"),
+        "images": last.get("samples"),
+        "steps": last.get("step"),
+        "loss": last.get("loss"),
+        **made,
+    }
+
+
+def _results(row: str, planned: Sequence[Cell], found: dict[str, Json | None]) -> Json:
+    results: Json = {}
     for cell in planned:
-        if cell.row != row or not cell.evaluation:
-            continue
-        result = read_result(folder / cell.id) if records[cell.id] else None
-        if result is not None:
-            result = {"sets": result["sets"], "cpu_seconds": (records[cell.id] or {})["cpu_seconds"]}
-        found.setdefault(cell.evaluation, {})[str(cell.seed)] = result
-    return found
+        if cell.row == row and cell.evaluation:
+            results.setdefault(cell.evaluation, {})[str(cell.seed)] = found[cell.id]
+    return results
+
+
+def known_results(path: Path, folder: Path, planned: Sequence[Cell]) -> Json:
+    """What a record from another run of the study knows of its commands.
+
+    Args:
+        path: of the record, as `rcmstr study --record` wrote it.
+        folder: of the study here.
+        planned: its commands.
+    Returns:
+        id of a command -> its facts, where the record has it done with the same fields and the same recipe.
+    Raises:
+        ConfigError: the file is no record of a study.
+    """
+    try:
+        rows = {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        facts = {
+            cell.id: (row["results"].get(cell.evaluation, {}) if cell.evaluation else row["pretraining"]).get(
+                str(cell.seed)
+            )
+            for cell in planned
+            if (row := rows.get(cell.row))
+        }
+        same = {
+            cell.id: known
+            for cell in planned
+            if (known := facts.get(cell.id)) and known.get("digest") == digest(cell, folder) and _ended(cell, known)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"known must name a record that `rcmstr study --record` wrote, got {path}") from error
+    return {cell.id: same[cell.id] for cell in planned if cell.id in same and (not cell.needs or cell.needs in same)}
 
 
 def read_result(run: Path) -> Json | None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def run_study(
     recipe: Callable[[str], Path],
     jobs: int = 1,
     only: Sequence[str] = (),
+    known: Collection[str] = (),
     report: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run every command of a study that has not ended well yet.
@@ -67,6 +68,7 @@ def run_study(
         recipe: finds the YAML file of a recipe's name.
         jobs: commands at the same time.
         only: names of rows; empty: all.
+        known: ids of evaluations whose results are at hand; they are not made again, nor is what only they need.
         report: called after each command.
     Returns:
         What became of them.
@@ -79,7 +81,7 @@ def run_study(
         raise ConfigError(f"only must name rows of the study ({_rows(study)}), got {unknown[0]!r}")
     folder.mkdir(parents=True, exist_ok=True)
     planned = cells(study, folder, data_paths(study, folder, data), recipe)
-    wanted = [c for c in planned if not only or c.row in only or c.id in _needs(planned, only)]
+    wanted = to_run([c for c in planned if not only or c.row in only or c.id in _needs(planned, only)], known)
     _render(study, folder, data)
     runner = _Runner(folder, wanted, jobs, report)
     with _terminated():
@@ -92,6 +94,13 @@ def _rows(study: Study) -> str:
 
 def _needs(planned: list[Cell], only: Sequence[str]) -> set[str]:
     return {cell.needs for cell in planned if cell.row in only and cell.needs}
+
+
+def to_run(planned: Sequence[Cell], known: Collection[str]) -> list[Cell]:
+    """The commands without the evaluations that are known and without pretrainings that only those need."""
+    left = [cell for cell in planned if cell.id not in known]
+    needed, needs = {cell.needs for cell in left}, {cell.needs for cell in planned}
+    return [cell for cell in left if cell.id in needed or cell.id not in needs]
 
 
 def record_path(folder: Path, cell: str) -> Path:
@@ -108,10 +117,10 @@ def read_record(folder: Path, cell: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _digest(cell: Cell) -> str:
-    """What a finished command depends on: its words and the recipe's text, wherever the recipe lies."""
+def digest(cell: Cell, folder: Path) -> str:
+    """What a command's result depends on: its words and the recipe's text, wherever recipe and study lie."""
     text = cell.config.read_bytes() if cell.config else b""
-    words = replace(cell, config=None).arguments()
+    words = [word.replace(str(folder), "STUDY") for word in replace(cell, config=None).arguments()]
     return hashlib.sha256(text + "\0".join(words).encode()).hexdigest()
 
 
@@ -152,7 +161,7 @@ class _Runner:
         record = read_record(self.folder, cell.id)
         if record is None:
             return False
-        if record.get("digest") != _digest(cell):
+        if record.get("digest") != digest(cell, self.folder):
             raise ConfigError(
                 f"{cell.id} has been done with other fields; give the study another folder, or remove "
                 f"{record_path(self.folder, cell.id)} and {self.folder / cell.id} to do it again"
@@ -201,7 +210,7 @@ class _Runner:
             "command": cell.command,
             "evaluation": cell.evaluation,
             "arguments": cell.arguments(),
-            "digest": _digest(cell),
+            "digest": digest(cell, self.folder),
             "seconds": round(seconds, 1),
             "cpu_seconds": round(cpu_seconds, 1),
             "processor": processor(),

@@ -15,7 +15,7 @@ from rcmstr_fast.config import ConfigError
 from rcmstr_fast.study import run as runner
 from rcmstr_fast.study.page import runs_of, write_page
 from rcmstr_fast.study.plan import cells, read_study
-from rcmstr_fast.study.records import study_record
+from rcmstr_fast.study.records import known_results, study_record
 from rcmstr_fast.study.tables import UNFINISHED, tables
 
 #: Stands for `rcmstr`: writes what the real commands leave, and a line into `ran`.
@@ -87,6 +87,37 @@ def test_runs_once_and_names_failures(study, tmp_path):
     page, *texts = (path.read_text() for path in files)
     assert "37.50 ± 17.68" in page and "<svg" in page and 'src="http' not in page
     assert all("unfinished" in text for text in texts[:2]) and r"$\pm$" in texts[2]
+
+
+def test_results_of_another_machine_are_not_made_again(study, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+
+    def run(out, **more):
+        planned = cells(study, out, {}, recipe)
+        outcome = runner.run_study(study, out, {}, recipe=recipe, **more)
+        return outcome, planned
+
+    def recipe(name):
+        return tmp_path / f"{name}.yaml"
+
+    _, planned = run(there, only=["SeqMoCo"])
+    (tmp_path / "record.json").write_text(json.dumps(study_record(study, there, planned)))
+    planned = cells(study, here, {}, recipe)
+    known = known_results(tmp_path / "record.json", here, planned)
+    assert sorted(known) == ["CTC/SeqMoCo-s0", "CTC/SeqMoCo-s1", "pretrain/SeqMoCo-s0", "pretrain/SeqMoCo-s1"]
+    run(here, known=list(known))
+    assert sorted(ran(here)) == ["bad-s0 pretrain", "untrained-s0 probe"]
+    record = study_record(study, here, planned, known)
+    seqmoco, _, untrained = record["rows"]
+    assert [r["sets"][0]["score"]["accuracy"] for r in seqmoco["results"]["CTC"].values()] == [0.25, 0.5]
+    assert untrained["results"]["CTC"]["0"] and record["done"] == 5
+    half = [*known][:3]  # one evaluation is missing: its pretraining is made here, the other's is not
+    names = [cell.id for cell in runner.to_run(planned, [name for name in half if name.startswith("CTC/")])]
+    assert {"pretrain/SeqMoCo-s0", "pretrain/SeqMoCo-s1"} - {*names} == {"pretrain/SeqMoCo-s0"}
+    (tmp_path / "r.yaml").write_text("seed: 3\n")
+    assert not known_results(tmp_path / "record.json", here, planned)  # another recipe: nothing is known
+    with pytest.raises(ConfigError, match="known must name a record that"):
+        known_results(tmp_path / "r.yaml", here, planned)
 
 
 def test_other_fields_are_refused(study, tmp_path):

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast import random
 from rcmstr_fast.methods.step import full_precision
 from rcmstr_fast.models.vit import sinusoids
 
