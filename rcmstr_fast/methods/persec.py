@@ -3,8 +3,9 @@
 Two context perceivers look at one encoder: strokes at an early layer, each within a window, and semantics at its end,
 each over the whole word. At both some positions are hidden, and each must be told by its context from the same position
 of the other images of the batch; targets are quantised with learned codes. What a quantiser, its noise and the losses
-are follows wav2vec 2.0, but not where the rivals come from: other positions of the same image are told apart by where
-they are alone, and the encoder then collapses.
+are follows wav2vec 2.0, with two departures, without which the encoder finds something easier to tell than text. Rivals
+are not other positions of the same image, which a code for the position alone tells apart. Targets come from a second
+view, since what one view shares, such as its colours or its slant, tells it from the others.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from rcmstr_fast import random
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, num_frames, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, EncoderMethod, Pass, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import PICTURES, EncoderMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.parts.context import ContextPerceiver, gumbel, told_apart, unused
 from rcmstr_fast.methods.parts.in_batch import check_negatives
 from rcmstr_fast.methods.parts.monitors import spread
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
+from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of
 
 LEVELS = ("stroke", "semantic")
 
@@ -119,35 +121,31 @@ class PerSec(EncoderMethod):
 
     @classmethod
     def views(cls, config: PretrainConfig) -> tuple[ViewSpec, ...]:
-        """One view."""
-        return (ViewSpec("image", cast(PerSecConfig, config.method).augment),)
-
-    @classmethod
-    def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
-        """The view."""
-        return (Pass(),)
+        """Two views of one preset: what is told and what tells it."""
+        preset = cast(PerSecConfig, config.method).augment
+        return ViewSpec("one", preset), ViewSpec("two", preset)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""
-        images = self.rectifier(batch.views["image"])
-        early, tokens = self.encoder.levels(images, int(self.own.stroke_layer or 1))
-        frames = self.encoder.masked_frames(tokens)
-        maps = {"stroke": early.flatten(2).transpose(1, 2), "semantic": frames}
+        images = batch.views["one"]
+        seen, told_of = self._maps(images, batch.views["two"])
         losses: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         watched: dict[str, Tensor] = {}
         sheet: dict[str, Tensor] = {}
         for level, weight in zip(LEVELS, (self.own.stroke_weight, self.own.semantic_weight), strict=True):
-            hidden, noise = self.draws(level, batch, maps[level].dtype)
-            made = self.perceivers[level](maps[level], hidden, noise, self.gumbel_temperature(batch.progress))
-            contexts, targets, codes, probabilities = made
+            hidden, noise = self.draws(level, batch, seen[level].dtype)
+            contexts = self.perceivers[level](seen[level], hidden)
+            targets, codes, probabilities = self.perceivers[level].targets(
+                told_of[level], hidden, noise, self.gumbel_temperature(batch.progress)
+            )
             told, right = told_apart(
                 contexts,
                 hidden,
                 self.collectives.gather_with_grad(targets),
                 self.collectives.gather(hidden),
                 first=self.collectives.rank * len(hidden),
-                size=maps[level].shape[1],
+                size=seen[level].shape[1],
                 temperature=self.own.temperature,
             )
             mean = self.collectives.gather_with_grad(probabilities.mean((0, 1))[None]).mean(0)
@@ -162,8 +160,19 @@ class PerSec(EncoderMethod):
                 sheet[f"{level} hidden"] = self._covered(images, hidden, level)
         loss = torch.stack(losses).sum()
         if monitor:
-            watched["spread"] = spread(F.normalize(full_precision(frames.detach()).mean(1), dim=1))
+            watched["spread"] = spread(F.normalize(full_precision(seen["semantic"].detach()).mean(1), dim=1))
         return StepOutput(loss, terms | {"loss": loss.detach()}, watched, sheet)
+
+    def _maps(self, *views: Tensor) -> tuple[dict[str, Tensor], ...]:
+        """Strokes [B, N, C] and semantics [B, T, C] of each view."""
+
+        def both(images: Tensor) -> tuple[Tensor, Tensor]:
+            early, tokens = self.encoder.levels(self.rectifier(images), int(self.own.stroke_layer or 1))
+            return early.flatten(2).transpose(1, 2), self.encoder.masked_frames(tokens)
+
+        with batch_norm_state(norms_of(self), passes=len(views)):
+            strokes, semantics = (x.chunk(len(views)) for x in both(torch.cat(views)))
+        return tuple(dict(zip(LEVELS, maps, strict=True)) for maps in zip(strokes, semantics, strict=True))
 
     def gumbel_temperature(self, progress: Tensor | None) -> Tensor | float:
         """From `gumbel_start` to `gumbel_end`, exponentially in the share of the run that is done."""

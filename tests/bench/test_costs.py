@@ -78,7 +78,7 @@ PASSES = {
     ("simclr", "resnet29"): 2,
     ("seqclr", "vit_small"): 2,
     ("supervised", "vit_small"): 1,
-    ("persec", "resnet29"): 1,
+    ("persec", "resnet29"): 2,
     ("siman", "resnet29"): 2,
     ("rotnet", "vit_small"): 4,
     ("simmim", "vit_small"): 1,

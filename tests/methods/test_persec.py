@@ -7,7 +7,7 @@ import torch
 
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
 from rcmstr_fast.methods import settings
-from rcmstr_fast.methods.parts.context import ContextPerceiver, Quantiser, beyond, gumbel, told_apart, unused
+from rcmstr_fast.methods.parts.context import Quantiser, beyond, gumbel, told_apart, unused
 from tests.methods.harness import batches, case_config, make_trainer
 
 
@@ -38,16 +38,20 @@ def test_loss_by_positions(encoder, tmp_path):
     method, batch = trainer.method, batches(trainer, 0)[0]
     batch.progress = torch.tensor(0.5)
     output, own = method(batch), method.own
+    maps = {"stroke": [], "semantic": []}
     with torch.no_grad():
-        early, tokens = method.encoder.levels(batch.views["image"], own.stroke_layer)
-        maps = {"stroke": early.flatten(2).transpose(1, 2), "semantic": method.encoder.columns(tokens)}
+        for view in ("one", "two"):
+            early, tokens = method.encoder.levels(batch.views[view], own.stroke_layer)
+            maps["stroke"].append(early.flatten(2).transpose(1, 2))
+            maps["semantic"].append(method.encoder.columns(tokens))
     tau = math.sqrt(own.gumbel_start * own.gumbel_end)  # half way, on a logarithmic scale
     total = 0.0
     for level in ("stroke", "semantic"):
         hidden, noise = method.draws(level, batch, torch.float64)
         with torch.no_grad():
-            made = method.perceivers[level](maps[level], hidden, noise, tau)
-        contexts, targets, _, probabilities = (x.tolist() for x in made)
+            contexts = method.perceivers[level](maps[level][0], hidden).tolist()
+            made = method.perceivers[level].targets(maps[level][1], hidden, noise, tau)
+        targets, _, probabilities = (x.tolist() for x in made)
         places = hidden.tolist()
         losses = [
             info_nce(contexts, targets, places, b, place, own.temperature)
@@ -110,17 +114,12 @@ def test_rivals_are_at_the_same_position_of_all_processes_images():
         assert torch.equal(right, loss < math.log(2))  # of two candidates the own one is the closer
 
 
-def test_a_code_for_the_position_or_for_the_whole_image_does_not_help():
+def test_a_code_for_the_position_does_not_help():
     hidden = torch.arange(4).repeat(6, 1)
     place = torch.eye(4).repeat(6, 1, 1).double()  # each position has its own vector, in every image the same
     loss, right = told_apart(place, hidden, place, hidden, first=0, size=4, temperature=0.1)
     torch.testing.assert_close(loss, torch.full((6, 4), math.log(6)).double())
     assert right.double().mean() <= 1 / 6
-    perceiver = ContextPerceiver(8, (1, 4), groups=2, entries=4, dim=4, layers=1, window=None)
-    x, noise = torch.randn(6, 4, 8), torch.zeros(6, 4, 2, 4)
-    painted = 3 * x + torch.randn(6, 1, 8)  # another contrast, another colour
-    for a, b in zip(perceiver(x, hidden, noise, 1.0)[1:], perceiver(painted, hidden, noise, 1.0)[1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_noise_and_windows():
@@ -137,15 +136,15 @@ def test_noise_and_windows():
 def test_what_is_hidden_does_not_reach_its_context(encoder, tmp_path):
     trainer = make_trainer(case_config("persec", encoder, precision="fp64"), tmp_path)
     method, batch = trainer.method, batches(trainer, 0)[0]
-    early, tokens = method.encoder.eval().levels(batch.views["image"], 1)
-    torch.testing.assert_close(tokens, method.encoder.tokens(batch.views["image"]))
+    early, tokens = method.encoder.eval().levels(batch.views["one"], 1)
+    torch.testing.assert_close(tokens, method.encoder.tokens(batch.views["one"]))
     assert early.shape[2:] == ((32, 36) if encoder == "resnet29" else (8, 8))
     x = torch.randn(8, math.prod(method.sizes["stroke"]), method.perceivers["stroke"].hidden.numel()).double()
     hidden, noise = method.draws("stroke", batch, torch.float64)
-    contexts, targets, *_ = method.perceivers["stroke"](x, hidden, noise, 1.0)
+    perceiver = method.perceivers["stroke"]
     changed = x.scatter(1, hidden[:, :, None].expand(-1, -1, x.shape[2]), 3.0)
-    again, others_, *_ = method.perceivers["stroke"](changed, hidden, noise, 1.0)
-    assert torch.equal(contexts, again) and not torch.equal(targets, others_)
+    assert torch.equal(perceiver(x, hidden), perceiver(changed, hidden))
+    assert not torch.equal(*(perceiver.targets(y, hidden, noise, 1.0)[0] for y in (x, changed)))
 
 
 def test_one_code_for_all_shows(tmp_path):
@@ -154,7 +153,7 @@ def test_one_code_for_all_shows(tmp_path):
     healthy = method(batch).monitors["codes_stroke"]
     with torch.no_grad():
         method.perceivers["stroke"].quantiser.choose.bias.view(2, 8)[:, 0] += 100.0
-    assert float(method(batch).monitors["codes_stroke"]) == pytest.approx(1 / 8) and healthy > 0.5
+    assert float(method(batch).monitors["codes_stroke"]) == pytest.approx(1 / 8) and healthy > 0.3
     one = torch.zeros(2, 8)
     one[:, 3] = 1
     assert float(unused(one)) == pytest.approx(7 / 8) and float(unused(torch.full((2, 8), 1 / 8))) == pytest.approx(

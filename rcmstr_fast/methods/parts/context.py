@@ -1,8 +1,4 @@
-"""Telling hidden features by their context: quantised targets, attention over the rest (after wav2vec 2.0).
-
-Targets are normalised over the positions of their image, so that what all of an image shares, such as its colours, does
-not tell it from another.
-"""
+"""Telling hidden features by their context: quantised targets, attention over the rest (after wav2vec 2.0)."""
 
 import math
 
@@ -111,27 +107,40 @@ class ContextPerceiver(nn.Module):
         self.register_buffer("positions", sinusoids(size[0] * size[1], channels), persistent=False)
         self.register_buffer("far", None if window is None else beyond(size, window), persistent=False)
 
-    def forward(
-        self, x: Tensor, hidden: Tensor, noise: Tensor, temperature: Tensor | float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Contexts and what they should be.
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """What the context of hidden positions says of them.
 
         Args:
             x: [B, N, C] features of the map, row by row.
             hidden: [B, M] int64 positions.
-            noise: [B, M, G, V].
-            temperature: of the quantiser.
         Returns:
-            contexts [B, M, D]; targets [B, M, D], codes [B, M, G] and probabilities [B, M, G, V] of the quantiser.
+            [B, M, D].
         """
-        at = hidden[..., None].expand(-1, -1, x.shape[2])
-        alike = F.instance_norm(full_precision(x).transpose(1, 2)).transpose(1, 2)
-        targets, codes, probabilities = self.quantiser(alike.gather(1, at), noise, temperature)
         covered = torch.zeros_like(x[..., 0], dtype=torch.bool).scatter(1, hidden, True)
         seen = torch.where(covered[..., None], self.hidden.to(x.dtype), x) + self.positions.to(x.dtype)
         for layer in self.layers:
             seen = layer(seen, src_mask=self.far)
-        return self.predict(seen.gather(1, at)), targets, codes, probabilities
+        return self.predict(_at(seen, hidden))
+
+    def targets(
+        self, x: Tensor, hidden: Tensor, noise: Tensor, temperature: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What hidden positions are.
+
+        Args:
+            x: [B, N, C].
+            hidden: [B, M] int64.
+            noise: [B, M, G, V].
+            temperature: of the quantiser.
+        Returns:
+            rows [B, M, D], codes [B, M, G] and probabilities [B, M, G, V] of the quantiser.
+        """
+        return self.quantiser(_at(x, hidden), noise, temperature)
+
+
+def _at(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows [B, N, D] at positions [B, M]: [B, M, D]."""
+    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))
 
 
 def beyond(size: tuple[int, int], window: int) -> Tensor:
