@@ -13,12 +13,13 @@ import rcmstr_fast
 from rcmstr_fast import env
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.evaluation.assemble import ProbeData, build_recogniser, open_data, rotation
+from rcmstr_fast.evaluation.assemble import build_recogniser, open_data, rotation
 from rcmstr_fast.evaluation.config import ProbeConfig, check
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.metrics import score
 from rcmstr_fast.evaluation.pictures import Reading
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
 from rcmstr_fast.evaluation.reading import read_words
 from rcmstr_fast.evaluation.recogniser import Recogniser
@@ -28,8 +29,9 @@ from rcmstr_fast.evaluation.schedule import Order, Schedule
 from rcmstr_fast.evaluation.testing import parse_test_sets, test_set, write_results
 from rcmstr_fast.models.batch_norm import set_bn_groups
 from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.commit import commit
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.environment import commit
+from rcmstr_fast.train.environment import session
 from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder
 
@@ -99,7 +101,7 @@ def _run(
         fit.restore()
         _announce(config, recogniser, data, schedule, fit)
         # Whatever cannot be has been refused by now, and nothing has been written.
-        world.on_rank0(lambda: folder.write_description(config, world.world_size))
+        world.on_rank0(lambda: folder.write_description(config, session(world.world_size)))
         log.open()
         listing = data.listing(config).encode()
         world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))

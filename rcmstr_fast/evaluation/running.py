@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.evaluation.assemble import ProbeData
 from rcmstr_fast.evaluation.config import FREE_FIELDS, TrainedConfig
 from rcmstr_fast.evaluation.decoder_data import Feed
 from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.evaluation.reading import progress
 from rcmstr_fast.evaluation.schedule import Schedule
 from rcmstr_fast.train.distributed import World, joined, use_bf16

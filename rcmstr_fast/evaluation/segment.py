@@ -14,11 +14,12 @@ import rcmstr_fast
 from rcmstr_fast import env
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.table import to_tsv
-from rcmstr_fast.evaluation.assemble import ProbeData, build_base, rotation
+from rcmstr_fast.evaluation.assemble import build_base, rotation
 from rcmstr_fast.evaluation.config import SegmentConfig, check_segment
 from rcmstr_fast.evaluation.decoder_data import Words, ahead, estimate_statistics
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.over_encoder import Precision
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.evaluation.reading import gather_objects, progress
 from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, precision_of, threads, words_of
 from rcmstr_fast.evaluation.schedule import Order, Schedule
@@ -37,8 +38,9 @@ from rcmstr_fast.evaluation.segmenter import Segmenter
 from rcmstr_fast.evaluation.testing import parse_test_sets
 from rcmstr_fast.models.batch_norm import set_bn_groups
 from rcmstr_fast.train.checkpoint import write_text, write_whole
+from rcmstr_fast.train.commit import commit
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.environment import commit
+from rcmstr_fast.train.environment import session
 from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder
 
@@ -120,7 +122,7 @@ def _run(config: SegmentConfig, folder: RunFolder, tests: dict[str, str], digest
         fit.restore()
         _announce(config, network, data, schedule, fit)
         # Whatever cannot be has been refused by now, and nothing has been written.
-        world.on_rank0(lambda: folder.write_description(config, world.world_size))
+        world.on_rank0(lambda: folder.write_description(config, session(world.world_size)))
         log.open()
         listing = data.listing(config).encode()
         world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import BrokenImage, Rotate, decode_image, fitted
-from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
-from rcmstr_fast.models import placed
+from rcmstr_fast.evaluation.network_files import load_recogniser
+from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.models.decoders import BLANK, EOS, PAD, SOS
+from rcmstr_fast.models.placing import placed
 from rcmstr_fast.train.distributed import choose_device
 
 #: What `Reader.read` takes as a picture: a path, an encoded file, pixels [H, W] or [H, W, 3] uint8, a Pillow image.

@@ -18,11 +18,11 @@ from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import ImageSource, open_sources
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import OurStep
-from rcmstr_fast.methods import Batch
+from rcmstr_fast.methods.step import Batch
 from rcmstr_fast.train.distributed import World, joined
-from rcmstr_fast.train.loop import numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.stream import Stream
+from rcmstr_fast.train.trainer import numerics
 
 _WARM_UP = 2
 #: Images of one timed call of a stage; a short call says little on a busy machine.

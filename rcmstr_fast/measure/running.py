@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods import Batch, build_method, find
-from rcmstr_fast.models import placed
+from rcmstr_fast.methods.registry import build_method, find
+from rcmstr_fast.methods.step import Batch
+from rcmstr_fast.models.placing import placed
 from rcmstr_fast.train.distributed import World, use_bf16
-from rcmstr_fast.train.loop import OneStep, Trainer, numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.targets import Targets
+from rcmstr_fast.train.trainer import OneStep, Trainer, numerics
 from rcmstr_fast.train.views import ViewMaker
 
 #: Images of the made-up epoch that a plan is made for.

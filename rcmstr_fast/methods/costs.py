@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import PretrainConfig, num_frames
-from rcmstr_fast.methods.base import Pass
 from rcmstr_fast.methods.levels import RelationalSettings, used_levels
 from rcmstr_fast.methods.parts.masking import MaskSettings
 from rcmstr_fast.methods.parts.momentum import MomentumSettings
 from rcmstr_fast.methods.permutation import pairing_windows
+from rcmstr_fast.methods.protocol import Pass
 from rcmstr_fast.methods.registry import find
-from rcmstr_fast.models.vit import Attention
+from rcmstr_fast.models.transformer import Attention
 
 #: Parts of a step, in the order of the tables.
 PARTS = ("products", "norms", "masked pass", "reconstruction", "projector", "features", "loss", "update")

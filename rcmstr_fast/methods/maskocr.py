@@ -22,7 +22,8 @@ from rcmstr_fast.methods.parts.regression import Reader, Regressor, StripDecoder
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.mim_head import unpatchify
-from rcmstr_fast.models.vit import PATCH, VisionTransformer
+from rcmstr_fast.models.transformer import PATCH
+from rcmstr_fast.models.vit import VisionTransformer
 
 
 @dataclass

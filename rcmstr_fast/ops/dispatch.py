@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rcmstr_fast import env
+from rcmstr_fast.ops import triton_backend
 from rcmstr_fast.tuning import choices
 
 ORDER = ("cuda", "cpp", "triton", "chunked", "reference")
@@ -179,6 +180,17 @@ def register(
 ) -> None:
     """Add a backend to an operation; `available` is asked once a process."""
     op.backends[backend] = Backend(run, unsupported_reasons, _once(available), avoid)
+
+
+def register_triton(
+    op: Operation,
+    run: Callable[..., Any],
+    unsupported_reasons: Callable[..., list[str]],
+    avoid: Callable[..., list[str]] = triton_backend.avoid_on_cpu,
+) -> None:
+    """Add `run` to an operation as its backend "triton", available where `triton_backend` has no reason against it."""
+    available = triton_backend.reasons
+    register(op, "triton", run, unsupported_reasons=unsupported_reasons, available=available, avoid=avoid)
 
 
 def availability() -> dict[str, dict[str, list[str]]]:

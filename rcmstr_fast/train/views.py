@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.methods import ViewSpec
+from rcmstr_fast.methods.protocol import ViewSpec
+from rcmstr_fast.ops.augment_views import augment_views
 
 #: Makes views: the arguments and the result of `ops.augment_views`.
 Make = Callable[..., Tensor]
@@ -88,7 +88,7 @@ class ViewMaker:
         """
         found: dict[str, Tensor] = {}
         for number, group in enumerate(self._groups):
-            made = (make or ops.augment_views)(
+            made = (make or augment_views)(
                 images,
                 seed=(self.config.seed + (number << 32)) & _U64,
                 epoch=epoch,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation, register
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register, register_triton
 from rcmstr_fast.ops.queue_losses import operator, reference, tile_choice, triton
 from rcmstr_fast.ops.queue_losses.reference import LossTerm, RelationalLoss
 
@@ -18,7 +18,7 @@ TILES = (tile_choice.STATS, tile_choice.GRADIENT)
 LAUNCHES = ("auto", "scheduled", "separate")
 _NAME = "relational_losses"
 _relational_losses = operation(_NAME, reference.relational_losses)
-triton_backend.register(_relational_losses, operator.losses_on("triton"), triton.reasons)
+register_triton(_relational_losses, operator.losses_on("triton"), triton.reasons)
 register(_relational_losses, "chunked", operator.losses_on("chunked"))
 
 
