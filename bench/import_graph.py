@@ -1,8 +1,9 @@
-"""Draw who imports whom, from the sources: `python -m bench.import_graph` writes docs/pictures/imports.svg and prints the
-longest chain of modules that import each other.
+"""Draw who imports whom, from the sources: `python -m bench.import_graph` writes docs/pictures/imports.svg.
 
-A box is a room of the package, an arrow points from a room to one that it imports. Arrows that a longer way already shows
-are left out, so that the picture can be read; `tests/test_import_graph.py` holds it fresh.
+It also prints the longest chain of modules of which each imports the next.
+
+A box is a room of the package, an arrow points from a room to one that it imports. Arrows that a longer way already
+shows are left out, so that the picture can be read; `tests/test_import_graph.py` holds it fresh.
 """
 
 import ast
