@@ -55,6 +55,7 @@ class Recogniser(OverEncoder):
         """
         super().__init__(model, rectifier, encoder, frozen=frozen, bn=bn, precision=precision)
         self.decoder_name = decoder_name
+        self.kind = f"{decoder_name} recogniser"
         self.hidden = hidden
         self.charset = charset
         self.normalise = normalise
@@ -65,11 +66,6 @@ class Recogniser(OverEncoder):
         channels = taken.get(self.memory, sum(taken.values()))
         self.scale = GroupedBatchNorm(channels, 1, affine=False) if normalise else nn.Identity()
         self.decoder = build_decoder(decoder_name, channels, len(charset), hidden=hidden, max_length=max_length)
-
-    @property
-    def kind(self) -> str:  # type: ignore[override]
-        """As in `OverEncoder`."""
-        return f"{self.decoder_name} recogniser"
 
     @property
     def num_frames(self) -> int:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def decode_run(sample: Sample, stack: ExitStack, decoder: str) -> Callable[[], i
     data, workers = sample.config.data, sample.config.data.workers or env.threads()
     height, width = sample.size
     pool = stack.enter_context(ThreadPoolExecutor(workers))
-    data = replace(data, decoder=decoder)  # type: ignore[arg-type]
+    data = replace(data, decoder=cast(Any, decoder))
     made = build_decoder(data, height=height, width=width, batch=len(sample.batches[0]), workers=workers)
 
     def run() -> int:

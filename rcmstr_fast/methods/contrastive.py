@@ -108,7 +108,7 @@ class ContrastiveMethod(PretrainMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """Query and permuted view with gradient, the key view without."""
-        permuted = (Pass(),) if config.method.permute else ()  # type: ignore[attr-defined]
+        permuted = (Pass(),) if cast(RelationalSettings, config.method).permute else ()
         return (Pass(), *permuted, Pass(trained=False))
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:

@@ -129,7 +129,7 @@ class DiG(PretrainMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """The masked and the augmented view, through both networks."""
-        masked = hidden(config.method)  # type: ignore[arg-type]
+        masked = hidden(cast(MaskSettings, config.method))
         return Pass(hidden=masked), Pass(), Pass(trained=False, hidden=masked), Pass(trained=False)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:

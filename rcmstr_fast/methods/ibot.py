@@ -183,7 +183,7 @@ class IBOT(PretrainMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """Two views through both networks, small crops of a quarter of the picture through the student."""
-        crops: int = config.method.local_crops  # type: ignore[attr-defined]
+        crops = cast(IBOTConfig, config.method).local_crops
         return (*[Pass()] * 2, *[Pass(trained=False)] * 2, *[Pass(share=0.25)] * crops)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:

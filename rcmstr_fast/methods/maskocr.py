@@ -149,7 +149,7 @@ class MaskOCR(EncoderMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """The visible strips; without gradient, the hidden strips (ViT) or the whole word (CNN)."""
-        method: MaskOCRConfig = config.method  # type: ignore[assignment]
+        method = cast(MaskOCRConfig, config.method)
         trained, shown = not method.language_only, 1 - method.mask_ratio
         if is_vit(config.model):
             seen, rest = Pass(trained, shown), Pass(False, method.mask_ratio)

@@ -73,7 +73,7 @@ class RCMSTR(ContrastiveMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """As of the contrastive methods, with the masked view, which is the query where the two are coupled."""
-        method: RCMSTRConfig = config.method  # type: ignore[assignment]
+        method = cast(RCMSTRConfig, config.method)
         plain = super().passes(config)
         return (Pass(hidden=hidden(method)), *plain[int(method.coupled) :])
 

@@ -90,7 +90,7 @@ def of_this_version(held: dict[str, Any], config: PretrainConfig) -> dict[str, A
     known = {f.name for f in dataclasses.fields(config.method)}
     made["method"] = {name: value for name, value in made["method"].items() if name in known}
     if made["method"].get("bn_group_size") == 0 and "bn_shuffle" in known:  # it was on by default, without an effect
-        made["method"]["bn_shuffle"] = config.method.bn_shuffle  # type: ignore[attr-defined]
+        made["method"]["bn_shuffle"] = vars(config.method)["bn_shuffle"]
     return made
 
 

@@ -114,7 +114,8 @@ class ViewMaker:
         for group in self._groups:
             for source in group.specs:
                 if source.name == spec.permuted_of and group.permuted is None and source.size == spec.size is None:
-                    group.specs.sort(key=lambda found, source=source: found is not source)  # type: ignore[misc]
+                    group.specs.remove(source)
+                    group.specs.insert(0, source)
                     group.permuted = spec
                     return
         raise ValueError(f"view {spec.name} must be the one permuted copy of a whole view, got {spec.permuted_of!r}")

@@ -110,7 +110,9 @@ def test_views_launched_by_the_training_thread_are_the_same(data, monkeypatch, d
     """The order of work on a GPU, on this device."""
     threads = set()
     make = views.augment_views
-    monkeypatch.setattr(views, "augment_views", lambda *a, **k: threads.add(threading.current_thread()) or make(*a, **k))
+    monkeypatch.setattr(
+        views, "augment_views", lambda *a, **k: threads.add(threading.current_thread()) or make(*a, **k)
+    )
     ahead = batches(data, 0, 3, method__division=division)
     assert threading.main_thread() not in threads
     threads.clear()
