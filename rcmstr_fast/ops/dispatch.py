@@ -4,11 +4,14 @@ An operation is declared once with its reference; faster backends register besid
 argument `backend` or by RCMSTR_FAST_BACKEND: then that backend runs, or the call fails and lists every reason. Without
 an order the automatic choice walks through `ORDER` and takes the first backend that has no reason against the call.
 
-There are four kinds of reasons, each a list of sentences: the machine or the build lacks something (`available`, asked
-once a process), the backend cannot compute this call (`unsupported_reasons`), or it can, but would be slower than the
-next one (`avoid`), or what it computed of known inputs was wrong (`refused`: `selfcheck` runs them when the automatic
-choice first takes a compiled backend). Only the automatic choice asks for the last two. What was measured to be the fastest
-backend of an operation (`tuning`) is tried before the others.
+There are four kinds of reasons, each a list of sentences:
+- `available`: the machine or the build lacks something; asked once in a process.
+- `unsupported_reasons`: the backend cannot compute this call.
+- `avoid`: it can, but would be slower than the next one.
+- `refused`: it computed something wrong from known inputs, which `selfcheck` gives a compiled backend before the
+  automatic choice first takes it.
+Only the automatic choice asks for the last two. The backend of an operation that was measured to be the fastest
+(`tuning`) is tried before the others.
 """
 
 import logging

@@ -1,7 +1,9 @@
-"""The losses over queues of keys: InfoNCE with a symmetric KL of two relations (a level), and the KL alone (pairs of
-rows).
+"""The losses over queues of keys.
 
-There is one operation, `relational_losses` over a list of terms; `relational_loss` and `relation_kl` are lists of one.
+The relation of a row is the softmax of its similarities to the rows of a queue. The loss of a level is InfoNCE plus
+the symmetric KL divergence between the relations of query and key; between two levels there is the KL divergence alone,
+over pairs of rows. There is one operation, `relational_losses` over a list of terms; `relational_loss` and
+`relation_kl` are lists of one.
 """
 
 from collections.abc import Sequence
