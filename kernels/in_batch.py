@@ -1,7 +1,8 @@
 """In-batch InfoNCE and its two gradients without the M x K matrix.
 
 The rows have length 1, so every similarity s, over the temperature t, lies in [-1/t, 1/t], and exp((s - 1) / t) needs
-no running maximum. In the statistics pass each program has a tile of rows and sums these exponentials over all candidates.
+no running maximum. In the statistics pass each program has a tile of rows and sums these exponentials over all
+candidates.
 The gradients compute the similarities again, in two passes: in one a program has a tile of rows and sums softmax x
 candidates, in the other it has a tile of candidates and sums softmax x rows. So nothing is added atomically, and the
 result repeats bit for bit. Operands are float16, sums float32; the softmax lies in [0, 1]

@@ -1,7 +1,7 @@
 """Which tile each part of the queue-loss kernels uses here, chosen by timing.
 
-The candidates are the tile that the table has for this family of GPUs, those that it has at the same width for the other
-families, and its own with half as many keys or with one pipeline stage less.
+The candidates are the tile that the table has for this family of GPUs, those that it has at the same width for the
+other families, and its own with half as many keys or with one pipeline stage less.
 """
 
 from collections.abc import Callable
