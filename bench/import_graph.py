@@ -1,7 +1,9 @@
 """Draw who imports whom, from the sources: `python -m bench.import_graph` writes docs/pictures/imports.svg.
 
-A box is a room of the package, an arrow points from a room to one that it imports. Arrows that a longer way already shows
-are left out, so that the picture can be read; `tests/test_import_graph.py` holds it fresh.
+It also prints the longest chain of modules of which each imports the next.
+
+A box is a room of the package, an arrow points from a room to one that it imports. Arrows that a longer way already
+shows are left out, so that the picture can be read; `tests/test_import_graph.py` holds it fresh.
 """
 
 import ast
@@ -34,36 +36,54 @@ ROOMS = {
 _WIDTH, _HEIGHT, _GAP, _ROW = 176, 46, 26, 92
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Rooms that a file imports, also inside functions; not those for type checkers alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        names: list[str] = []
+def statements(path: Path, *, later: bool = True) -> Iterator[list[str]]:
+    """Names that each import statement of a file asks for, but for those for type checkers alone.
+
+    Args:
+        path: the file.
+        later: also of statements that run inside functions, not when the file is imported.
+    """
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "rcmstr_fast" and len(parts) > 1 and parts[1] in ROOMS:
-                yield parts[1]
+            yield [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif later or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            waiting += ast.iter_child_nodes(node)
 
 
 def edges() -> dict[str, set[str]]:
-    """Room -> rooms that it imports."""
+    """Room -> rooms that it imports, also inside functions."""
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
     for path in sorted(PACKAGE.rglob("*.py")):
         room = path.relative_to(PACKAGE).with_suffix("").parts[0]
         if room in found:
-            found[room] |= set(imported(path)) - {room}
+            parts = [name.split(".") for names in statements(path) for name in names]
+            found[room] |= {x[1] for x in parts if x[0] == "rcmstr_fast" and len(x) > 1 and x[1] in ROOMS} - {room}
+    return found
+
+
+def module_edges() -> dict[str, set[str]]:
+    """Module -> modules that it imports when it is imported itself.
+
+    A package stands for its `__init__.py`, where something that this file defines or hands on is asked for. Counted are
+    Python files: the compiled module `_C`, which imports none of them, is not.
+    """
+    files = {path.relative_to(ROOT): path for path in PACKAGE.rglob("*.py")}
+    files |= {Path("rcmstr_fast", path.relative_to(ROOT)): path for path in (ROOT / "kernels").rglob("*.py")}
+    modules = {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in files.items()}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found[module] = set()
+        for package, *wanted in statements(path, later=False):
+            inside = set(wanted) & modules.keys()
+            found[module] |= inside
+            if package in modules and (not wanted or set(wanted) - inside - {"rcmstr_fast._C"}):
+                found[module].add(package)
     return found
 
 
@@ -85,6 +105,15 @@ def ranks(found: dict[str, set[str]]) -> dict[str, int]:
     for room in found:
         rank(room, ())
     return known
+
+
+def longest_chain(found: dict[str, set[str]]) -> list[str]:
+    """A longest way down, from the module that stands on the most others to one that imports none."""
+    height = ranks(found)
+    chain = [max(height, key=lambda name: height[name])]
+    while below := found[chain[-1]]:
+        chain.append(max(sorted(below), key=lambda name: height[name]))
+    return chain
 
 
 def reduced(found: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -154,3 +183,4 @@ if __name__ == "__main__":
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     PICTURE.write_text(svg(), encoding="utf-8")
     print(PICTURE)
+    print(" -> ".join(longest_chain(module_edges())))

@@ -1,4 +1,5 @@
-// GPU driver of augment.h: one block a (image, view), the picture ping-pongs between two halves of shared memory.
+// GPU driver of augment.h. One block of threads makes one view of one image; each operation reads the picture from one
+// half of the shared memory and writes it to the other.
 #include <cuda_runtime.h>
 
 #include <stdexcept>

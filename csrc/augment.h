@@ -19,8 +19,9 @@ struct ViewShape {
   int height, width;
 };
 
-// How views are written. With `places` [B, patches] (null: without) strip s of view 0 of image b is also written to
-// place places[b, s] = image * patches + strip of one more picture an image, which follows the views.
+// How views are written. With `places` [B, patches] there is one more picture for each image, behind the views, which
+// holds the strips of the first views in another order: strip s of view 0 of image b is also written to place
+// places[b, s] = image * patches + strip. A null pointer: there is no such picture.
 struct Output {
   bool bfloat16;
   const int64_t* places;

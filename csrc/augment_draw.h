@@ -19,7 +19,8 @@ constexpr int ROW_COUNT = 0, ROW_ORDER = 1, ROW_CONTRAST = 27, ROW_SIGMA = 28, R
 constexpr int WORD_ORDER = 1, WORD_UNIFORM = 8, WORD_GRID = 20, WORD_CORNERS = 84, WORD_ORDER_REST = 100,
               WORD_CHANCES = 106, WORD_THEN = 119, WORD_JITTER = 132, WORD_JITTER_ORDER = 136, WORD_BOX = 140,
               WORD_PLACE = 158, WORDS = 160;
-// 9 attempts: the words are whole blocks, whose number is a multiple of the host's vectors.
+// There are 9 attempts at a box because then a view takes a whole number of Philox blocks of 4 words, and their number
+// (40) fills the vectors of the host.
 constexpr int MAX_CHAIN = 2 * OPERATIONS, JITTER_STEPS = 4, ATTEMPTS = 9;
 static_assert(ROW_CONTRAST == ROW_ORDER + MAX_CHAIN);
 

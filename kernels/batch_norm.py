@@ -7,8 +7,7 @@ each group adds the results of the others in a fixed order, so there are no atom
 
 Memory traffic, for values of b bytes: the forward reads x twice and writes once, and reads the residual if there is
 one: 3b (4b) for each value. The backward reads the gradient and x twice and writes one gradient: 5b. It computes the
-    sign of the
-ReLU again from x; with a residual it reads the sign from the result, and writes a second gradient: 8b.
+sign of the ReLU again from x; with a residual it reads the sign from the result, and writes a second gradient: 8b.
 """
 
 import torch

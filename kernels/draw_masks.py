@@ -1,4 +1,4 @@
-"""Random masks: the words of rcmstr_fast/random.py, ranked, with full-height blocks on top; the same bits.
+"""Random masks, bit for bit those of the reference: the cells with the lowest random words, and blocks of full height.
 
 There is one program for each image. Philox4x32-10 gives each cell a 32-bit word; the cells with the lowest words are
 hidden, as many as asked for, ties in the order of the cells: a cell's rank is the number of cells before it, counted

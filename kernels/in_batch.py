@@ -1,9 +1,11 @@
 """In-batch InfoNCE and its two gradients without the M x K matrix.
 
-The rows are unit rows, so every logit s / t lies in [-1/t, 1/t] and exp((s - 1) / t) needs no running maximum. The
-statistics pass sums it over all candidates, a tile of rows a program. The gradients recompute the similarities: one
-pass a tile of rows, summing softmax x candidates, and one a tile of candidates, summing softmax x rows, so that nothing
-is added atomically and the result repeats bit for bit. Operands are float16, sums float32; the softmax lies in [0, 1]
+The rows have length 1, so every similarity s, over the temperature t, lies in [-1/t, 1/t], and exp((s - 1) / t) needs
+no running maximum. In the statistics pass each program has a tile of rows and sums these exponentials over all
+candidates.
+The gradients compute the similarities again, in two passes: in one a program has a tile of rows and sums softmax x
+candidates, in the other it has a tile of candidates and sums softmax x rows. So nothing is added atomically, and the
+result repeats bit for bit. Operands are float16, sums float32; the softmax lies in [0, 1]
 and its products are scaled after the sum, so float16 loses nothing but what lies below 6e-8.
 """
 

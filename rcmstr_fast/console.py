@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ def kept(*, strict_output: bool = False) -> Iterator[None]:
         if hasattr(stream, "reconfigure"):  # names of files are bytes; what is no UTF-8 is written as it was read
             utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
             stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
-    sys.stderr = forgiving(sys.stderr)  # type: ignore[assignment]
+    sys.stderr = cast(TextIO, forgiving(sys.stderr))
     if not strict_output:
-        sys.stdout = forgiving(sys.stdout)  # type: ignore[assignment]
+        sys.stdout = cast(TextIO, forgiving(sys.stdout))
     try:
         yield
     finally:

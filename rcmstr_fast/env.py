@@ -86,8 +86,3 @@ def loss_launch() -> str | None:
 def debug() -> bool:
     """True where RCMSTR_FAST_DEBUG=1 asks for checks that read values."""
     return os.environ.get("RCMSTR_FAST_DEBUG") == "1"
-
-
-def triton_interpreter() -> bool:
-    """True where Triton's own TRITON_INTERPRET=1 runs kernels on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -23,13 +23,14 @@ from torch import Tensor
 from bench.gpu.setting import Rows, Setting
 from bench.ops.masked import masks_of
 from bench.ops.queue_losses import ALPHA, TAU_INFO, TAU_KL, unit
-from rcmstr_fast import env, ops, timer
+from rcmstr_fast import ops, timer
 from rcmstr_fast.kernels import runtime
 from rcmstr_fast.kernels.masked import conv
 from rcmstr_fast.kernels.masked.tiles import ConvTile
 from rcmstr_fast.kernels.queue_losses import tiles
 from rcmstr_fast.kernels.queue_losses.problem import level_problem
 from rcmstr_fast.kernels.queue_losses.tiles import Tile
+from rcmstr_fast.ops import triton_backend
 
 STAGES = (2, 3, 4)
 SHAPES = ((64, 32, 4), (64, 64, 4), (64, 64, 8), (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8))
@@ -184,7 +185,7 @@ class MaskedConv:
 
 def convolutions(setting: Setting) -> Rows:
     """The masked convolution at the shapes of `conv_shapes`: lists, cuDNN, the shipped tiles, and every candidate."""
-    if setting.device == "cpu" and not env.triton_interpreter():
+    if setting.device == "cpu" and not triton_backend.interpreted():
         return [{"status": "not run", "reason": "Triton runs on a CPU with TRITON_INTERPRET=1 only"}]
     rows: Rows = []
     candidates = setting.choose(CONV_TILES, ((32, 16, 16, 4, 2),))

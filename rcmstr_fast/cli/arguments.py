@@ -5,7 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -174,18 +174,19 @@ def add_dataclass(parser: Parser, cls: type, skip: set[str] | None = None) -> No
             parser.bind(action, ranges[action.dest])
 
 
-def _ranges(cls: type, prefix: str = "") -> Iterator[tuple[str, Bounds]]:
+def _ranges(cls: Any, prefix: str = "") -> Iterator[tuple[str, Bounds]]:
     """(dotted name, range) of every field that declares one, nested ones included."""
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.default_factory):
-            yield from _ranges(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            yield from _ranges(field.default_factory, f"{prefix}{field.name}.")
         elif "bounds" in field.metadata:
             yield prefix + field.name, field.metadata["bounds"]
 
 
 def to_dataclass(cls: type[T], arguments: Namespace) -> T:
     """The configuration that parsed (and instantiated) arguments describe."""
-    return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    fields = dataclasses.fields(cast(Any, cls))
+    return cls(**{field.name: arguments[field.name] for field in fields})
 
 
 def add_pretraining(parser: Parser, given: Sequence[str] | None = None) -> None:

@@ -29,10 +29,11 @@ def run(arguments: Namespace) -> int:
     only = [name.strip() for name in arguments.only.split(",") if name.strip()]
     from rcmstr_fast.train import tuned
     from rcmstr_fast.train.distributed import joined
-    from rcmstr_fast.train.loop import numerics, trial_of
+    from rcmstr_fast.train.loop import trial_of
     from rcmstr_fast.train.plan import make_plan
     from rcmstr_fast.train.runfolder import RunFolder
     from rcmstr_fast.train.stream import Stream
+    from rcmstr_fast.train.trainer import numerics
     from rcmstr_fast.tuning import choices, record
     from rcmstr_fast.tuning.engine import Outcome
 

@@ -1,9 +1,7 @@
 """Labelled records for decoders: which are kept, why the others are not, and seeded subsets."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -136,30 +134,3 @@ class LabelledSet:
         chosen.records = self.records[places]
         chosen.labels = [self.labels[i] for i in places]
         return chosen
-
-    def save_indices(self, path: str | Path) -> None:
-        """Write the record numbers, as JSON with the sizes of the roots they belong to."""
-        content = {"sizes": [int(size) for size in self.source.sizes], "records": self.records.tolist()}
-        Path(path).write_text(json.dumps(content), encoding="utf-8")
-
-    def load_subset(self, path: str | Path) -> "LabelledSet":
-        """The subset whose record numbers `save_indices` wrote.
-
-        Raises:
-            ConfigError: the file is missing or no such list, was made for other data, or names records that
-                are not kept here.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            sizes, records = content["sizes"], np.array(content["records"], dtype=np.int64)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ConfigError(f"{path}: expected an index list as save_indices writes it: {error!r}") from error
-        if records.ndim != 1 or not records.size:
-            raise ConfigError(f"{path}: expected a list of record numbers, got shape {list(records.shape)}")
-        if sizes != [int(size) for size in self.source.sizes]:
-            raise ConfigError(f"{path}: made for roots of {sizes} records, but the data has {list(self.source.sizes)}")
-        places = np.searchsorted(self.records, records)
-        found = self.records[np.minimum(places, len(self) - 1)] == records
-        if not found.all():
-            raise ConfigError(f"{path}: record {records[~found][0]} is not among the {len(self)} records kept here")
-        return self._choose(np.unique(places))

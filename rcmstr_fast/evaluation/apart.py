@@ -11,7 +11,7 @@ from rcmstr_fast.data.overlap import NOTHING, content_hashes, find_overlap
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.evaluation.config import TrainedConfig
 from rcmstr_fast.evaluation.decoder_data import Words
-from rcmstr_fast.train.export import load_encoder
+from rcmstr_fast.train.export import read_export
 
 #: Pretraining pictures that are looked through for test pictures, at most.
 _MOST_PRETRAINING = 2_000_000
@@ -53,7 +53,7 @@ def _seen_unlabelled(config: TrainedConfig, tests: dict[str, Words]) -> str:
     """What to say of test pictures among those of the pretraining, which saw them without labels; empty: nothing."""
     if config.encoder in ("", "random"):
         return ""
-    roots = as_list(load_encoder(config.encoder)[2]["config"].get("data", {}).get("roots", []))
+    roots = as_list(read_export(config.encoder)[1]["config"].get("data", {}).get("roots", []))
     try:
         source = open_sources(roots) if roots else None
     except ConfigError:

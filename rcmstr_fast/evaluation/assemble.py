@@ -1,10 +1,8 @@
 """What a probe is made of: the recogniser and the words, from the configuration."""
 
 import dataclasses
-import json
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -16,47 +14,14 @@ from rcmstr_fast.evaluation.apart import check_contents, without_copies
 from rcmstr_fast.evaluation.config import ProbeConfig, TrainedConfig
 from rcmstr_fast.evaluation.decoder_data import Words, open_words, split_words, training_words
 from rcmstr_fast.evaluation.over_encoder import Precision
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.evaluation.protocols import Protocol
 from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.models import Encoder, build_encoder, build_rectifier
-from rcmstr_fast.train.export import load_encoder
+from rcmstr_fast.train.export import read_export
+from rcmstr_fast.train.exported import load_encoder
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ProbeData:
-    """The words of a run.
-
-    Attributes:
-        train: usable training words, labelled with the first protocol's normalised strings.
-        val: validation words, labelled likewise.
-        tests: name -> labelled words as stored.
-        dropped: reason -> records of the training roots left out; with `train` they add up to `total`.
-        total: records of the training roots.
-        val_dropped: reason -> validation words left out.
-    """
-
-    train: Words
-    val: Words
-    tests: dict[str, Words]
-    dropped: dict[str, int]
-    total: int = 0
-    val_dropped: dict[str, int] = field(default_factory=dict)
-
-    def listing(self, config: TrainedConfig) -> str:
-        """The record numbers used for training and validation, as JSON."""
-        facts = {
-            "seed": config.seed,
-            "subset": config.subset,
-            "train": _listed(self.train, config.train),
-            "val": _listed(self.val, config.val or config.train),
-        }
-        return json.dumps(facts) + "\n"
-
-
-def _listed(words: Words, roots: list[str] | str) -> dict[str, list]:
-    return {"roots": roots, "sizes": [int(n) for n in words.source.sizes], "records": words.records.tolist()}
 
 
 def open_data(
@@ -186,4 +151,4 @@ def rotation(config: TrainedConfig) -> Rotate:
         return config.rotate
     if config.encoder in ("", "random"):
         return "never"
-    return load_encoder(config.encoder)[2]["config"].get("data", {}).get("rotate", "never")
+    return read_export(config.encoder)[1]["config"].get("data", {}).get("rotate", "never")

@@ -1,15 +1,19 @@
 """What recognisers and segmentation networks share: an encoder below, frozen or trained, and what goes in."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
 from rcmstr_fast.data.decode import Rotate
-from rcmstr_fast.models import placed
-from rcmstr_fast.ops import augment_views
-from rcmstr_fast.ops.augment_views import PresetLike
+from rcmstr_fast.models.placing import placed
+from rcmstr_fast.ops.augment_views import PresetLike, augment_views
+from rcmstr_fast.train.checkpoint import write_whole
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
@@ -19,6 +23,7 @@ class OverEncoder(nn.Module):
 
     Attributes:
         kind: what it is, for messages.
+        format: first entry of its file's header.
         model: the network's configuration, resolved.
         precision: of everything it computes, in training and in reading: fp32, bf16 (autocast), or fp64 (its weights then are
             float64, too).
@@ -30,6 +35,7 @@ class OverEncoder(nn.Module):
 
     rotate: Rotate = "never"
     kind = "network"
+    format = ""
 
     def __init__(
         self,
@@ -93,12 +99,32 @@ class OverEncoder(nn.Module):
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
         placed(self, device, dtype)
 
-    def stored(self) -> tuple[Precision, dict[str, Tensor]]:
-        """What its file holds: precision and float32 weights, also of one that was trained in float64 to compare runs."""
+    def described(self) -> dict[str, Any]:
+        """What the file's header says of the part above the encoder; JSON values."""
+        raise NotImplementedError
+
+    def save(self, path: Path, facts: dict[str, Any]) -> None:
+        """Write network and weights as one file, which `network_files` reads.
+
+        The weights of a network that was trained in float64, to compare runs, are written as float32.
+
+        Args:
+            path: the file.
+            facts: for the reader; JSON values.
+        """
+        doubled = self.precision == "fp64"
+        header = {
+            "format": self.format,
+            "model": asdict(self.model),
+            **self.described(),
+            "precision": "fp32" if doubled else self.precision,
+            "rotate": self.rotate,
+            "facts": facts,
+        }
         held = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
-        if self.precision != "fp64":
-            return self.precision, held
-        return "fp32", {name: x.float() if x.dtype == torch.float64 else x for name, x in held.items()}
+        tensors = {name: x.float() if doubled and x.dtype == torch.float64 else x for name, x in held.items()}
+        data = save(tensors, {"rcmstr_fast": json.dumps(header, ensure_ascii=False)})
+        write_whole(path, lambda file: file.write(data))
 
     def frames(self, views: Tensor) -> Tensor:
         """Normalised images `[B, 3, H, W]` to what is trained on them, `[B, N, C]`, without gradient where frozen."""

@@ -1,35 +1,27 @@
 """Decoder evaluation: a decoder over a frozen, fine-tuned or untrained encoder, trained, tested and reported."""
 
-import contextlib
-import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
-
-import torch
 
 import rcmstr_fast
 from rcmstr_fast import env
 from rcmstr_fast.charset import Charset
-from rcmstr_fast.config import ConfigError
-from rcmstr_fast.evaluation.assemble import ProbeData, build_recogniser, open_data, rotation
+from rcmstr_fast.evaluation.assemble import build_recogniser, open_data, rotation
 from rcmstr_fast.evaluation.config import ProbeConfig, check
-from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words, estimate_statistics
+from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.metrics import score
 from rcmstr_fast.evaluation.pictures import Reading
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.evaluation.protocols import Protocol, get_protocol
 from rcmstr_fast.evaluation.reading import read_words
 from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.evaluation.report import RunResult, full_table, load_result
-from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, precision_of, threads, words_of
-from rcmstr_fast.evaluation.schedule import Order, Schedule
+from rcmstr_fast.evaluation.running import Run, evaluate, words_of
 from rcmstr_fast.evaluation.testing import parse_test_sets, test_set, write_results
-from rcmstr_fast.models.batch_norm import set_bn_groups
-from rcmstr_fast.train.checkpoint import write_whole
+from rcmstr_fast.train.commit import commit
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.environment import commit
 from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder
 
@@ -58,67 +50,37 @@ def probe(config: ProbeConfig, world: World | None = None) -> RunResult:
     check(config)
     protocols = [get_protocol(name) for name in dict.fromkeys(config.protocols)]
     tests = parse_test_sets(config.test)
-    return evaluate(
-        config,
-        _FIELDS,
-        lambda path, digest: _finished(path, config, digest),
-        lambda folder, digest, here: _run(config, folder, protocols, tests, digest, here),
-        world,
-    )
+    return evaluate(config, _FIELDS, load_result, lambda run, log: _run(run, log, protocols, tests), world)
 
 
-def _run(
-    config: ProbeConfig,
-    folder: RunFolder,
-    protocols: list[Protocol],
-    tests: dict[str, str],
-    digest: str,
-    world: World,
-) -> RunResult:
-    precision = precision_of(config, world)
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
-        charset = Charset.load(config.charset)
-        recogniser = build_recogniser(config, charset, precision)
-        recogniser.move(world.device)
-        set_bn_groups(recogniser, config.bn_group_size)
-        data = open_data(config, protocols[0], charset, tests, recogniser.ctc_frames)
-        pool = stack.enter_context(ThreadPoolExecutor(config.workers or env.threads()))
-        recogniser.rotate = rotation(config)
+def _run(run: Run[ProbeConfig], log: RunLog, protocols: list[Protocol], tests: dict[str, str]) -> RunResult:
+    config, folder, world = run.config, run.folder, run.world
+    charset = Charset.load(config.charset)
+    recogniser = build_recogniser(config, charset, run.precision)
+    data = open_data(config, protocols[0], charset, tests, recogniser.ctc_frames)
+    recogniser.rotate = rotation(config)
+    with ThreadPoolExecutor(config.workers or env.threads()) as pool:
 
         def feed(words: Words, preset: str, limit_gib: float) -> Feed:
             images = WordImages(words, recogniser.size, pool, limit_gib, recogniser.rotate)
             return Feed(recogniser, images, world, preset=preset, seed=config.seed)
 
-        train = feed(data.train, config.augment, config.cache_gib)
-        val = feed(data.val, "none", config.cache_gib)
-        schedule = Schedule.make(config, len(train), world.world_size)
-        order = Order(schedule, data.train.root_sizes(), config.train_weights, config.seed)
-        torch.manual_seed(config.seed + world.rank)  # dropout differs between processes
-        fit = Fit(recogniser, config, schedule, order, world, folder, identity_of(digest, data))
-        fit.restore()
-        _announce(config, recogniser, data, schedule, fit)
-        # Whatever cannot be has been refused by now, and nothing has been written.
-        world.on_rank0(lambda: folder.write_description(config, world.world_size))
-        log.open()
-        listing = data.listing(config).encode()
-        world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))
-        if config.encoder == "random" and config.mode == "frozen" and config.bn == "running":
-            used = estimate_statistics(recogniser, train, config.batch_size)
-            _log.info("untrained encoder: batch-norm statistics estimated on %d training words", used)
-        keep_frames(config, recogniser, train, val, schedule)
-        with threads(config.decoder_threads):
-            fit.run(train, lambda: _validated(recogniser, val, protocols[0], config.batch_size, world), log)
-        fit.load_best()
-        info = _info(config, recogniser, data, schedule, fit, digest)
+        fit = run.train(
+            recogniser,
+            data,
+            feed,
+            lambda val: _validated(recogniser, val, protocols[0], config.batch_size, world),
+            log,
+            _described(recogniser, data),
+        )
         sets, readings = [], []
         for name, words in data.tests.items():
             results, some = test_set(name, feed(words, "none", 0.0), recogniser, protocols, config, folder, world)
             sets += results
             readings += some
-        result = RunResult(config.title or folder.path.absolute().name, sets, info)
-        world.on_rank0(lambda: _write(folder, recogniser, result, readings))
-        _log.info("results\n%s", full_table(result), extra={"file_only": True})
+    result = RunResult(run.title, sets, _info(run, recogniser, data, fit))
+    world.on_rank0(lambda: _write(folder, recogniser, result, readings))
+    _log.info("results\n%s", full_table(result), extra={"file_only": True})
     return result
 
 
@@ -136,52 +98,23 @@ def _write(folder: RunFolder, recogniser: Recogniser, result: RunResult, reading
     write_results(folder.path, result, readings)
 
 
-def _finished(path: Path, config: ProbeConfig, digest: str) -> RunResult:
-    """Results of a finished run, whose encoder must be the one found now."""
-    result = load_result(path)
-    if digest and digest != result.info.get("encoder_digest"):
-        raise ConfigError(f"run: {path.parent} evaluated another state of {config.encoder}; name another folder")
-    return dataclasses.replace(result, model=config.title or result.model)
+def _described(recogniser: Recogniser, data: ProbeData) -> list[str]:
+    """What the log says of the decoder."""
+    characters, used = recogniser.charset.characters, set("".join(data.train.labels))
+    lines = [f"decoder {recogniser.decoder_name} over {recogniser.memory}, {len(characters)} characters"]
+    if unseen := len(set(characters) - used):
+        lines.append(f"{unseen} characters of the charset do not occur in the training labels")
+    return lines
 
 
-def _announce(config: ProbeConfig, recogniser: Recogniser, data: ProbeData, schedule: Schedule, fit: Fit) -> None:
-    trained = sum(p.numel() for p in fit.parameters)
-    sizes = ", ".join(f"{name} {len(words)}" for name, words in data.tests.items())
-    _log.info(
-        "%s, encoder %s, decoder %s over %s, %d characters, %d trained parameters, %s",
-        config.mode,
-        config.encoder or "random",
-        recogniser.decoder_name,
-        recogniser.memory,
-        len(recogniser.charset),
-        trained,
-        recogniser.precision,
-    )
-    _log.info("words: train %d, validation %d, test %s", len(data.train), len(data.val), sizes)
-    _log.info(
-        "%d steps of %d words in %d processes x %d, validation every %d%s",
-        schedule.total_steps,
-        schedule.batch_size,
-        fit.world.world_size,
-        config.accumulate,
-        schedule.eval_every,
-        f"; continued at step {fit.step}" if fit.step else "",
-    )
-    unseen = len(set(recogniser.charset.characters) - set("".join(data.train.labels)))
-    if unseen:
-        _log.info("%d characters of the charset do not occur in the training labels", unseen)
-
-
-def _info(
-    config: ProbeConfig, recogniser: Recogniser, data: ProbeData, schedule: Schedule, fit: Fit, digest: str
-) -> dict[str, Any]:
+def _info(run: Run[ProbeConfig], recogniser: Recogniser, data: ProbeData, fit: Fit) -> dict[str, Any]:
     """Facts kept beside the results and in the recogniser's file."""
-    best = fit.best
+    config, best, schedule = run.config, fit.best, fit.schedule
     assert best is not None  # the last step validates
     return {
         "mode": config.mode,
         "encoder": config.encoder or "random",
-        "encoder_digest": digest,
+        "encoder_digest": run.digest,
         "arch": recogniser.model.encoder,
         "decoder": recogniser.decoder_name,
         "memory": recogniser.memory,

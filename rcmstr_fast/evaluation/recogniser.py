@@ -1,31 +1,18 @@
-"""Encoder, decoder and charset as one model, and its file `recogniser.safetensors`."""
+"""Encoder, decoder and charset as one model."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from rcmstr_fast.charset import Charset
-from rcmstr_fast.config import ConfigError, ModelConfig, num_frames, resolve_model
+from rcmstr_fast.config import ConfigError, ModelConfig, num_frames
 from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
-from rcmstr_fast.fields import Bounds, check_fields, check_value
-from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
 from rcmstr_fast.models.decoders import DECODERS, MAX_LENGTH, Trace, build_decoder, frames_needed
 from rcmstr_fast.models.encoder import Encoder
-from rcmstr_fast.train.checkpoint import write_whole
-from rcmstr_fast.train.export import refuse_nonfinite
-
-FORMAT = "rcmstr_fast recogniser 2"
-#: Files of before memory, precision and longest text were recorded; of their decoders only `ctc` is still the same.
-FORMAT_1 = "rcmstr_fast recogniser 1"
 
 Memory = Literal["auto", "tokens", "frames", "both"]
 
@@ -42,6 +29,8 @@ class Recogniser(OverEncoder):
         max_length: longest text in characters.
         normalise: frames go to the decoder with each channel at mean 0 and deviation 1.
     """
+
+    format = "rcmstr_fast recogniser 2"
 
     def __init__(
         self,
@@ -66,6 +55,7 @@ class Recogniser(OverEncoder):
         """
         super().__init__(model, rectifier, encoder, frozen=frozen, bn=bn, precision=precision)
         self.decoder_name = decoder_name
+        self.kind = f"{decoder_name} recogniser"
         self.hidden = hidden
         self.charset = charset
         self.normalise = normalise
@@ -76,11 +66,6 @@ class Recogniser(OverEncoder):
         channels = taken.get(self.memory, sum(taken.values()))
         self.scale = GroupedBatchNorm(channels, 1, affine=False) if normalise else nn.Identity()
         self.decoder = build_decoder(decoder_name, channels, len(charset), hidden=hidden, max_length=max_length)
-
-    @property
-    def kind(self) -> str:  # type: ignore[override]
-        """As in `OverEncoder`."""
-        return f"{self.decoder_name} recogniser"
 
     @property
     def num_frames(self) -> int:
@@ -148,85 +133,17 @@ class Recogniser(OverEncoder):
         with torch.no_grad():
             return self.read(self.frames(self.views(pictures, index=index)))
 
-    def save(self, path: Path, facts: dict[str, Any]) -> None:
-        """Write weights, network, decoder and charset, with further facts (JSON values) for the reader."""
-        precision, tensors = self.stored()
-        header = {
-            "format": FORMAT,
-            "model": asdict(self.model),
+    def described(self) -> dict[str, Any]:
+        """Decoder and charset, as the file's header has them."""
+        return {
             "decoder": self.decoder_name,
             "hidden": self.hidden,
             "normalise": self.normalise,
             "memory": self.memory,
             "max_length": self.max_length,
-            "precision": precision,
             "charset": self.charset.to_list(),
             "normalisation": {"mean": 0.5, "std": 0.5, "size": self.size},
-            "rotate": self.rotate,
-            "facts": facts,
         }
-        data = save(tensors, {"rcmstr_fast": json.dumps(header, ensure_ascii=False)})
-        write_whole(path, lambda file: file.write(data))
-
-
-def load_recogniser(path: str | Path) -> tuple[Recogniser, dict[str, Any]]:
-    """Read a recogniser in evaluation mode.
-
-    Args:
-        path: recogniser.safetensors, or the run folder that holds it.
-    Returns:
-        The recogniser on the CPU and the facts stored with it.
-    Raises:
-        ConfigError: missing, cut off, some other file, or values that are not finite.
-    """
-    path = Path(path)
-    path = path / "recogniser.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError(f"recogniser must be a recogniser.safetensors or its run folder, got {path}")
-    try:
-        with safe_open(str(path), "pt") as file:
-            header = json.loads((file.metadata() or {}).get("rcmstr_fast", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _check_format(path, header)
-        refuse_nonfinite(tensors, str(path))
-        model, facts = ModelConfig(**header["model"]), header["facts"]
-        check_fields(model)
-        check_value("hidden", header["hidden"], Bounds(low=1))
-        # The weights of the rectifier are in this file: its own checkpoint is not needed any more.
-        checkpoint = "random" if model.tps == "frozen" else ""
-        built = resolve_model(ModelConfig(**(header["model"] | {"tps_checkpoint": checkpoint})))
-        recogniser = Recogniser(
-            built,
-            build_rectifier(built),
-            build_encoder(built),
-            header["decoder"],
-            Charset(header["charset"]),
-            hidden=header["hidden"],
-            normalise=header.get("normalise", False),
-            memory=header.get("memory", "auto"),
-            max_length=header.get("max_length", MAX_LENGTH),
-            precision=header.get("precision", "fp32"),
-        )
-        recogniser.load_state_dict(tensors)
-    except ConfigError:
-        raise
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: expected a whole recogniser.safetensors of rcmstr_fast: {reason}") from error
-    recogniser.rotate = "tall" if header.get("rotate") == "tall" else "never"
-    return recogniser.eval(), facts
-
-
-def _check_format(path: Path, header: dict[str, Any]) -> None:
-    """Raise ConfigError unless the header is of a file that this version reads as it was meant."""
-    held = header.get("format")
-    if held not in (FORMAT, FORMAT_1):
-        raise ConfigError(f"{path}: expected a file of format {FORMAT!r}, got {held!r}")
-    if held == FORMAT_1 and header.get("decoder") != "ctc":
-        raise ConfigError(
-            f"{path}: expected a file of format {FORMAT!r}; this {header.get('decoder')} decoder is of an earlier "
-            "version, whose network was another: train it again"
-        )
 
 
 def _check_memory(model: ModelConfig, decoder: str, memory: str) -> None:

@@ -180,37 +180,3 @@ def load_result(run: str | Path) -> RunResult:
     if not path.is_file():
         raise ConfigError(f"expected a finished evaluation run with results.json, got {run}")
     return from_json(path.read_text(encoding="utf-8"))
-
-
-def comparison_table(results: Sequence[RunResult], metric: str = "accuracy") -> str:
-    """Several models beside each other: a table a protocol, one line a model, one column a set with its N.
-
-    A set whose N differs between models gets a column for each N, so that unlike numbers never share one.
-
-    Args:
-        results: at least one.
-        metric: accuracy, ed1, ned, cer or wer; printed in percent.
-    Raises:
-        ValueError: no result or an unknown metric.
-    """
-    if not results or metric not in METRICS:
-        raise ValueError(
-            f"comparison_table: expected results and one metric of {METRICS}, got {len(results)} results and {metric!r}"
-        )
-    title = _HEADS[METRICS.index(metric)]
-    blocks = []
-    for protocol in _protocols(s for result in results for s in result.sets):
-        by_model = [
-            (result.model, {(s.set, s.score.count, s.total): s.score for s in result.sets if s.protocol == protocol})
-            for result in results
-        ]
-        columns = list(dict.fromkeys(key for _, sets in by_model for key in sets))
-        head = [f"{name} (N {kept}/{total})" for name, kept, total in columns]
-        rows = []
-        for model, sets in by_model:
-            complete = len(sets) == len(columns)
-            means = [mean(list(sets.values()), weighted=w) if complete else None for w in (False, True)]
-            scores = [sets.get(key) for key in columns] + means
-            rows.append([model, *("-" if s is None else f"{100 * getattr(s, metric):.2f}" for s in scores)])
-        blocks.append(f"{title} %, protocol {protocol}\n\n" + markdown(["model", *head, "mean", "weighted mean"], rows))
-    return "\n\n".join(blocks)

@@ -1,44 +1,46 @@
-"""What the evaluations share beside the training itself: whose run is in a folder, threads, kept frames."""
+"""What the evaluations share: a run in its folder, from the untrained network to the one with the best weights."""
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.evaluation.assemble import ProbeData
 from rcmstr_fast.evaluation.config import FREE_FIELDS, TrainedConfig
-from rcmstr_fast.evaluation.decoder_data import Feed
+from rcmstr_fast.evaluation.decoder_data import Feed, Words, estimate_statistics
+from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.over_encoder import OverEncoder, Precision
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.evaluation.reading import progress
-from rcmstr_fast.evaluation.schedule import Schedule
+from rcmstr_fast.evaluation.report import RunResult
+from rcmstr_fast.evaluation.schedule import Order, Schedule
+from rcmstr_fast.evaluation.segment_report import SegmentResult
+from rcmstr_fast.models.batch_norm import set_bn_groups
+from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.distributed import World, joined, use_bf16
+from rcmstr_fast.train.environment import session
+from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder, differences
 
-R = TypeVar("R")
+C = TypeVar("C", bound=TrainedConfig)
+F = TypeVar("F", bound=Feed)
+R = TypeVar("R", RunResult, SegmentResult)
 
 _log = logging.getLogger(__name__)
 
 
-def precision_of(config: TrainedConfig, world: World) -> Precision:
-    """What a run computes in here."""
-    if config.precision == "fp64":
-        return "fp64"
-    return "bf16" if use_bf16(config.precision, world.device) else "fp32"
-
-
 def evaluate(
-    config: TrainedConfig,
+    config: C,
     fields: set[str],
-    finished: Callable[[Path, str], R],
-    run: Callable[[RunFolder, str, World], R],
+    load: Callable[[Path], R],
+    run: Callable[["Run[C]", RunLog], R],
     world: World | None = None,
 ) -> R:
     """Run an evaluation in its folder, or read back what a finished one found.
@@ -46,25 +48,121 @@ def evaluate(
     Args:
         config: checked.
         fields: which only configurations of this kind of run have.
-        finished: (results.json, digest of the encoder) -> the results.
-        run: (folder, digest of the encoder, world) -> the results.
+        load: reads results.json.
+        run: makes the results.
         world: the processes; None: those that torchrun started are joined.
     Raises:
-        ConfigError: the folder holds something else, or another process has it.
+        ConfigError: the folder holds something else, another process has it, or it was made with another encoder.
     """
     if world is None:
         with joined(config.device) as entered:
-            return evaluate(config, fields, finished, run, entered)
+            return evaluate(config, fields, load, run, entered)
     here: World = world
     folder = RunFolder(config.run)
     with contextlib.ExitStack() as stack:
         here.on_rank0(lambda: stack.enter_context(folder.locked()))
-        digest = digest_of(config.encoder)
+        this = Run(config, folder, digest_of(config.encoder), here)
         here.on_rank0(lambda: adopt(folder, config, fields))
         done = folder.path / "results.json"
         if here.on_rank0(done.is_file):
-            return finished(done, digest)
-        return run(folder, digest, here)
+            return this.found(load(done))
+        return run(this, stack.enter_context(contextlib.closing(RunLog(folder, here))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generic[C]):
+    """An evaluation in its folder.
+
+    Attributes:
+        config: checked.
+        folder: claimed for it.
+        digest: of the encoder's file, see `digest_of`.
+        world: this process.
+    """
+
+    config: C
+    folder: RunFolder
+    digest: str
+    world: World
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in here."""
+        if self.config.precision == "fp64":
+            return "fp64"
+        return "bf16" if use_bf16(self.config.precision, self.world.device) else "fp32"
+
+    @property
+    def title(self) -> str:
+        """The name of what is evaluated, for tables."""
+        return self.config.title or self.folder.path.absolute().name
+
+    def found(self, result: R) -> R:
+        """The results of a finished run, whose encoder must be the one found now, under the title asked for now."""
+        if self.digest and self.digest != result.info.get("encoder_digest"):
+            raise ConfigError(
+                f"run: {self.folder.path} evaluated another state of {self.config.encoder}; name another folder"
+            )
+        return dataclasses.replace(result, model=self.config.title or result.model)
+
+    def train(
+        self,
+        network: OverEncoder,
+        data: ProbeData,
+        feed: Callable[[Words, str, float], F],
+        validate: Callable[[F], dict[str, float]],
+        log: RunLog,
+        lines: Sequence[str],
+    ) -> Fit:
+        """Train what stands on the encoder, and the encoder by mode; leaves the network with its best weights.
+
+        Nothing is written before data, network and checkpoint have been accepted.
+
+        Args:
+            network: untrained.
+            data: the words.
+            feed: words, name of the augmentation and memory limit in GiB -> what the network is fed with.
+            validate: figures of the validation words, by name.
+            log: of the run; opened here.
+            lines: about the run, for the log.
+        """
+        config, folder, world = self.config, self.folder, self.world
+        network.move(world.device)
+        set_bn_groups(network, config.bn_group_size)
+        train, val = feed(data.train, config.augment, config.cache_gib), feed(data.val, "none", config.cache_gib)
+        schedule = Schedule.make(config, len(train), world.world_size)
+        order = Order(schedule, data.train.root_sizes(), config.train_weights, config.seed)
+        torch.manual_seed(config.seed + world.rank)  # dropout differs between processes
+        fit = Fit(network, config, schedule, order, world, folder, identity_of(self.digest, data))
+        fit.restore()
+        for line in (*lines, *_announced(fit, data)):
+            _log.info("%s", line)
+        world.on_rank0(lambda: folder.write_description(config, session(world.world_size)))
+        log.open()
+        listing = data.listing(config).encode()
+        world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))
+        if config.encoder == "random" and network.frozen and network.bn == "running":
+            used = estimate_statistics(network, train, config.batch_size)
+            _log.info("untrained encoder: batch-norm statistics estimated on %d training pictures", used)
+        keep_frames(config, network, train, val, schedule)
+        with threads(config.decoder_threads):
+            fit.run(train, lambda: validate(val), log)
+        fit.load_best()
+        return fit
+
+
+def _announced(fit: Fit, data: ProbeData) -> list[str]:
+    """What the log says of a run before its first step."""
+    config, schedule = fit.config, fit.schedule
+    sizes = ", ".join(f"{name} {len(words)}" for name, words in data.tests.items())
+    begins = f"; continued at step {fit.step}" if fit.step else ""
+    return [
+        f"{config.mode}, encoder {config.encoder or 'random'}, {sum(p.numel() for p in fit.parameters)} trained "
+        f"parameters, {fit.recogniser.precision}",
+        f"pictures: train {len(data.train)}, validation {len(data.val)}, test {sizes}",
+        f"{schedule.total_steps} steps of {schedule.batch_size} pictures in {fit.world.world_size} processes x "
+        f"{config.accumulate}, validation every {schedule.eval_every}{begins}",
+    ]
 
 
 @contextlib.contextmanager

@@ -1,10 +1,7 @@
 """Text segmentation: a head over a frozen, fine-tuned or untrained encoder, trained, tested and reported."""
 
-import contextlib
-import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +9,15 @@ import torch
 
 import rcmstr_fast
 from rcmstr_fast import env
-from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data.table import to_tsv
-from rcmstr_fast.evaluation.assemble import ProbeData, build_base, rotation
+from rcmstr_fast.evaluation.assemble import build_base, rotation
 from rcmstr_fast.evaluation.config import SegmentConfig, check_segment
-from rcmstr_fast.evaluation.decoder_data import Words, ahead, estimate_statistics
+from rcmstr_fast.evaluation.decoder_data import Words, ahead
 from rcmstr_fast.evaluation.fit import Fit
 from rcmstr_fast.evaluation.over_encoder import Precision
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.evaluation.reading import gather_objects, progress
-from rcmstr_fast.evaluation.running import evaluate, identity_of, keep_frames, precision_of, threads, words_of
-from rcmstr_fast.evaluation.schedule import Order, Schedule
+from rcmstr_fast.evaluation.running import Run, evaluate, words_of
 from rcmstr_fast.evaluation.segment_data import PairFeed, PairImages, Pairs, open_segment_data
 from rcmstr_fast.evaluation.segment_report import (
     Segmented,
@@ -35,10 +31,9 @@ from rcmstr_fast.evaluation.segment_report import (
 )
 from rcmstr_fast.evaluation.segmenter import Segmenter
 from rcmstr_fast.evaluation.testing import parse_test_sets
-from rcmstr_fast.models.batch_norm import set_bn_groups
-from rcmstr_fast.train.checkpoint import write_text, write_whole
+from rcmstr_fast.train.checkpoint import write_text
+from rcmstr_fast.train.commit import commit
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.environment import commit
 from rcmstr_fast.train.log import RunLog
 from rcmstr_fast.train.runfolder import RunFolder
 
@@ -65,13 +60,7 @@ def segment(config: SegmentConfig, world: World | None = None) -> SegmentResult:
     """
     check_segment(config)
     tests = parse_test_sets(config.test)
-    return evaluate(
-        config,
-        _FIELDS,
-        lambda path, digest: _finished(path, config, digest),
-        lambda folder, digest, here: _run(config, folder, tests, digest, here),
-        world,
-    )
+    return evaluate(config, _FIELDS, load_segment_result, lambda run, log: _run(run, log, tests), world)
 
 
 def build_segmenter(config: SegmentConfig, precision: Precision = "fp32") -> Segmenter:
@@ -98,46 +87,33 @@ def build_segmenter(config: SegmentConfig, precision: Precision = "fp32") -> Seg
     return made
 
 
-def _run(config: SegmentConfig, folder: RunFolder, tests: dict[str, str], digest: str, world: World) -> SegmentResult:
-    precision = precision_of(config, world)
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(RunLog(folder, world)))
-        data = open_segment_data(config, tests)
-        network = build_segmenter(config, precision)
-        network.move(world.device)
-        set_bn_groups(network, config.bn_group_size)
-        pool = stack.enter_context(ThreadPoolExecutor(config.workers or env.threads()))
+def _run(run: Run[SegmentConfig], log: RunLog, tests: dict[str, str]) -> SegmentResult:
+    config, folder, world = run.config, run.folder, run.world
+    data = open_segment_data(config, tests)
+    network = build_segmenter(config, run.precision)
+    height, width = network.size
+    with ThreadPoolExecutor(config.workers or env.threads()) as pool:
 
         def feed(pairs: Words, preset: str, limit_gib: float) -> PairFeed:
             images = PairImages(pairs, network.size, pool, limit_gib, network.rotate)
             return PairFeed(network, images, world, preset=preset, seed=config.seed)
 
-        train, val = feed(data.train, config.augment, config.cache_gib), feed(data.val, "none", config.cache_gib)
-        schedule = Schedule.make(config, len(train), world.world_size)
-        order = Order(schedule, data.train.root_sizes(), config.train_weights, config.seed)
-        torch.manual_seed(config.seed + world.rank)
-        fit = Fit(network, config, schedule, order, world, folder, identity_of(digest, data))
-        fit.restore()
-        _announce(config, network, data, schedule, fit)
-        # Whatever cannot be has been refused by now, and nothing has been written.
-        world.on_rank0(lambda: folder.write_description(config, world.world_size))
-        log.open()
-        listing = data.listing(config).encode()
-        world.on_rank0(lambda: write_whole(folder.path / "words.json", lambda file: file.write(listing)))
-        if config.encoder == "random" and config.mode == "frozen":
-            estimate_statistics(network, train, config.batch_size)
-        keep_frames(config, network, train, val, schedule)
-        with threads(config.decoder_threads):
-            fit.run(train, lambda: _validated(network, val, config.batch_size, world), log)
-        fit.load_best()
-        result, shown = SegmentResult(config.title or folder.path.absolute().name, [], {}), []
+        fit = run.train(
+            network,
+            data,
+            feed,
+            lambda val: _validated(network, val, config.batch_size, world),
+            log,
+            [f"segmentation by {config.blocks} blocks of {config.dim} channels at {height} x {width} pixels"],
+        )
+        result, shown = SegmentResult(run.title, [], {}), []
         for name, pairs in data.tests.items():
             found, some = _tested(name, feed(pairs, "none", 0.0), network, config, folder, world)
             result.sets.append(found)
             shown += some
-        result.info.update(_info(config, network, data, schedule, fit, digest))
-        world.on_rank0(lambda: _write(folder, network, result, shown))
-        _log.info("results\n%s", segment_table(result), extra={"file_only": True})
+    result.info.update(_info(run, network, data, fit))
+    world.on_rank0(lambda: _write(folder, network, result, shown))
+    _log.info("results\n%s", segment_table(result), extra={"file_only": True})
     return result
 
 
@@ -206,56 +182,22 @@ def _tested(
     ]
 
 
-def _finished(path: Path, config: SegmentConfig, digest: str) -> SegmentResult:
-    """Results of a finished run, whose encoder must be the one found now."""
-    result = load_segment_result(path)
-    if digest and digest != result.info.get("encoder_digest"):
-        raise ConfigError(f"run: {path.parent} evaluated another state of {config.encoder}; name another folder")
-    return dataclasses.replace(result, model=config.title or result.model)
-
-
-def _announce(config: SegmentConfig, network: Segmenter, data: ProbeData, schedule: Schedule, fit: Fit) -> None:
-    trained = sum(p.numel() for p in fit.parameters)
-    sizes = ", ".join(f"{name} {len(words)}" for name, words in data.tests.items())
-    _log.info(
-        "%s, encoder %s, segmentation by %d blocks of %d channels at %d x %d pixels, %d trained parameters, %s",
-        config.mode,
-        config.encoder or "random",
-        config.blocks,
-        config.dim,
-        *network.size,
-        trained,
-        network.precision,
-    )
-    _log.info("pairs: train %d, validation %d, test %s", len(data.train), len(data.val), sizes)
-    _log.info(
-        "%d steps of %d pictures in %d processes x %d, validation every %d%s",
-        schedule.total_steps,
-        schedule.batch_size,
-        fit.world.world_size,
-        config.accumulate,
-        schedule.eval_every,
-        f"; continued at step {fit.step}" if fit.step else "",
-    )
-
-
-def _info(
-    config: SegmentConfig, network: Segmenter, data: ProbeData, schedule: Schedule, fit: Fit, digest: str
-) -> dict[str, Any]:
+def _info(run: Run[SegmentConfig], network: Segmenter, data: ProbeData, fit: Fit) -> dict[str, Any]:
     """Facts kept beside the results and in the network's file."""
+    config = run.config
     assert fit.best is not None
     return {
         "mode": config.mode,
         "encoder": config.encoder or "random",
-        "encoder_digest": digest,
+        "encoder_digest": run.digest,
         "arch": network.model.encoder,
         "size": list(network.size),
         "precision": network.precision,
         "seed": config.seed,
         "subset": config.subset,
         "words": words_of(data),
-        "steps": schedule.total_steps,
-        "batch_size": schedule.batch_size,
+        "steps": fit.schedule.total_steps,
+        "batch_size": fit.schedule.batch_size,
         "best_step": fit.best["step"],
         "val_iou": fit.best["iou"],
         "version": rcmstr_fast.__version__,

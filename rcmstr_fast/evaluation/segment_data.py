@@ -18,9 +18,10 @@ from rcmstr_fast.data.labelled import seeded_share
 from rcmstr_fast.data.progress import in_threads
 from rcmstr_fast.data.sets import FolderSet
 from rcmstr_fast.data.source import ImageSource
-from rcmstr_fast.evaluation.assemble import ProbeData, arranged
+from rcmstr_fast.evaluation.assemble import arranged
 from rcmstr_fast.evaluation.config import SegmentConfig
 from rcmstr_fast.evaluation.decoder_data import Feed, WordImages, Words
+from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.ops.augment_views import PRESETS, AugmentPreset
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ def _architectures(
     told = positions.shape[1] // 8 * 4 if positions is not None and positions.dim() == 3 else 128
     for encoder in SIZES:
         yield ModelConfig(
-            encoder=encoder,  # type: ignore[arg-type]
+            encoder=cast(Any, encoder),
             depth=len(blocks) or 12,
             image_width=image_width or max(told, 16),
             class_token=f"{prefix}cls_token" in state,

@@ -7,11 +7,10 @@ from typing import Any
 import rcmstr_fast
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation.report import load_result, table
-from rcmstr_fast.exchange.calibrate import Calibration
 from rcmstr_fast.exchange.graph import OPSET
-from rcmstr_fast.exchange.source import Source
+from rcmstr_fast.exchange.networks import Source
 from rcmstr_fast.train.checkpoint import write_whole
-from rcmstr_fast.train.environment import commit
+from rcmstr_fast.train.commit import commit
 
 _NOT_STATED = "not stated"
 _NOTES = {
@@ -26,9 +25,7 @@ _NOTES = {
 }
 
 
-def write_card(
-    source: Source, kind: str, out: Path, snippet: str, *, licence: str = "", calibration: Calibration | None = None
-) -> Path:
+def write_card(source: Source, kind: str, out: Path, snippet: str, *, licence: str = "", calibration: str = "") -> Path:
     """Write the card of an exported file.
 
     Args:
@@ -37,7 +34,7 @@ def write_card(
         out: the exported file.
         snippet: Python that loads it.
         licence: of the weights.
-        calibration: of the confidences.
+        calibration: a sentence on that of the confidences; empty: they are not calibrated.
     Returns:
         The card: `out` with the ending .md.
     """
@@ -45,7 +42,7 @@ def write_card(
     parts = [f"# {out.name}", f"A {source.kind} for word images, in the format `{kind}`. {_NOTES[kind]}"]
     parts.append("\n".join(f"- **{name}**: {value}" for name, value in _rows(source, licence)))
     if source.recogniser is not None:
-        parts.append(calibration.describe() if calibration else "Confidences are not calibrated.")
+        parts.append(calibration or "Confidences are not calibrated.")
     if (results := _results(source)) is not None:
         parts.append(f"## Results\n\n{results}")
     parts.append(f"## Use\n\n```python\n{snippet.strip()}\n```")

@@ -18,8 +18,9 @@ from rcmstr_fast.data.progress import progress
 from rcmstr_fast.data.source import ImageSource
 from rcmstr_fast.exchange.feature_files import Features, open_feature_file
 from rcmstr_fast.exchange.inputs import Inputs, open_inputs
-from rcmstr_fast.exchange.source import Source, open_source
-from rcmstr_fast.models import placed
+from rcmstr_fast.exchange.networks import Source
+from rcmstr_fast.exchange.source import open_source
+from rcmstr_fast.models.placing import placed
 from rcmstr_fast.ops import augment_views, hierarchical_pool
 from rcmstr_fast.train.distributed import choose_device
 

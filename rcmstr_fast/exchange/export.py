@@ -13,8 +13,9 @@ from rcmstr_fast.exchange import graph, layouts, snippets
 from rcmstr_fast.exchange.archive import check_suffix, write_tensors
 from rcmstr_fast.exchange.calibrate import Calibration, calibrate, validation_words
 from rcmstr_fast.exchange.card import write_card
+from rcmstr_fast.exchange.networks import Networks, Source
 from rcmstr_fast.exchange.reading import CALIBRATION, Reader
-from rcmstr_fast.exchange.source import Networks, Part, Source, open_source
+from rcmstr_fast.exchange.source import Part, open_source
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import export_encoder
 
@@ -77,7 +78,7 @@ def export(
         )
     made = _calibrated(source, run, named or [])
     snippet = chosen.write(source, out, float(source.facts.get(CALIBRATION, {}).get("temperature", 1.0)))
-    return out, write_card(source, kind, out, snippet, licence=licence, calibration=made)
+    return out, write_card(source, kind, out, snippet, licence=licence, calibration=made.describe() if made else "")
 
 
 def _calibrated(source: Source, run: str | Path, named: list[str]) -> Calibration | None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.exchange.source import Source
+from rcmstr_fast.exchange.networks import Source
 from rcmstr_fast.models.decoders import BLANK, EOS, PAD, SOS
 from rcmstr_fast.train.checkpoint import write_whole
 

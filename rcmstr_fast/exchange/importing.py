@@ -13,7 +13,7 @@ from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig, resolve
 from rcmstr_fast.exchange import layouts
 from rcmstr_fast.exchange.archive import read_tensors
 from rcmstr_fast.exchange.candidates import PREFIXES, Candidate, best_of, nearest
-from rcmstr_fast.exchange.source import Networks
+from rcmstr_fast.exchange.networks import Networks
 from rcmstr_fast.train.checkpoint import write_whole
 from rcmstr_fast.train.export import export_encoder, refuse_nonfinite
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import BrokenImage, Rotate, decode_image, fitted
-from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
-from rcmstr_fast.models import placed
+from rcmstr_fast.evaluation.network_files import load_recogniser
+from rcmstr_fast.evaluation.over_encoder import Precision
+from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.models.decoders import BLANK, EOS, PAD, SOS
+from rcmstr_fast.models.placing import placed
 from rcmstr_fast.train.distributed import choose_device
 
 #: What `Reader.read` takes as a picture: a path, an encoded file, pixels [H, W] or [H, W, 3] uint8, a Pillow image.
@@ -82,7 +84,7 @@ class Reader:
         self.facts = dict(facts or {})
         self.recogniser = placed(recogniser, place).eval()
         if precision in ("fp32", "bf16"):
-            self.recogniser.precision = precision  # type: ignore[assignment]
+            self.recogniser.precision = cast(Precision, precision)
         self._device = place
         known = self.facts.get(CALIBRATION, {}).get("temperature", 1.0)
         self.temperature = float(known if temperature is None else temperature)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from rcmstr_fast.exchange.graph import FACTS
-from rcmstr_fast.exchange.source import Source
-from rcmstr_fast.models.vit import PATCH, SIZES
+from rcmstr_fast.exchange.networks import Source
+from rcmstr_fast.models.transformer import PATCH
+from rcmstr_fast.models.vit import SIZES
 
 
 def _picture(source: Source) -> str:

@@ -1,62 +1,19 @@
 """What is exported: the encoder or the recogniser of a run folder or file."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from rcmstr_fast.config import ConfigError, ModelConfig, resolve_model
-from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
-from rcmstr_fast.train.export import KIND, load_encoder
+from rcmstr_fast.evaluation.network_files import load_recogniser
+from rcmstr_fast.exchange.networks import Source
+from rcmstr_fast.train.export import KIND
+from rcmstr_fast.train.exported import load_encoder
 
 Part = Literal["auto", "encoder", "recogniser"]
 _FILES = ("recogniser.safetensors", "encoder.safetensors")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Trained networks and what is known of them.
-
-    Attributes:
-        file: the safetensors file.
-        model: the architecture, resolved.
-        encoder: in evaluation mode.
-        rectifier: `nn.Identity` for none.
-        recogniser: with the same encoder; None where only the encoder is there or wanted.
-        facts: the header of an encoder, or the facts of a recogniser.
-    """
-
-    file: Path
-    model: ModelConfig
-    encoder: nn.Module
-    rectifier: nn.Module
-    recogniser: Recogniser | None
-    facts: dict[str, Any]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the input in pixels."""
-        return self.model.height, self.model.image_width
-
-    @property
-    def kind(self) -> str:
-        """encoder or recogniser."""
-        return "encoder" if self.recogniser is None else "recogniser"
-
-
-class Networks(nn.Module):
-    """An encoder and its rectifier as `export_encoder` takes them from a method."""
-
-    def __init__(self, encoder: nn.Module, rectifier: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.rectifier = encoder, rectifier
-
-    def exported(self) -> dict[str, nn.Module]:
-        """Both by name."""
-        return {"encoder": self.encoder, "rectifier": self.rectifier}
 
 
 def open_source(path: str | Path, part: Part = "auto") -> Source:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import ImageSource, open_sources
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import OurStep
-from rcmstr_fast.methods import Batch
+from rcmstr_fast.methods.step import Batch
 from rcmstr_fast.train.distributed import World, joined
-from rcmstr_fast.train.loop import numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.stream import Stream
+from rcmstr_fast.train.trainer import numerics
 
 _WARM_UP = 2
 #: Images of one timed call of a stage; a short call says little on a busy machine.
@@ -100,7 +101,7 @@ def decode_run(sample: Sample, stack: ExitStack, decoder: str) -> Callable[[], i
     data, workers = sample.config.data, sample.config.data.workers or env.threads()
     height, width = sample.size
     pool = stack.enter_context(ThreadPoolExecutor(workers))
-    data = replace(data, decoder=decoder)  # type: ignore[arg-type]
+    data = replace(data, decoder=cast(Any, decoder))
     made = build_decoder(data, height=height, width=width, batch=len(sample.batches[0]), workers=workers)
 
     def run() -> int:

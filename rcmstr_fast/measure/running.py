@@ -5,19 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods import Batch, build_method, find
-from rcmstr_fast.models import placed
+from rcmstr_fast.methods.parts.labels import LabelSettings
+from rcmstr_fast.methods.registry import build_method, find
+from rcmstr_fast.methods.step import Batch
+from rcmstr_fast.models.placing import placed
 from rcmstr_fast.train.distributed import World, use_bf16
-from rcmstr_fast.train.loop import OneStep, Trainer, numerics
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.stream import Stream
 from rcmstr_fast.train.targets import Targets
+from rcmstr_fast.train.trainer import OneStep, Trainer, numerics
 from rcmstr_fast.train.views import ViewMaker
 
 #: Images of the made-up epoch that a plan is made for.
@@ -115,7 +118,7 @@ def made_up_batches(config: PretrainConfig, plan: Plan, world: World, count: int
         images = smooth_pictures(plan.micro_batch, size, seed=number).to(world.device)
         chosen = method.draw(config, index.cpu(), 0)
         if method.spec.labels:
-            chosen = chosen | Targets(config.method)([f"word{i}" for i in index.tolist()])  # type: ignore[arg-type]
+            chosen = chosen | Targets(cast(LabelSettings, config.method))([f"word{i}" for i in index.tolist()])
         drawn = {name: x.to(world.device) for name, x in chosen.items()}
         views = maker(images, index, 0, drawn.get("order"), torch.float32)
         made.append(Batch(views, index, 0, drawn, images=images))

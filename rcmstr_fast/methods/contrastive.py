@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from rcmstr_fast import random
 from rcmstr_fast.config import LEVELS, PretrainConfig, num_frames
-from rcmstr_fast.methods.base import Pass, PretrainMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.levels import RelationalSettings, used_levels
 from rcmstr_fast.methods.losses import ContrastiveLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
 from rcmstr_fast.methods.parts.queue import Queue, ShardedQueue, StepKeys, WholeQueue, build_queue
 from rcmstr_fast.methods.permutation import PermutedQuery, permuted_order
+from rcmstr_fast.methods.protocol import Pass, PretrainMethod, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 
@@ -108,7 +108,7 @@ class ContrastiveMethod(PretrainMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """Query and permuted view with gradient, the key view without."""
-        permuted = (Pass(),) if config.method.permute else ()  # type: ignore[attr-defined]
+        permuted = (Pass(),) if cast(RelationalSettings, config.method).permute else ()
         return (Pass(), *permuted, Pass(trained=False))
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
@@ -163,7 +163,7 @@ class ContrastiveMethod(PretrainMethod):
         """loss_rcl, its terms and monitors from the projected frames of `_online_frames`."""
         method, images = self.settings, len(batch.index)
         query = self.online.unit_rows(frames[:images], method.num_subwords)
-        permuted = None if shuffled is None else shuffled.unit_rows(self.online, frames[images:])
+        permuted = None if shuffled is None else self.online.permuted_rows(shuffled, frames[images:])
         key = self.momentum(batch.views["key"], method.num_subwords, self._grouping(batch))
         self._keep(key, batch)
         queues = {level: self._queue(level).whole() for level in self.levels}

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import PretrainConfig, num_frames
-from rcmstr_fast.methods.base import Pass
 from rcmstr_fast.methods.levels import RelationalSettings, used_levels
 from rcmstr_fast.methods.parts.masking import MaskSettings
 from rcmstr_fast.methods.parts.momentum import MomentumSettings
 from rcmstr_fast.methods.permutation import pairing_windows
+from rcmstr_fast.methods.protocol import Pass
 from rcmstr_fast.methods.registry import find
-from rcmstr_fast.models.vit import Attention
+from rcmstr_fast.models.transformer import Attention
 
 #: Parts of a step, in the order of the tables.
 PARTS = ("products", "norms", "masked pass", "reconstruction", "projector", "features", "loss", "update")
@@ -143,7 +143,7 @@ def pass_products(config: PretrainConfig, one: Pass) -> list[Product]:
     found = []
     for (product, conv), stage in zip(products, stages, strict=True):
         before = stage - (conv.kernel_size == (2, 2))  # these two change the size without a pool
-        share = _visible_pairs(sites[before].active.float(), sites[stage].active.float(), conv)  # type: ignore[arg-type]
+        share = _visible_pairs(sites[before].active.float(), sites[stage].active.float(), cast(nn.Conv2d, conv))
         found.append(_shared(product, share))
     return found
 
@@ -154,10 +154,10 @@ def _shared(product: Product, share: float) -> Product:
 
 def _visible_pairs(inputs: Tensor, outputs: Tensor, conv: nn.Conv2d) -> float:
     """Share of a convolution's multiplications whose input and output are both visible."""
-    taps = torch.ones(1, 1, *conv.kernel_size)
+    taps, padding = torch.ones(1, 1, *conv.kernel_size), cast(tuple[int, int], conv.padding)
 
     def pairs(x: Tensor, y: Tensor) -> Tensor:
-        return (F.conv2d(x, taps, stride=conv.stride, padding=conv.padding) * y).sum()  # type: ignore[arg-type]
+        return (F.conv2d(x, taps, stride=conv.stride, padding=padding) * y).sum()
 
     return float(pairs(inputs, outputs) / pairs(torch.ones_like(inputs), torch.ones_like(outputs)))
 

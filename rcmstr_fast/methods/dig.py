@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import MethodConfig, PretrainConfig, num_frames
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import Pass, PretrainMethod, ViewSpec, in_passes
 from rcmstr_fast.methods.parts.heads import Instances, build_head, check_windows
 from rcmstr_fast.methods.parts.in_batch import check_negatives, unit_rows
 from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
 from rcmstr_fast.methods.parts.momentum import Momentum, MomentumSettings
 from rcmstr_fast.methods.parts.monitors import detail, pair_accuracy, spread
+from rcmstr_fast.methods.protocol import Pass, PretrainMethod, ViewSpec, in_passes
 from rcmstr_fast.methods.registry import VIT, register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 
@@ -129,7 +129,7 @@ class DiG(PretrainMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """The masked and the augmented view, through both networks."""
-        masked = hidden(config.method)  # type: ignore[arg-type]
+        masked = hidden(cast(MaskSettings, config.method))
         return Pass(hidden=masked), Pass(), Pass(trained=False, hidden=masked), Pass(trained=False)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:

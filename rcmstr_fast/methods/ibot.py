@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, Pass, PretrainMethod, ViewSpec, in_passes, to_pixels
 from rcmstr_fast.methods.parts.blocks import block_masks, hidden_tokens
 from rcmstr_fast.methods.parts.distillation import Centre, PrototypeHead, cross_entropy
 from rcmstr_fast.methods.parts.momentum import Momentum, MomentumSettings
 from rcmstr_fast.methods.parts.monitors import entropy, spread
+from rcmstr_fast.methods.protocol import PICTURES, Pass, PretrainMethod, ViewSpec, in_passes, to_pixels
 from rcmstr_fast.methods.registry import VIT, register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 from rcmstr_fast.models.encoder import Features
-from rcmstr_fast.models.vit import PATCH, VisionTransformer, drop_paths
+from rcmstr_fast.models.transformer import PATCH
+from rcmstr_fast.models.vit import VisionTransformer, drop_paths
 from rcmstr_fast.ops.augment_views import PRESETS
 
 
@@ -182,7 +183,7 @@ class IBOT(PretrainMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """Two views through both networks, small crops of a quarter of the picture through the student."""
-        crops: int = config.method.local_crops  # type: ignore[attr-defined]
+        crops = cast(IBOTConfig, config.method).local_crops
         return (*[Pass()] * 2, *[Pass(trained=False)] * 2, *[Pass(share=0.25)] * crops)
 
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:

@@ -22,7 +22,8 @@ from rcmstr_fast.methods.parts.regression import Reader, Regressor, StripDecoder
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.mim_head import unpatchify
-from rcmstr_fast.models.vit import PATCH, VisionTransformer
+from rcmstr_fast.models.transformer import PATCH
+from rcmstr_fast.models.vit import VisionTransformer
 
 
 @dataclass
@@ -148,7 +149,7 @@ class MaskOCR(EncoderMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """The visible strips; without gradient, the hidden strips (ViT) or the whole word (CNN)."""
-        method: MaskOCRConfig = config.method  # type: ignore[assignment]
+        method = cast(MaskOCRConfig, config.method)
         trained, shown = not method.language_only, 1 - method.mask_ratio
         if is_vit(config.model):
             seen, rest = Pass(trained, shown), Pass(False, method.mask_ratio)

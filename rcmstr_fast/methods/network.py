@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import ModelConfig
 from rcmstr_fast.methods.parts.momentum import Momentum
+from rcmstr_fast.methods.permutation import PermutedQuery
 from rcmstr_fast.methods.step import full_precision
 from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of, set_bn_groups
 
@@ -62,6 +63,12 @@ class Network(nn.Module):
             return self.features(ops.hierarchical_pool(frames, num_subwords, order=order))
         weights, biases = ({level: getattr(p, n) for level, p in linear.items()} for n in ("weight", "bias"))
         return ops.project_levels(frames, weights, biases, num_subwords, order=order)
+
+    def permuted_rows(self, query: PermutedQuery, frames: Tensor) -> dict[str, Tensor]:
+        """Projected frames `[B, T, P]` of the permuted images to unit rows a level, in the images' own order."""
+        if query.method.division == "direct":
+            return self.unit_rows(frames, query.method.num_subwords, order=query.order)
+        return self.features(query.pool(frames))
 
     def features(self, pooled: ops.HierarchicalFeatures) -> dict[str, Tensor]:
         """Pooled features to unit rows: level -> `[B * rows, D]` float32."""

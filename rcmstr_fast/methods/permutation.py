@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.network import Network
 from rcmstr_fast.methods.parts.windows import pooling_windows
+from rcmstr_fast.ops.hierarchical_pool import HierarchicalFeatures, hierarchical_pool
+from rcmstr_fast.ops.permutation import draw_order, permute_strips, restore_frames
 
 
 @dataclass
@@ -54,7 +54,7 @@ def kept_frames(frames: int, num_patches: int) -> list[int]:
     return [t for t in range(frames) if t not in cut]
 
 
-def _pool_kept(frames: Tensor, num_subwords: int, num_patches: int) -> ops.HierarchicalFeatures:
+def _pool_kept(frames: Tensor, num_subwords: int, num_patches: int) -> HierarchicalFeatures:
     """Hierarchical pooling over the kept frames alone; the frame level has fewer rows an image."""
     count = frames.shape[1]
     kept = kept_frames(count, num_patches)
@@ -68,7 +68,7 @@ def _pool_kept(frames: Tensor, num_subwords: int, num_patches: int) -> ops.Hiera
     subwords = []
     for start, end in windows:  # slices: a list of numbers as an index would make the device wait for the host
         subwords.append(torch.cat([frames[:, a:b] for a, b in _runs(kept, start, end)], dim=1).mean(dim=1))
-    return ops.HierarchicalFeatures(rows, torch.stack(subwords, dim=1), rows.mean(dim=1, keepdim=True))
+    return HierarchicalFeatures(rows, torch.stack(subwords, dim=1), rows.mean(dim=1, keepdim=True))
 
 
 def _runs(kept: list[int], start: int, end: int) -> list[tuple[int, int]]:
@@ -126,7 +126,7 @@ def _stretch(cuts: Tensor, length: int, inverse: bool) -> Tensor:
 
 def permuted_order(index: Tensor, epoch: int | Tensor, method: PermutationSettings, seed: int) -> Tensor:
     """The order [B, N] in which a batch of slots `index` [B] int64 is permuted; as of `ops.draw_order`."""
-    return ops.draw_order(
+    return draw_order(
         index,
         seed=seed,
         epoch=epoch,
@@ -167,20 +167,14 @@ class PermutedQuery:
             self._cuts = find_cuts(images, method.num_patches)
             images = _resample(images, _stretch(self._cuts, images.shape[-1], inverse=False))
             permuted = None
-        self.images = permuted if permuted is not None else ops.permute_strips(images, self.order, **self._shape)
+        self.images = permuted if permuted is not None else permute_strips(images, self.order, **self._shape)
 
-    def unit_rows(self, network: Network, frames: Tensor) -> dict[str, Tensor]:
-        """Projected frames `[B, T, P]` of the permuted images to unit rows a level, in the images' own order."""
-        if self.method.division == "direct":
-            return network.unit_rows(frames, self.method.num_subwords, order=self.order)
-        return network.features(self.pool(frames))
-
-    def pool(self, frames: Tensor) -> ops.HierarchicalFeatures:
+    def pool(self, frames: Tensor) -> HierarchicalFeatures:
         """Projected frames `[B, T, P]` of the permuted images to features in the images' own order."""
         if self.method.division == "direct":
-            return ops.hierarchical_pool(frames, self.method.num_subwords, order=self.order)
-        frames = ops.restore_frames(frames, self.order, **self._shape)
+            return hierarchical_pool(frames, self.method.num_subwords, order=self.order)
+        frames = restore_frames(frames, self.order, **self._shape)
         if self._cuts is None:
             return _pool_kept(frames, self.method.num_subwords, self.method.num_patches)
         back = _stretch(self._cuts, frames.shape[1], inverse=True)
-        return ops.hierarchical_pool(_resample(frames.transpose(1, 2), back).transpose(1, 2), self.method.num_subwords)
+        return hierarchical_pool(_resample(frames.transpose(1, 2), back).transpose(1, 2), self.method.num_subwords)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from rcmstr_fast.config import LEVELS, PretrainConfig, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import Pass, ViewSpec
 from rcmstr_fast.methods.contrastive import ContrastiveMethod
 from rcmstr_fast.methods.levels import RelationalSettings
 from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
+from rcmstr_fast.methods.protocol import Pass, ViewSpec
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives
 
@@ -73,7 +73,7 @@ class RCMSTR(ContrastiveMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """As of the contrastive methods, with the masked view, which is the query where the two are coupled."""
-        method: RCMSTRConfig = config.method  # type: ignore[assignment]
+        method = cast(RCMSTRConfig, config.method)
         plain = super().passes(config)
         return (Pass(hidden=hidden(method)), *plain[int(method.coupled) :])
 

@@ -10,8 +10,12 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from rcmstr_fast.config import ConfigError, MethodConfig
-from rcmstr_fast.methods.base import MethodSpec, PretrainMethod
+import torch
+
+from rcmstr_fast.config import ConfigError, MethodConfig, PretrainConfig
+from rcmstr_fast.methods.protocol import MethodSpec, PretrainMethod
+from rcmstr_fast.methods.step import Collectives, Local
+from rcmstr_fast.models.batch_norm import set_bn_groups
 
 M = TypeVar("M", bound=type[PretrainMethod])
 
@@ -81,6 +85,26 @@ def every_method() -> list[MethodSpec]:
 def settings(name: str, **fields: Any) -> MethodConfig:
     """The configuration of a method by name, with some fields changed."""
     return find(name).config(**fields)
+
+
+def build_method(config: PretrainConfig, collectives: Collectives | None = None) -> PretrainMethod:
+    """Make the method of a resolved configuration, with weights that depend on `config.seed` alone.
+
+    Args:
+        config: from `rcmstr_fast.config.resolve`.
+        collectives: exchange between processes; None: a single process.
+    Raises:
+        ConfigError: `config.method` is not the configuration of the method that it names.
+    """
+    spec = find(config.method.name)
+    if not isinstance(config.method, spec.config):
+        got = type(config.method).__name__
+        raise ConfigError(f"method must be a {spec.config.__name__} for method.name={spec.name}, got a {got}")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        method = spec.method(config, collectives or Local())
+    set_bn_groups(method, config.method.bn_group_size)
+    return method
 
 
 def _look() -> None:

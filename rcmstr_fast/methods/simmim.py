@@ -60,7 +60,7 @@ class SimMIM(EncoderMethod):
     @classmethod
     def passes(cls, config: PretrainConfig) -> tuple[Pass, ...]:
         """The masked view; the CNN's whole view without gradient."""
-        method: SimMIMConfig = config.method  # type: ignore[assignment]
+        method = cast(SimMIMConfig, config.method)
         whole = (Pass(trained=False),) if method.whole_pass and not is_vit(config.model) else ()
         return (Pass(hidden=hidden(method)), *whole)
 

@@ -1,8 +1,5 @@
 """Networks: encoders, rectifier, projectors, predictors, heads of masked image modelling and decoders."""
 
-from typing import TypeVar
-
-import torch
 from torch import nn
 
 from rcmstr_fast.config import ModelConfig, resolve_model
@@ -26,8 +23,6 @@ __all__ = [
     "build_projector",
     "build_rectifier",
 ]
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def build_encoder(model: ModelConfig) -> Encoder:
@@ -80,11 +75,6 @@ def build_rectifier(model: ModelConfig) -> nn.Module:
     if model.tps_checkpoint != "random":
         load_rectifier(rectifier, model.tps_checkpoint)
     return rectifier
-
-
-def placed(module: M, device: torch.device, dtype: torch.dtype | None = None) -> M:
-    """Move a module to a device (and dtype) with its convolutions in channels_last memory; the module itself."""
-    return module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def build_projector(model: ModelConfig, in_channels: int) -> BiLSTMProjector | MLPHead:

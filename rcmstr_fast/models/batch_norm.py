@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rcmstr_fast.ops import grouped_batch_norm
-from rcmstr_fast.ops.batch_norm import group_sizes
+from rcmstr_fast.ops.batch_norm import group_sizes, grouped_batch_norm
 
 #: What a layer saw in one forward: batch mean and unbiased variance `[groups, C]`, and its passes.
 Seen = tuple[Tensor, Tensor, int]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rcmstr_fast.models.batch_norm import GroupedBatchNorm
-from rcmstr_fast.ops import CastWeight, Sites, masked_conv_norm
+from rcmstr_fast.ops.masked import CastWeight, Sites, masked_conv_norm
 
 Pair = tuple[int, int]
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of
 from rcmstr_fast.models.recurrent import bilstm_stack
-from rcmstr_fast.ops import Masks
+from rcmstr_fast.ops.draw_masks import Masks
 
 
 class Features(NamedTuple):

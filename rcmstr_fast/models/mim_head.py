@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.models.vit import PATCH, Mlp
+from rcmstr_fast.models.transformer import PATCH, Mlp
 
 
 def unpatchify(values: Tensor, size: tuple[int, int], colours: int = 3) -> Tensor:

@@ -9,14 +9,8 @@ from torch import Tensor, nn
 
 from rcmstr_fast.models.conv_norm import ConvBN, Pair, WorkingConv2d, output_size
 from rcmstr_fast.models.encoder import Encoder, Features, check_images
-from rcmstr_fast.ops import (
-    Masks,
-    Sites,
-    active_sites,
-    masked_max_pool2d,
-    masked_storage,
-    unpack_sites,
-)
+from rcmstr_fast.ops.draw_masks import Masks
+from rcmstr_fast.ops.masked import Sites, active_sites, masked_max_pool2d, masked_storage, unpack_sites
 
 HEIGHT = 32
 

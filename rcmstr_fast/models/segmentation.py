@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.models.mim_head import unpatchify
-from rcmstr_fast.models.vit import PATCH, Block
+from rcmstr_fast.models.transformer import PATCH, Block
 
 
 class SegmentationHead(nn.Module):

@@ -1,4 +1,7 @@
-"""How long the chunks of losses are that never hold all similarities at once, and the choice of it."""
+"""How many rows the chunked losses take at a time, chosen by timing.
+
+The similarities of all rows to a whole queue do not fit into memory, so these losses go through the rows in chunks.
+"""
 
 from rcmstr_fast.tuning import choices
 from rcmstr_fast.tuning.choices import Choice, Setting, Value

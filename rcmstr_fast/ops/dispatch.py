@@ -4,11 +4,14 @@ An operation is declared once with its reference; faster backends register besid
 argument `backend` or by RCMSTR_FAST_BACKEND: then that backend runs, or the call fails and lists every reason. Without
 an order the automatic choice walks through `ORDER` and takes the first backend that has no reason against the call.
 
-There are four kinds of reasons, each a list of sentences: the machine or the build lacks something (`available`, asked
-once a process), the backend cannot compute this call (`unsupported_reasons`), or it can, but would be slower than the
-next one (`avoid`), or what it computed of known inputs was wrong (`refused`: `selfcheck` runs them when the automatic
-choice first takes a compiled backend). Only the automatic choice asks for the last two. What was measured to be the fastest
-backend of an operation (`tuning`) is tried before the others.
+There are four kinds of reasons, each a list of sentences:
+- `available`: the machine or the build lacks something; asked once in a process.
+- `unsupported_reasons`: the backend cannot compute this call.
+- `avoid`: it can, but would be slower than the next one.
+- `refused`: it computed something wrong from known inputs, which `selfcheck` gives a compiled backend before the
+  automatic choice first takes it.
+Only the automatic choice asks for the last two. The backend of an operation that was measured to be the fastest
+(`tuning`) is tried before the others.
 """
 
 import logging
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 
 from rcmstr_fast import env
+from rcmstr_fast.ops import triton_backend
 from rcmstr_fast.tuning import choices
 
 ORDER = ("cuda", "cpp", "triton", "chunked", "reference")
@@ -179,6 +183,17 @@ def register(
 ) -> None:
     """Add a backend to an operation; `available` is asked once a process."""
     op.backends[backend] = Backend(run, unsupported_reasons, _once(available), avoid)
+
+
+def register_triton(
+    op: Operation,
+    run: Callable[..., Any],
+    unsupported_reasons: Callable[..., list[str]],
+    avoid: Callable[..., list[str]] = triton_backend.avoid_on_cpu,
+) -> None:
+    """Add `run` to an operation as its backend "triton", available where `triton_backend` has no reason against it."""
+    available = triton_backend.reasons
+    register(op, "triton", run, unsupported_reasons=unsupported_reasons, available=available, avoid=avoid)
 
 
 def availability() -> dict[str, dict[str, list[str]]]:

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcmstr_fast import env
-from rcmstr_fast.ops import dispatch
+from rcmstr_fast.ops import dispatch, triton_backend
 from rcmstr_fast.ops.check_cases import CASES, TOLERANCE, Case, Tensors, normal
 from rcmstr_fast.tuning import record
 
@@ -55,7 +54,7 @@ class _Disagrees(Exception):
 def device_of(backend: str) -> torch.device:
     """Where a backend is checked."""
     on_cpu = backend in ("cpp", "chunked", "reference") and not (backend == "chunked" and torch.cuda.is_available())
-    if on_cpu or env.triton_interpreter() or not torch.cuda.is_available():
+    if on_cpu or triton_backend.interpreted() or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -81,7 +80,7 @@ def check_all(*, again: bool = False) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for name, operation in dispatch.operations().items():
         for backend in operation.backends:
-            slow = backend == "triton" and env.triton_interpreter()  # it runs only on order
+            slow = backend == "triton" and triton_backend.interpreted()  # it runs only on order
             if backend in dispatch.CHECKED and not slow and not operation.backends[backend].available():
                 if again:
                     operation.refused[backend] = reasons(name, backend, again=True)

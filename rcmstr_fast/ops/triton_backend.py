@@ -1,6 +1,6 @@
-"""When a Triton kernel may run, answered without importing triton, and how operations register theirs."""
+"""When a Triton kernel may run, answered without importing triton."""
 
-from collections.abc import Callable
+import os
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcmstr_fast import env
 from rcmstr_fast.kernels.architectures import refusal
-from rcmstr_fast.ops import dispatch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def interpreted() -> bool:
+    """True where Triton's own TRITON_INTERPRET=1 runs kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def reasons() -> list[str]:
     """Why this machine cannot run Triton kernels at all."""
     if find_spec("triton") is None:
         return ["triton is not installed"]
-    if env.triton_interpreter():
+    if interpreted():
         return _interpreter_reasons()
     if not torch.cuda.is_available():
         return ["there is no CUDA GPU (TRITON_INTERPRET=1 runs kernels on CPU tensors, slowly)"]
@@ -36,7 +39,7 @@ def _interpreter_reasons() -> list[str]:
 
 def operand_reasons(operands: dict[str, Tensor | None]) -> list[str]:
     """Why these tensors cannot be operands of a kernel: device or dtype."""
-    device = "cpu" if env.triton_interpreter() else "cuda"
+    device = "cpu" if interpreted() else "cuda"
     found = []
     for name, tensor in operands.items():
         if tensor is None:
@@ -50,14 +53,4 @@ def operand_reasons(operands: dict[str, Tensor | None]) -> list[str]:
 
 def avoid_on_cpu(*arguments: Any, **options: Any) -> list[str]:
     """Why the automatic choice passes over the kernels: the interpreter is slow, so only an order runs it."""
-    return ["the interpreter runs only on order"] if env.triton_interpreter() else []
-
-
-def register(
-    op: dispatch.Operation,
-    run: Callable[..., Any],
-    unsupported_reasons: Callable[..., list[str]],
-    avoid: Callable[..., list[str]] = avoid_on_cpu,
-) -> None:
-    """Add `run` to an operation as its backend "triton"; see `dispatch.register`."""
-    dispatch.register(op, "triton", run, unsupported_reasons=unsupported_reasons, available=reasons, avoid=avoid)
+    return ["the interpreter runs only on order"] if interpreted() else []

@@ -13,7 +13,8 @@ from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import BrokenImage, decode_image
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.data.table import to_tsv
-from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
+from rcmstr_fast.evaluation.network_files import load_recogniser
+from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.ops.draw_masks import UNITS
 from rcmstr_fast.plots.characters import character_frames, tsne
 from rcmstr_fast.study.records import curve

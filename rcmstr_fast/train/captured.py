@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from rcmstr_fast.methods import Batch
+from rcmstr_fast.methods.step import Batch
 from rcmstr_fast.train.step import Shown
 
 #: Least number of steps that run directly before both kinds are recorded: one of each.

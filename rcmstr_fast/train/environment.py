@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rcmstr_fast import env
 from rcmstr_fast.data.loader import chosen_decoder
 from rcmstr_fast.ops import dispatch
 from rcmstr_fast.ops.masked import storage
+from rcmstr_fast.train.commit import commit
 from rcmstr_fast.tuning.record import processor, version_of
 
 _LIBRARIES = (
@@ -29,23 +29,6 @@ _LIBRARIES = (
     "nvidia-dali-cuda120",
     "nvidia-dali-cuda130",
 )
-
-
-def commit() -> str | None:
-    """Commit of the checkout this package runs from (`+` appended where files differ from it), or None."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -88,3 +71,13 @@ def environment() -> dict[str, Any]:
         "backends": dispatch.availability(),
         "choices": [*storage.describe(), f"pictures are decoded by {decoder} (data.decoder=auto: {why})"],
     }
+
+
+def session(world_size: int, tuned: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The entry of this session in `environment.json`.
+
+    Args:
+        world_size: processes.
+        tuned: what it computes with by measurement; None: nothing was measured for it.
+    """
+    return {**environment(), "processes": world_size, **({} if tuned is None else {"tuned": tuned})}

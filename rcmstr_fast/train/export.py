@@ -10,11 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rcmstr_fast import models
-from rcmstr_fast.config import ConfigError, ModelConfig, PretrainConfig, RunError
-from rcmstr_fast.fields import check_fields
+from rcmstr_fast.config import ConfigError, PretrainConfig, RunError
 from rcmstr_fast.train.checkpoint import write_whole
-from rcmstr_fast.train.environment import commit
+from rcmstr_fast.train.commit import commit
 
 KIND = "rcmstr_fast encoder"
 
@@ -80,33 +78,6 @@ def export_encoder(
     write_whole(path, lambda file: file.write(data))
 
 
-def load_encoder(path: str | Path) -> tuple[models.Encoder, nn.Module, dict[str, Any]]:
-    """Rebuild the exported encoder.
-
-    Args:
-        path: an `encoder.safetensors` or the run folder that holds one.
-    Returns:
-        encoder and rectifier (`nn.Identity` for none) in evaluation mode on the CPU, and the header.
-    Raises:
-        ConfigError: the file is missing, cut off, foreign, its tensors do not fit its header, or one of them has
-            values that are not finite.
-    """
-    path = Path(path)
-    file = path / "encoder.safetensors" if path.is_dir() else path
-    header, tensors = _read(file)
-    try:
-        # The exported weights are those of the rectifier, so its own checkpoint is not asked for again.
-        model = ModelConfig(**{**header["config"]["model"], "tps_checkpoint": "random"})
-        check_fields(model)
-        encoder, rectifier = models.build_encoder(model), models.build_rectifier(model)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ConfigError(f"{file}: its header does not describe an encoder of this version ({error})") from error
-    for name, module in (("encoder", encoder), ("rectifier", rectifier)):
-        held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
-        _fill(module, held, f"{file}: {name}")
-    return encoder.eval(), rectifier.eval(), header
-
-
 def refuse_nonfinite(tensors: dict[str, Tensor], where: str) -> None:
     """Name the first tensor of a file with values that are not finite, before a training run stumbles over them.
 
@@ -122,8 +93,18 @@ def refuse_nonfinite(tensors: dict[str, Tensor], where: str) -> None:
             raise ConfigError(f"{where}: tensor {name} has {wrong} of {x.numel()} values that are NaN or infinite")
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of an exported file."""
+def read_export(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """What an exported file holds.
+
+    Args:
+        path: an `encoder.safetensors` or the run folder that holds one.
+    Returns:
+        the file, its header and its tensors by name.
+    Raises:
+        ConfigError: the file is missing, cut off, foreign, or a tensor has values that are not finite.
+    """
+    path = Path(path)
+    file = path / "encoder.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"{file}: expected an encoder.safetensors or a run folder that holds one, there is none")
     try:
@@ -135,17 +116,4 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise ConfigError(f"{file}: expected an encoder exported by rcmstr_fast, it has no such header")
     refuse_nonfinite(tensors, str(file))
-    return header, tensors
-
-
-def _fill(module: nn.Module, held: dict[str, Tensor], where: str) -> None:
-    """Load a state dict after naming what does not fit."""
-    wanted = module.state_dict()
-    for key in sorted(wanted.keys() | held.keys()):
-        if key not in held or key not in wanted:
-            raise ConfigError(f"{where}: tensor {key} is {'missing' if key in wanted else 'not part of the network'}")
-        if held[key].shape != wanted[key].shape:
-            expected, got = list(wanted[key].shape), list(held[key].shape)
-            raise ConfigError(f"{where}: tensor {key} must be {expected}, got {got}")
-    with torch.no_grad():
-        module.load_state_dict(held)
+    return file, header, tensors

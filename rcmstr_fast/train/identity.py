@@ -14,8 +14,8 @@ from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.ops import dispatch
 from rcmstr_fast.ops.masked import storage
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.environment import processor
 from rcmstr_fast.train.runfolder import differences, of_this_version
+from rcmstr_fast.tuning.record import processor
 
 #: Records of which a fingerprint takes the bytes.
 SAMPLED = 64

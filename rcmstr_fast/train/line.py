@@ -1,6 +1,7 @@
 """The line of a log that a person reads: the few fields that matter; metrics.jsonl has all of them."""
 
 from collections.abc import Mapping
+from typing import cast
 
 #: Text lines that a short run has at least, and seconds after which a long one has another.
 LINES, SECONDS = 20, 60.0
@@ -15,7 +16,7 @@ def due(line: Mapping[str, object], total: int, last_step: int | None, since: fl
         last_step: of the line that was shown last; None: none was.
         since: seconds since then.
     """
-    step = int(line["step"])  # type: ignore[call-overload]
+    step = cast(int, line["step"])
     if last_step is None or step >= total or "val_accuracy" in line or since >= SECONDS:
         return True
     return step - last_step >= total / LINES

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
-from rcmstr_fast import env, ops
+from rcmstr_fast import env
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError, PretrainConfig, as_list, num_frames
 from rcmstr_fast.data.decode import decode_batch
 from rcmstr_fast.data.labelled import seeded_share
 from rcmstr_fast.data.source import open_sources
-from rcmstr_fast.methods import PretrainMethod
+from rcmstr_fast.methods.protocol import PretrainMethod
 from rcmstr_fast.models.decoders import LinearCTCDecoder, frames_needed
+from rcmstr_fast.ops.augment_views import augment_views
 
 #: Share of the words that the probe learns from; it is tested on the others.
 _TRAIN = 2 / 3
@@ -112,7 +113,7 @@ class OnlineProbe:
         self._parts = method.exported()
         images = torch.from_numpy(words.images)
         index = torch.arange(len(images))
-        self._views = ops.augment_views(
+        self._views = augment_views(
             images, seed=0, epoch=0, index=index, num_views=1, size=(images.shape[1], images.shape[2]), preset="none"
         )[0]
         kind = "the nearest neighbour of whole words" if words.charset is None else "a CTC probe"

@@ -14,7 +14,6 @@ import yaml
 
 from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.train import checkpoint
-from rcmstr_fast.train.environment import environment
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def of_this_version(held: dict[str, Any], config: PretrainConfig) -> dict[str, A
     known = {f.name for f in dataclasses.fields(config.method)}
     made["method"] = {name: value for name, value in made["method"].items() if name in known}
     if made["method"].get("bn_group_size") == 0 and "bn_shuffle" in known:  # it was on by default, without an effect
-        made["method"]["bn_shuffle"] = config.method.bn_shuffle  # type: ignore[attr-defined]
+        made["method"]["bn_shuffle"] = vars(config.method)["bn_shuffle"]
     return made
 
 
@@ -177,17 +176,18 @@ class RunFolder:
             return list(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["sessions"])
         return []
 
-    def write_description(self, config: Any, world_size: int, tuned: dict[str, Any] | None = None) -> None:
+    def write_description(self, config: Any, session: dict[str, Any]) -> None:
         """Write the configuration, a dataclass, to `config.yaml` and add this session to `environment.json`.
 
-        The entry of the session says what it computes with (`tuned`).
+        Args:
+            config: of the run.
+            session: of `environment.session`; JSON values.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
         checkpoint.write_whole(self.config, lambda file: file.write(as_utf8(text)))
         path = self.path / "environment.json"
-        found = {} if tuned is None else {"tuned": tuned}
-        sessions = [*self._sessions(), {**environment(), "processes": world_size, **found}]
+        sessions = [*self._sessions(), session]
         text_json = json.dumps({"sessions": sessions}, indent=1, ensure_ascii=False) + "\n"
         checkpoint.write_whole(path, lambda file: file.write(as_utf8(text_json)))
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.methods import PretrainMethod
-from rcmstr_fast.train.export import load_encoder
+from rcmstr_fast.methods.protocol import PretrainMethod
+from rcmstr_fast.train.exported import load_encoder
 
 #: Fields of the network that must be those of the file.
 _FIELDS = (

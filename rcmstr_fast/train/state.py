@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, PretrainConfig, RunError
-from rcmstr_fast.methods import PretrainMethod
+from rcmstr_fast.methods.protocol import PretrainMethod
 from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.export import export_encoder

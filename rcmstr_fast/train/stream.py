@@ -4,6 +4,7 @@ import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from rcmstr_fast.data.loader import LoadedBatch, Loader
 from rcmstr_fast.data.overlap import files_given_twice
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
-from rcmstr_fast.methods import Batch, find
+from rcmstr_fast.methods.parts.labels import LabelSettings
+from rcmstr_fast.methods.registry import find
+from rcmstr_fast.methods.step import Batch
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.identity import fingerprint
 from rcmstr_fast.train.plan import Plan
@@ -58,11 +61,11 @@ class Stream:
         spec = find(config.method.name)
         self._method = spec.method
         self.maker = ViewMaker(spec.method.views(config), config)
-        self._targets = Targets(config.method) if spec.labels else None  # type: ignore[arg-type]
+        self._targets = Targets(cast(LabelSettings, config.method)) if spec.labels else None
         self._source = open_sources(config.data.roots)
         for line in files_given_twice(self._source):
             _log.warning("data.roots: %s", line)
-        if self._targets is not None and config.method.needs_labels:  # type: ignore[attr-defined]
+        if self._targets is not None and cast(LabelSettings, config.method).needs_labels:
             self._require_labels(self._targets)
         data = config.data
         self._order = EpochOrder(self._source.sizes, data.weights, data.epoch_size, config.seed)
@@ -168,10 +171,10 @@ class Stream:
             labels = self._source.labels(range(first, min(first + _CHUNK, count)))
             if any(targets.ids(label) for label in labels):
                 return
-        method = self.config.method
+        charset = cast(LabelSettings, self.config.method).charset
         raise ConfigError(
-            f"method {method.name} learns from labels: none of the {count} images of data.roots has one with a "
-            f"character of charset {method.charset}"  # type: ignore[attr-defined]
+            f"method {self.config.method.name} learns from labels: none of the {count} images of data.roots has one with a "
+            f"character of charset {charset}"
         )
 
     def _pinned(self, x: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class Trackers:
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Hand the values of a step to each."""
         for name, tracker in list(self._kept.items()):
-            self._guarded(name, lambda tracker=tracker: tracker.log(step, values))  # type: ignore[misc]
+            self._guarded(name, partial(tracker.log, step, values))
 
     def close(self) -> None:
         """Close each."""

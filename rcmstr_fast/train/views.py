@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError, PretrainConfig
-from rcmstr_fast.methods import ViewSpec
+from rcmstr_fast.methods.protocol import ViewSpec
+from rcmstr_fast.ops.augment_views import augment_views
 
 #: Makes views: the arguments and the result of `ops.augment_views`.
 Make = Callable[..., Tensor]
@@ -88,7 +88,7 @@ class ViewMaker:
         """
         found: dict[str, Tensor] = {}
         for number, group in enumerate(self._groups):
-            made = (make or ops.augment_views)(
+            made = (make or augment_views)(
                 images,
                 seed=(self.config.seed + (number << 32)) & _U64,
                 epoch=epoch,
@@ -114,7 +114,8 @@ class ViewMaker:
         for group in self._groups:
             for source in group.specs:
                 if source.name == spec.permuted_of and group.permuted is None and source.size == spec.size is None:
-                    group.specs.sort(key=lambda found, source=source: found is not source)  # type: ignore[misc]
+                    group.specs.remove(source)
+                    group.specs.insert(0, source)
                     group.permuted = spec
                     return
         raise ValueError(f"view {spec.name} must be the one permuted copy of a whole view, got {spec.permuted_of!r}")

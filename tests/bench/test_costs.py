@@ -11,7 +11,7 @@ from rcmstr_fast.measure.ceilings import Ceilings, measure_ceilings
 from rcmstr_fast.methods import settings
 from rcmstr_fast.methods.costs import PARTS, encoder_passes, encoder_products, pass_products, step_works
 from rcmstr_fast.models import build_encoder
-from rcmstr_fast.models.vit import Attention
+from rcmstr_fast.models.transformer import Attention
 from rcmstr_fast.train.utilisation import images_per_s_at_peak, peak
 from tests.bench.tiny import CPU, tiny
 

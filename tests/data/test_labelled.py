@@ -1,4 +1,3 @@
-import json
 from itertools import pairwise
 
 import numpy as np
@@ -83,28 +82,3 @@ def test_subsets_are_spread_over_the_set(many):
 def test_wrong_share(many, share):
     with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
         many.subset(share, seed=0)
-
-
-def test_index_lists_round_trip(many, tmp_path):
-    subset = many.subset(0.05, seed=1)
-    subset.save_indices(tmp_path / "list.json")
-    loaded = many.load_subset(tmp_path / "list.json")
-    assert loaded.labels == subset.labels and np.array_equal(loaded.records, subset.records)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("nonsense", "expected an index list"),
-        (json.dumps([1]), "expected an index list"),
-        (json.dumps({"sizes": [1400], "records": []}), "expected a list of record numbers"),
-        (json.dumps({"sizes": [1399], "records": [1]}), "made for roots of"),
-        (json.dumps({"sizes": [1400], "records": [1, 7]}), "record 7 is not among"),
-        (json.dumps({"sizes": [1400], "records": [1, 99999]}), "record 99999 is not among"),
-    ],
-)
-def test_wrong_index_lists(many, tmp_path, content, message):
-    path = tmp_path / "list.json"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        many.load_subset(path)

@@ -15,12 +15,13 @@ from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import ConfigError, PretrainConfig, resolve
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.evaluation.assemble import build_recogniser, open_data, rotation
+from rcmstr_fast.evaluation.network_files import load_recogniser
 from rcmstr_fast.evaluation.protocols import get_protocol
-from rcmstr_fast.evaluation.recogniser import load_recogniser
 from rcmstr_fast.evaluation.testing import parse_test_sets
 from rcmstr_fast.exchange.reading import Reading
 from rcmstr_fast.models import build_encoder, build_rectifier
-from rcmstr_fast.train.export import export_encoder, load_encoder
+from rcmstr_fast.train.export import export_encoder
+from rcmstr_fast.train.exported import load_encoder
 from tests.evaluation.rendered import MODEL, digits, picture, tiny_config
 
 

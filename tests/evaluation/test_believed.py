@@ -12,9 +12,9 @@ from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.evaluation.advice import charset_warning, emptied_warning, fitting_protocol
 from rcmstr_fast.evaluation.decoder_data import open_words, training_words
 from rcmstr_fast.evaluation.metrics import score
+from rcmstr_fast.evaluation.network_files import load_recogniser
 from rcmstr_fast.evaluation.probe import probe
 from rcmstr_fast.evaluation.protocols import PROTOCOLS, get_protocol
-from rcmstr_fast.evaluation.recogniser import load_recogniser
 from rcmstr_fast.evaluation.testing import write_predictions
 from tests.evaluation.rendered import digits, picture, tiny_config, write_words
 from tests.evaluation.test_probe import resized

@@ -20,9 +20,9 @@ from rcmstr_fast.evaluation.assemble import _validation_targets, build_recognise
 from rcmstr_fast.evaluation.config import ProbeConfig
 from rcmstr_fast.evaluation.decoder_data import open_words
 from rcmstr_fast.evaluation.fit import Fit
+from rcmstr_fast.evaluation.network_files import load_recogniser
 from rcmstr_fast.evaluation.probe import probe
 from rcmstr_fast.evaluation.protocols import get_protocol
-from rcmstr_fast.evaluation.recogniser import load_recogniser
 from rcmstr_fast.evaluation.report import load_result
 from rcmstr_fast.models import build_encoder
 from rcmstr_fast.train import checkpoint
@@ -282,7 +282,11 @@ def test_other_configuration_or_encoder_is_refused(tmp_path):
 def test_foreign_recogniser_files(tmp_path):
     export(tmp_path / "encoder.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "encoder.safetensors").read_bytes()[:5000])
-    for name, message in (("none", "must be a recogniser"), ("encoder", "expected a file of format"), ("cut", "whole")):
+    for name, message in (
+        ("none", "expected a recogniser.safetensors"),
+        ("encoder", "expected a file of format"),
+        ("cut", "whole"),
+    ):
         with pytest.raises(ConfigError, match=message):
             load_recogniser(tmp_path / f"{name}.safetensors")
 

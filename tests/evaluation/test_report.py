@@ -11,7 +11,6 @@ from rcmstr_fast.evaluation.metrics import Score
 from rcmstr_fast.evaluation.report import (
     RunResult,
     SetResult,
-    comparison_table,
     from_json,
     load_result,
     table,
@@ -67,22 +66,3 @@ def test_foreign_json(text):
 def test_no_results(tmp_path):
     with pytest.raises(ConfigError, match="finished"):
         load_result(tmp_path)
-
-
-def test_comparison():
-    lines = comparison_table([result(), result("random", 0.25)]).splitlines()
-    assert lines[0] == "accuracy %, protocol dtrb36"
-    assert cells(lines[2]) == ["model", "A (N 8/10)", "B,b (N 2/2)", "mean", "weighted mean"]
-    assert cells(lines[4]) == ["pretrained", "50.00", "100.00", "75.00", "60.00"]
-    assert cells(lines[5]) == ["random", "25.00", "100.00", "62.50", "40.00"]
-
-
-def test_comparison_never_mixes_different_n():
-    lines = comparison_table([result(), result("other", kept=9)], "ned").splitlines()
-    assert cells(lines[2])[1:4] == ["A (N 8/10)", "B,b (N 2/2)", "A (N 9/10)"]
-    assert cells(lines[4])[3:] == ["-", "-", "-"]
-
-
-def test_comparison_bad_metric():
-    with pytest.raises(ValueError, match="speed"):
-        comparison_table([result()], "speed")

@@ -9,10 +9,10 @@ from PIL import Image
 
 from rcmstr_fast.config import ConfigError, ModelConfig, RunError
 from rcmstr_fast.evaluation.fit import Fit
+from rcmstr_fast.evaluation.network_files import load_segmenter
 from rcmstr_fast.evaluation.segment import segment
 from rcmstr_fast.evaluation.segment_data import PairFeed, PairImages, open_pairs
 from rcmstr_fast.evaluation.segment_report import overlaps, score_masks
-from rcmstr_fast.evaluation.segmenter import load_segmenter
 from rcmstr_fast.models.segmentation import SegmentationHead
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.train.distributed import World

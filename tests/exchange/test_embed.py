@@ -14,7 +14,7 @@ from rcmstr_fast.data.decode import decode_image
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.exchange.embed import embed
 from rcmstr_fast.exchange.feature_files import texts_of
-from rcmstr_fast.train.export import load_encoder
+from rcmstr_fast.train.exported import load_encoder
 from tests.evaluation.rendered import picture
 from tests.evaluation.test_probe import export
 

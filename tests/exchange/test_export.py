@@ -12,7 +12,7 @@ from rcmstr_fast.config import ConfigError
 from rcmstr_fast.exchange.export import FORMATS, export
 from rcmstr_fast.exchange.importing import import_encoder
 from rcmstr_fast.exchange.reading import Reader
-from rcmstr_fast.train.export import load_encoder
+from rcmstr_fast.train.exported import load_encoder
 from tests.evaluation.rendered import picture
 from tests.exchange.foreign import installed, timm_itself
 from tests.exchange.tiny import CNN, TPS, VIT, write_encoder, write_recogniser
@@ -149,7 +149,7 @@ def test_a_card_says_what_is_known(tmp_path):
 def test_the_encoder_of_a_recogniser(tmp_path):
     recogniser = write_recogniser(tmp_path / "recogniser.safetensors", **CNN)
     export(tmp_path, "safetensors", tmp_path / "encoder_alone.safetensors", part="encoder")
-    from rcmstr_fast.train.export import load_encoder
+    from rcmstr_fast.train.exported import load_encoder
 
     encoder = load_encoder(tmp_path / "encoder_alone.safetensors")[0]
     assert all(torch.equal(x, recogniser.encoder.state_dict()[name]) for name, x in encoder.state_dict().items())

@@ -10,7 +10,7 @@ from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import ConfigError, PretrainConfig
 from rcmstr_fast.exchange.importing import import_encoder
 from rcmstr_fast.exchange.layouts import dtrb_grid
-from rcmstr_fast.train.export import load_encoder
+from rcmstr_fast.train.exported import load_encoder
 from rcmstr_fast.train.loop import pretrain
 from tests.exchange import foreign
 from tests.exchange.tiny import CNN, VIT, pictures, write_encoder

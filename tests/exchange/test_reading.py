@@ -13,7 +13,8 @@ from PIL import Image
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation.decoder_data import open_words
-from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
+from rcmstr_fast.evaluation.network_files import load_recogniser
+from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.exchange.calibrate import _error, calibrate, validation_words
 from rcmstr_fast.exchange.inputs import open_inputs
 from rcmstr_fast.exchange.lexicon import Lexicon, Match

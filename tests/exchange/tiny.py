@@ -6,7 +6,7 @@ from torch import nn
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import ModelConfig, PretrainConfig, resolve, resolve_model
 from rcmstr_fast.evaluation.recogniser import Recogniser
-from rcmstr_fast.exchange.source import Networks
+from rcmstr_fast.exchange.networks import Networks
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train.export import export_encoder
 from tests.exchange.foreign import shaken

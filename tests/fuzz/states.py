@@ -15,10 +15,12 @@ import yaml
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.cli.main import main as command
 from rcmstr_fast.config import ConfigError, ModelConfig, RunError
-from rcmstr_fast.evaluation.recogniser import Recogniser, load_recogniser
+from rcmstr_fast.evaluation.network_files import load_recogniser
+from rcmstr_fast.evaluation.recogniser import Recogniser
 from rcmstr_fast.models import build_encoder, build_rectifier
 from rcmstr_fast.train import loop
-from rcmstr_fast.train.export import export_encoder, load_encoder
+from rcmstr_fast.train.export import export_encoder
+from rcmstr_fast.train.exported import load_encoder
 from rcmstr_fast.train.runfolder import RunFolder
 from tests.fuzz.mutate import changed, damaged
 from tests.train.toy import toy_config, toy_run

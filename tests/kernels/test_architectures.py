@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rcmstr_fast import env
 from rcmstr_fast.kernels import architectures, runtime
 from rcmstr_fast.kernels.architectures import KNOWN, family, refusal
 from rcmstr_fast.kernels.masked import tiles as masked_tiles
@@ -48,7 +47,7 @@ def test_tiles_follow_instructions_and_shared_memory(capability, shared, expecte
 def test_a_gpu_without_the_means_is_refused_with_a_reason(monkeypatch, capability, shared, says):
     major, minor = capability
     properties = SimpleNamespace(major=major, minor=minor, shared_memory_per_block_optin=shared * KIB)
-    monkeypatch.setattr(env, "triton_interpreter", lambda: False)
+    monkeypatch.setattr(triton_backend, "interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)

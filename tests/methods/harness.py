@@ -10,11 +10,11 @@ from rcmstr_fast import random
 from rcmstr_fast.config import PretrainConfig, resolve
 from rcmstr_fast.methods import VIT, Batch, build_method, find
 from rcmstr_fast.train.distributed import World, joined
-from rcmstr_fast.train.loop import Trainer
 from rcmstr_fast.train.plan import make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
 from rcmstr_fast.train.targets import Targets
+from rcmstr_fast.train.trainer import Trainer
 from rcmstr_fast.train.views import ViewMaker
 
 CPU = World(torch.device("cpu"))

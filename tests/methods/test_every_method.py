@@ -5,7 +5,8 @@ import torch
 
 from rcmstr_fast.methods import CNN, every_method, find
 from rcmstr_fast.train.captured import CapturedStep
-from rcmstr_fast.train.export import export_encoder, load_encoder
+from rcmstr_fast.train.export import export_encoder
+from rcmstr_fast.train.exported import load_encoder
 from rcmstr_fast.train.signals import StopSignals
 from tests.methods.harness import COMPARED, CPU, batches, case_config, make_trainer, outcome, take
 from tests.train.compare import tensors

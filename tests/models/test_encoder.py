@@ -13,7 +13,8 @@ from torch import nn
 from rcmstr_fast import ops
 from rcmstr_fast.config import ModelConfig, PretrainConfig, resolve
 from rcmstr_fast.models import build_encoder, build_rectifier
-from rcmstr_fast.train.export import export_encoder, load_encoder
+from rcmstr_fast.train.export import export_encoder
+from rcmstr_fast.train.exported import load_encoder
 
 CNN = dict(encoder="resnet29", width=0.25)
 VIT = dict(encoder="vit_tiny", depth=1)

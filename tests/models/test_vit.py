@@ -4,7 +4,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcmstr_fast import ops
-from rcmstr_fast.models.vit import SIZES, VisionTransformer, sinusoids
+from rcmstr_fast.models.transformer import sinusoids
+from rcmstr_fast.models.vit import SIZES, VisionTransformer
 
 
 def small(width: int = 128) -> VisionTransformer:

@@ -10,11 +10,11 @@ from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train import captured as module
 from rcmstr_fast.train.captured import CapturedStep
 from rcmstr_fast.train.distributed import World
-from rcmstr_fast.train.loop import Trainer
 from rcmstr_fast.train.plan import make_plan
 from rcmstr_fast.train.runfolder import RunFolder
 from rcmstr_fast.train.signals import StopSignals
 from rcmstr_fast.train.switches import decide
+from rcmstr_fast.train.trainer import Trainer
 from tests.methods.tiny import random_batch, tiny_config
 from tests.train.compare import tensors
 from tests.train.tape import HostWaits, NoWaiting, TapeRecorder

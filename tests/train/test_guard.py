@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from rcmstr_fast.config import OptimConfig, RunError
-from rcmstr_fast.train import checkpoint, loop
+from rcmstr_fast.train import checkpoint, trainer
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.export import export_encoder
 from rcmstr_fast.train.optim import learning_rate
@@ -90,7 +90,7 @@ def test_nothing_that_is_not_finite_is_exported(tmp_path):
 
 def test_a_rate_that_leaves_its_range_is_an_error(tmp_path, monkeypatch):
     for rate in (-1e-9, 0.011, math.nan):
-        monkeypatch.setattr(loop, "learning_rate", lambda *_, rate=rate: rate)
+        monkeypatch.setattr(trainer, "learning_rate", lambda *_, rate=rate: rate)
         with pytest.raises(RunError, match=r"step 1: the learning rate must be in \[0, 0.01\], got"):
             toy_run(tmp_path / str(rate))
 

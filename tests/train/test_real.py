@@ -8,7 +8,7 @@ import torch
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.train import checkpoint
-from rcmstr_fast.train.export import load_encoder
+from rcmstr_fast.train.exported import load_encoder
 from rcmstr_fast.train.loop import pretrain
 from rcmstr_fast.train.runfolder import RunFolder
 from tests.train.compare import assert_same_run, metrics

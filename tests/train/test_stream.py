@@ -13,6 +13,7 @@ from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.methods import Batch, find
 from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train import stream as stream_module
+from rcmstr_fast.train import views
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.plan import make_plan
 from rcmstr_fast.train.stream import Stream
@@ -108,8 +109,10 @@ def test_views_of_dali_need_dali(data, monkeypatch):
 def test_views_launched_by_the_training_thread_are_the_same(data, monkeypatch, division):
     """The order of work on a GPU, on this device."""
     threads = set()
-    make = ops.augment_views
-    monkeypatch.setattr(ops, "augment_views", lambda *a, **k: threads.add(threading.current_thread()) or make(*a, **k))
+    make = views.augment_views
+    monkeypatch.setattr(
+        views, "augment_views", lambda *a, **k: threads.add(threading.current_thread()) or make(*a, **k)
+    )
     ahead = batches(data, 0, 3, method__division=division)
     assert threading.main_thread() not in threads
     threads.clear()

@@ -69,8 +69,10 @@ class Effects:
     @classmethod
     def all_on(cls) -> "Effects":
         """Every effect on every crop: the setting of the speed measurement."""
-        shares = {f.name: 1.0 for f in fields(cls) if f.name not in ("min_contrast", "jpeg_min", "jpeg_max")}
-        return cls(**shares)  # type: ignore[arg-type]
+        shares: dict[str, Any] = {
+            f.name: 1.0 for f in fields(cls) if f.name not in ("min_contrast", "jpeg_min", "jpeg_max")
+        }
+        return cls(**shares)
 
 
 @dataclass

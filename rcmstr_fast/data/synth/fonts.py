@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from PIL import ImageFont
 
@@ -97,10 +98,10 @@ def read_fonts(files: list[Path]) -> list[Font]:
     return [font for font in fonts if font.characters]
 
 
-def _read_face(path: Path, number: int, face: object) -> Font:
+def _read_face(path: Path, number: int, face: Any) -> Font:
     from fontTools.agl import toUnicode
 
-    names: dict[int, str] = face.getBestCmap() or {}  # type: ignore[attr-defined]
+    names: dict[int, str] = face.getBestCmap() or {}
     if len(set(names.values())) < len(names) / 2:
         names = {}  # one glyph for whole blocks of characters: a "last resort" font
     wrong = set()
@@ -112,7 +113,7 @@ def _read_face(path: Path, number: int, face: object) -> Font:
     if len(wrong) > 3:
         names = {}
     characters = frozenset(chr(code) for code in names if code not in wrong)
-    family = face["name"].getBestFamilyName() or path.stem  # type: ignore[index]
+    family = face["name"].getBestFamilyName() or path.stem
     return Font(str(path), number, family, characters)
 
 

@@ -81,7 +81,7 @@ def build_head(
     last_norm: bool = False,
     bias: bool = True,
 ) -> nn.Module:
-    """A projector or predictor of rows or frames `[B, .., C]`; its attribute `out_dim` is what comes out.
+    """A projector or predictor of rows or frames `[B, .., C]`.
 
     Args:
         kind: none (the identity), linear, mlp, or bilstm (two bidirectional layers of `hidden` units and a linear
@@ -97,9 +97,7 @@ def build_head(
     """
     hidden = hidden or in_channels
     if kind == "none":
-        head: nn.Module = nn.Identity()
-        head.out_dim = in_channels  # type: ignore[assignment]
-        return head
+        return nn.Identity()
     parts: list[nn.Module] = []
     if kind == "bilstm":
         parts.append(BiLSTMProjector(in_channels, hidden))
@@ -115,6 +113,4 @@ def build_head(
                 parts.append(GroupedBatchNorm(n_out, dims=1, affine=not last))
             if not last:
                 parts.append(nn.ReLU())
-    head = nn.Sequential(*parts)
-    head.out_dim = out_channels or hidden  # type: ignore[assignment]
-    return head
+    return nn.Sequential(*parts)

@@ -8,8 +8,8 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rcmstr_fast import ops
 from rcmstr_fast.fields import number
+from rcmstr_fast.ops.momentum_update import momentum_update_
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Momentum(nn.Module, Generic[N]):
         followers: list[Tensor] = list(self.network.parameters())
         leaders: list[Tensor] = list(online.parameters())
         if self._ramp == "none" or progress is None:
-            ops.momentum_update_(followers, leaders, self._momentum)
+            momentum_update_(followers, leaders, self._momentum)
         else:
             _approach_(followers, leaders, (1.0 - self._momentum) * half_cosine(progress))
 

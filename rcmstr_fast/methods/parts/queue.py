@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast import ops
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.step import Collectives
+from rcmstr_fast.ops.enqueue import enqueue_
 
 
 @dataclass
@@ -47,7 +47,7 @@ class WholeQueue:
     def after(self, keys: Tensor) -> Tensor:
         """The rows `[K, D]` as they will be once `keys` `[n, D]` are enqueued; the queue stays as it is."""
         rows, pointer = self.rows.clone(), self.pointer.clone()
-        ops.enqueue_(rows, pointer, keys)
+        enqueue_(rows, pointer, keys)
         return rows
 
 
@@ -68,7 +68,7 @@ class Queue(nn.Module):
 
     def enqueue(self, keys: Tensor) -> None:
         """Write keys `[n, D]` at the pointer, in place."""
-        ops.enqueue_(self.rows, self.pointer, keys)
+        enqueue_(self.rows, self.pointer, keys)
 
     def whole(self) -> WholeQueue:
         """The queue to compare with."""

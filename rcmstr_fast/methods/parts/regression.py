@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast.methods.parts.context import heads_of
 from rcmstr_fast.methods.step import full_precision
-from rcmstr_fast.models.vit import Block, sinusoids
+from rcmstr_fast.models.transformer import Block, sinusoids
 
 
 def cross_layers(channels: int, count: int) -> nn.ModuleList:

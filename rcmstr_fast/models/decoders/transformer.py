@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.models.decoders.autoregressive import MAX_LENGTH, AutoregressiveDecoder
-from rcmstr_fast.models.vit import sinusoids
+from rcmstr_fast.models.transformer import sinusoids
 
 KeyValue = tuple[Tensor, Tensor]
 

@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
-from rcmstr_fast.ops import checks, native, triton_backend
+from rcmstr_fast.ops import checks, native
 from rcmstr_fast.ops.batch_norm import cpu, reference, triton
 from rcmstr_fast.ops.batch_norm.reference import GroupedNorm as GroupedNorm
 from rcmstr_fast.ops.batch_norm.reference import group_sizes as group_sizes
-from rcmstr_fast.ops.dispatch import operation, register
+from rcmstr_fast.ops.dispatch import operation, register, register_triton
 
 _NAME = "grouped_batch_norm"
 _grouped_batch_norm = operation(_NAME, reference.grouped_batch_norm)
-triton_backend.register(_grouped_batch_norm, triton.grouped_batch_norm, triton.reasons)
+register_triton(_grouped_batch_norm, triton.grouped_batch_norm, triton.reasons)
 register(
     _grouped_batch_norm,
     "cpp",

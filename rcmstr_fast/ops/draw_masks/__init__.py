@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register_triton
 from rcmstr_fast.ops.draw_masks import reference, triton
 from rcmstr_fast.ops.draw_masks.reference import BLOCK_WIDTH, unit_size
 from rcmstr_fast.ops.draw_masks.reference import Masks as Masks
@@ -11,7 +11,7 @@ from rcmstr_fast.ops.draw_masks.reference import Masks as Masks
 UNITS = ("token", "lattice", "stage3", "column")
 
 _draw_masks = operation("draw_masks", reference.draw_masks)
-triton_backend.register(_draw_masks, triton.draw_masks, triton.reasons)
+register_triton(_draw_masks, triton.draw_masks, triton.reasons)
 _NAME = "draw_masks"
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcmstr_fast import env, random
+from rcmstr_fast import random
+from rcmstr_fast.ops import triton_backend
 from rcmstr_fast.ops.draw_masks.reference import BLOCK_WIDTH, Masks, unit_size, visible_share
 
 #: Cells that one program of the kernel ranks.
@@ -68,7 +69,7 @@ def draw_masks(
 
 def reasons(index: Tensor, *, size: tuple[int, int], unit: str, **_: Any) -> list[str]:
     """Why the kernel cannot run the call."""
-    device = "cpu" if env.triton_interpreter() else "cuda"
+    device = "cpu" if triton_backend.interpreted() else "cuda"
     found = [] if index.device.type == device else [f"index must be on {device}, got {index.device}"]
     height, width = unit_size(unit, size[0])
     cells = (size[0] // height) * (size[1] // width)

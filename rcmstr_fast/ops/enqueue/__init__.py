@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register_triton
 from rcmstr_fast.ops.enqueue import reference, triton
 
 _enqueue_ = operation("enqueue_", reference.enqueue_)
-triton_backend.register(_enqueue_, triton.enqueue_, triton.reasons)
+register_triton(_enqueue_, triton.enqueue_, triton.reasons)
 _NAME = "enqueue_"
 
 

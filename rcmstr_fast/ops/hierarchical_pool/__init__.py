@@ -3,14 +3,14 @@
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register_triton
 from rcmstr_fast.ops.hierarchical_pool import reference, triton
 from rcmstr_fast.ops.hierarchical_pool.reference import HierarchicalFeatures as HierarchicalFeatures
 from rcmstr_fast.ops.permutation import check_order
 
 _hierarchical_pool = operation("hierarchical_pool", reference.hierarchical_pool)
-triton_backend.register(_hierarchical_pool, triton.hierarchical_pool, triton.reasons)
+register_triton(_hierarchical_pool, triton.hierarchical_pool, triton.reasons)
 _NAME = "hierarchical_pool"
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation, register
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register, register_triton
 from rcmstr_fast.ops.in_batch import backends, reference
 
 _info_nce = operation("info_nce", reference.info_nce)
@@ -94,11 +94,4 @@ def nt_xent(
 
 
 register(_info_nce, "chunked", backends.on("chunked"))
-register(
-    _info_nce,
-    "triton",
-    backends.on("triton"),
-    unsupported_reasons=backends.triton_reasons,
-    available=triton_backend.reasons,
-    avoid=triton_backend.avoid_on_cpu,
-)
+register_triton(_info_nce, backends.on("triton"), backends.triton_reasons)

@@ -9,7 +9,7 @@ which backend, `masked_storage` has chosen.
 from torch import Tensor
 
 from rcmstr_fast.ops import checks, native, triton_backend
-from rcmstr_fast.ops.dispatch import operation, register
+from rcmstr_fast.ops.dispatch import operation, register, register_triton
 from rcmstr_fast.ops.masked import cpu, dense, layers, triton
 from rcmstr_fast.ops.masked.cpu import RowSites
 from rcmstr_fast.ops.masked.layers import CastWeight, Layer, Norm, OneOrPair, Pair, Sites, StoredSites, Window, values
@@ -20,7 +20,7 @@ from rcmstr_fast.ops.masked.storage import unpack_sites as unpack_sites
 
 _OPERATIONS = {name: operation(name, dense.masked_layer) for name in LAYERS}
 for _operation in _OPERATIONS.values():
-    triton_backend.register(
+    register_triton(
         _operation,
         triton.masked_layer,
         triton.reasons,

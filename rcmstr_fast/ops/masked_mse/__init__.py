@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register_triton
 from rcmstr_fast.ops.masked_mse import reference, triton
 
 _masked_mse = operation("masked_mse", reference.masked_mse)
-triton_backend.register(_masked_mse, triton.masked_mse, triton.reasons)
+register_triton(_masked_mse, triton.masked_mse, triton.reasons)
 _NAME = "masked_mse"
 
 

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register_triton
 from rcmstr_fast.ops.permutation import check_order
 from rcmstr_fast.ops.project_levels import reference, triton
 from rcmstr_fast.ops.project_levels.triton import LEVELS
 
 _NAME = "project_levels"
 _project_levels = operation(_NAME, reference.project_levels)
-triton_backend.register(_project_levels, triton.project_levels, triton.reasons)
+register_triton(_project_levels, triton.project_levels, triton.reasons)
 
 
 def project_levels(

@@ -1,7 +1,9 @@
-"""The losses over queues of keys: InfoNCE with a symmetric KL of two relations (a level), and the KL alone (pairs of
-rows).
+"""The losses over queues of keys.
 
-There is one operation, `relational_losses` over a list of terms; `relational_loss` and `relation_kl` are lists of one.
+The relation of a row is the softmax of its similarities to the rows of a queue. The loss of a level is InfoNCE plus
+the symmetric KL divergence between the relations of query and key; between two levels there is the KL divergence alone,
+over pairs of rows. There is one operation, `relational_losses` over a list of terms; `relational_loss` and
+`relation_kl` are lists of one.
 """
 
 from collections.abc import Sequence
@@ -9,8 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rcmstr_fast import env
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation, register
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register, register_triton
 from rcmstr_fast.ops.queue_losses import operator, reference, tile_choice, triton
 from rcmstr_fast.ops.queue_losses.reference import LossTerm, RelationalLoss
 
@@ -18,7 +20,7 @@ TILES = (tile_choice.STATS, tile_choice.GRADIENT)
 LAUNCHES = ("auto", "scheduled", "separate")
 _NAME = "relational_losses"
 _relational_losses = operation(_NAME, reference.relational_losses)
-triton_backend.register(_relational_losses, operator.losses_on("triton"), triton.reasons)
+register_triton(_relational_losses, operator.losses_on("triton"), triton.reasons)
 register(_relational_losses, "chunked", operator.losses_on("chunked"))
 
 

@@ -2,8 +2,7 @@
 
 The operator computes values and gradients together in its forward. The queue may therefore be overwritten before
 backward, which only multiplies the gradients by that of the loss, on the device. Two implementations have the same
-calling
-convention: `chunked` (plain PyTorch and C++) and `kernels.queue_losses.terms` (Triton).
+calling convention: `chunked` (plain PyTorch and C++) and `kernels.queue_losses.terms` (Triton).
 """
 
 from collections.abc import Callable, Sequence

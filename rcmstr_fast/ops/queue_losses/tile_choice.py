@@ -1,4 +1,8 @@
-"""The choice of the tiles of the queue-loss kernels: those of other parts and neighbours of the table's own are tried."""
+"""Which tile each part of the queue-loss kernels uses here, chosen by timing.
+
+The candidates are the tile that the table has for this family of GPUs, those that it has at the same width for the
+other families, and its own with half as many keys or with one pipeline stage less.
+"""
 
 from collections.abc import Callable
 from dataclasses import astuple, fields, replace

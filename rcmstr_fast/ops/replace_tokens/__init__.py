@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from rcmstr_fast.ops import checks, triton_backend
-from rcmstr_fast.ops.dispatch import operation
+from rcmstr_fast.ops import checks
+from rcmstr_fast.ops.dispatch import operation, register_triton
 from rcmstr_fast.ops.replace_tokens import reference, triton
 
 _replace_tokens = operation("replace_tokens", reference.replace_tokens)
-triton_backend.register(_replace_tokens, triton.replace_tokens, triton.reasons)
+register_triton(_replace_tokens, triton.replace_tokens, triton.reasons)
 _NAME = "replace_tokens"
 
 
