@@ -107,7 +107,8 @@ def bars(title: str, x: str, rows: Mapping[str, Sequence[float]]) -> str | None:
     axes.barh(places, means, color="#9ecae1", height=0.7)
     for place, values, mean in zip(places, rows.values(), means):
         axes.plot(values, [place] * len(values), "o", color="#08519c", markersize=3.5)
-        axes.annotate(f" {mean:.1f}", (max([*values, mean]), place), va="center", fontsize=8)
+        end = max([*values, mean]), place
+        axes.annotate(f"{mean:.1f}", end, (5, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(list(places), list(rows))
     axes.set_xlim(0, 1.12 * max(max(values) for values in rows.values()) or 1)
     _open(axes)

@@ -88,6 +88,11 @@ def convert(source: str | Path, out: str | Path, options: Options | None = None)
     with open_files(source) as files:
         if options.form == "textseg" or (not options.form and textseg.is_textseg(files)):
             return _cut(files, report, options)
+        if not options.form and textseg.PAIRS in files.names.names:
+            raise ConfigError(
+                f"convert: {files.title} has pictures with masks ({textseg.PAIRS}), which rcmstr segment takes as they are "
+                "(unpack an archive); convert makes sets of words of lists of labels"
+            )
         return _write(_plan(files, options), report, options, str(source))
 
 

@@ -111,6 +111,10 @@ def open_sources(roots: Sequence[str | Path]) -> ImageSource:
 
 
 def _sets_of(root: Path) -> list[ImageSet]:
+    if root.is_file() and root.suffix.lower() == ".zip":
+        raise ConfigError(
+            f"expected a folder of images or LMDBs, got {root}; `rcmstr data convert {root} FOLDER` makes an LMDB of it"
+        )
     if root.is_file():
         return [LmdbSet(root.absolute().parent.name, str(root))]
     if not root.is_dir():

@@ -177,7 +177,7 @@ def _tested(
     with torch.no_grad():
         predicted = network.masks(feed.frames(chosen, loaded, 0, chosen)).cpu().numpy()
     return result, [
-        Segmented(pixels[..., :3], pixels[..., 3] > 0, mask, each[i].iou)
+        Segmented(name, pixels[..., :3], pixels[..., 3] > 0, mask, each[i].iou)
         for pixels, mask, i in zip(loaded, predicted, chosen)
     ]
 

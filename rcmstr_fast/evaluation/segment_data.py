@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import TALL, BrokenImage, decode_picture, picture_size
+from rcmstr_fast.data.imports.textseg import PAIRS
 from rcmstr_fast.data.labelled import seeded_share
 from rcmstr_fast.data.progress import in_threads
 from rcmstr_fast.data.sets import FolderSet
@@ -25,7 +26,6 @@ from rcmstr_fast.evaluation.probe_data import ProbeData
 from rcmstr_fast.ops import augment_views
 from rcmstr_fast.ops.augment_views import PRESETS, AugmentPreset
 
-PAIRS = "pairs.tsv"
 #: Grey level from which on a pixel of a mask is text.
 _WHITE = 128
 _LIGHT = PRESETS["light"]

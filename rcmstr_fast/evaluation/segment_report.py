@@ -14,7 +14,7 @@ from rcmstr_fast.config import ConfigError
 from rcmstr_fast.evaluation.report import markdown
 from rcmstr_fast.train.checkpoint import write_text
 
-_SCALE, _GAP, _LINE, _COLUMNS = 2, 8, 18, 3
+_SCALE, _GAP, _RULE, _LINE, _COLUMNS = 2, 8, 2, 18, 3
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,14 @@ class Segmented:
     """One picture as it was segmented.
 
     Attributes:
+        set: the test set that it is from.
         image: [H, W, 3] uint8.
         truth: [H, W] bool.
         predicted: [H, W] bool.
         iou: of the picture alone.
     """
 
+    set: str
     image: np.ndarray
     truth: np.ndarray
     predicted: np.ndarray
@@ -161,7 +163,7 @@ def segment_sheet(shown: Sequence[Segmented]) -> Image.Image:
     shown = sorted(shown, key=lambda one: one.iou)
     height, width = (side * _SCALE for side in shown[0].image.shape[:2])
     columns = min(_COLUMNS, len(shown))
-    cell = width + _GAP, 3 * height + _LINE + 2 * _GAP
+    cell = width + _GAP, 3 * (height + _RULE) + _LINE + 2 * _GAP
     size = max(columns * cell[0] + _GAP, 620), -(-len(shown) // columns) * cell[1] + _LINE + 2 * _GAP
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
@@ -181,8 +183,9 @@ def segment_sheet(shown: Sequence[Segmented]) -> Image.Image:
         x, y = _GAP + i % columns * cell[0], _LINE + 2 * _GAP + i // columns * cell[1]
         for row, pixels in enumerate((one.image, _white(one.truth), _compared(one))):
             part = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(part, (x, y + row * height))
-        draw.text((x, y + 3 * height), f"IoU {100 * one.iou:.1f} %", fill=(40, 40, 40), font=font)
+            sheet.paste(part, (x, y + row * (height + _RULE)))
+        text = f"{one.set}: IoU {100 * one.iou:.1f} %"
+        draw.text((x, y + 3 * (height + _RULE)), text, fill=(40, 40, 40), font=font)
     return sheet
 
 

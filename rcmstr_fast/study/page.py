@@ -11,20 +11,29 @@ from typing import Any
 from rcmstr_fast import drawing
 from rcmstr_fast.study.plan import Cell
 from rcmstr_fast.study.records import curve
-from rcmstr_fast.study.tables import Table, cost_table, paper_table, tables
+from rcmstr_fast.study.tables import HEADS, Table, cost_table, paper_table, tables
 from rcmstr_fast.train.checkpoint import write_text
 
 Json = dict[str, Any]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1, h2 { font-weight: 600; line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; }
+:root { color-scheme: light dark; --page: #fff; --text: #222; --faint: #666; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --page: #1b1b1d; --text: #ddd; --faint: #999; --line: #444; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em;
+  background: var(--page); color: var(--text); }
+h1, h2 { font-weight: 600; line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: 0.6em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2em 0.7em; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } tr.paper td { color: #777; font-style: italic; }
-th { border-bottom: 2px solid #999; vertical-align: bottom; } .wide { overflow-x: auto; }
-.note { color: #666; font-size: 0.9em; } figure { margin: 1em 0; } figcaption { color: #555; font-size: 0.9em; }
-img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd; } svg { max-width: 100%; height: auto; }
+th, td { padding: 0.2em 0.7em; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { border-bottom: 2px solid var(--faint); vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page); }
+tr.paper td { color: var(--faint); font-style: italic; } .wide, figure { overflow-x: auto; }
+.note, figcaption { color: var(--faint); font-size: 0.9em; } figure { margin: 1em 0; }
+figcaption { position: sticky; left: 0; }
+svg, img { max-width: max(100%, 600px); height: auto; } svg { min-width: 600px; } img { border: 1px solid var(--line); }
+@media (max-width: 600px) {
+  h1 { font-size: 1.5em; } th, td { padding: 0.2em 0.4em; }
+  td:first-child { white-space: normal; min-width: 6em; }
+}
 """
 
 
@@ -142,7 +151,9 @@ def result_bars(record: Json) -> dict[str, str]:
                 values = [s["score"][metric] for s in sets if metric in s["score"]]
                 if values:
                     rows.setdefault(row["name"], []).append(100 * sum(values) / len(values))
-        svg = drawing.bars(f"{evaluation['name']}: mean over sets, a dot a seed", f"{metric} in %", rows)
+        svg = drawing.bars(
+            f"{evaluation['name']}: mean over sets, a dot a seed", f"{HEADS.get(metric, metric)} in %", rows
+        )
         if svg:
             drawn[evaluation["name"]] = svg
     return drawn

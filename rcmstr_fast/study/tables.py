@@ -12,7 +12,8 @@ from rcmstr_fast.evaluation.report import markdown
 
 Json = dict[str, Any]
 
-_HEADS = {
+#: Metric -> its name in tables and plots.
+HEADS = {
     "accuracy": "accuracy",
     "ed1": "ED1",
     "ned": "1-NED",
@@ -128,7 +129,7 @@ def _table(record: Json, evaluation: Json, results: dict[str, Json], protocol: s
             )
             rows.append([f"{row['name']}, paper", "", *("" if v is None else f"{v:.2f}" for v in values)])
             quoted.append(True)
-    title = f"{evaluation['name']}: {_HEADS.get(metric, metric)} in %" + (f", protocol {protocol}" if protocol else "")
+    title = f"{evaluation['name']}: {HEADS.get(metric, metric)} in %" + (f", protocol {protocol}" if protocol else "")
     return Table(title, head, rows, quoted, _note(record) if any(quoted) else "")
 
 

@@ -161,6 +161,13 @@ def test_wrong_inputs_and_outputs(make, tmp_path):
         convert(make(LIST.encode()), tmp_path / "out")
 
 
+def test_pictures_with_masks_are_no_words(make, tmp_path):
+    """Their list looks like one of labels, the names of the masks."""
+    with pytest.raises(ConfigError, match=r"pictures with masks \(pairs.tsv\), which rcmstr segment takes"):
+        convert(make(b"images/0.png\timages/1.png\n", name="pairs.tsv"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="real words (../shared/data) are not at hand")
 def test_real_words(tmp_path):
     report = convert(REAL, tmp_path / "out")

@@ -252,10 +252,12 @@ def test_unusable_roots(tree):
     (tree / "empty").mkdir()
     (tree / "other").mkdir()
     (tree / "other" / "data.mdb").write_bytes(b"no" * 5000)
+    (tree / "words.zip").touch()
     cases = {
         tree / "nowhere": "which does not exist",
         tree / "empty": r"expected an LMDB \(data.mdb\) or images \(.jpg .*found neither",
         tree / "other": "expected an LMDB data file at .*other/data.mdb: not an LMDB",
+        tree / "words.zip": "`rcmstr data convert .*words.zip FOLDER` makes an LMDB of it",
         tree / "pictures" / "a.png": "expected an LMDB data file at .*a.png",
     }
     for root, message in cases.items():

@@ -1,6 +1,7 @@
 """The division of a step over processes and micro-batches, schedules, optimisers, and the order of the words."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from rcmstr_fast.train.optim import RATE
 from tests.evaluation.pairs import tiny_segmentation
 from tests.evaluation.rendered import tiny_config
 from tests.evaluation.toy_fit import main
-from tests.train.launch import launch
+from tests.train.launch import launch, torchrun
 
 CLOCK = ("images_per_s", "data_wait_percent", "memory_gib", "seconds")
 
@@ -56,13 +57,13 @@ TRAINED = {
 FROZEN = {"decoder": "ctc", "steps": 9, "eval_every": 3, "log_every": 1}
 
 
-#: The same of a segmentation, which `toy_fit` runs.
+#: The same of a segmentation, which `toy_fit` runs; it saves at every step.
 SEGMENTED = {
     "segment": True,
     "mode": "finetune",
     "bn_group_size": 4,
     "steps": 4,
-    "eval_every": 4,
+    "eval_every": 1,
     "log_every": 1,
     "augment": "light",
     "precision": "fp64",
@@ -70,11 +71,11 @@ SEGMENTED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [TRAINED, FROZEN, SEGMENTED], ids=["finetune", "kept_frames", "segment"])
+@pytest.mark.parametrize("fields", [TRAINED, FROZEN], ids=["finetune", "kept_frames"])
 def test_two_processes_equal_one(tmp_path, fields):
     """Texts of different lengths weigh the same whoever reads them; kept frames lie where their owner is."""
     words = [f"{name}={json.dumps(value)}" for name, value in fields.items()]
-    (tiny_segmentation if "segment" in fields else tiny_config)(tmp_path)  # writes the words
+    tiny_config(tmp_path)  # writes the words
     done = launch("tests.evaluation.toy_fit", str(tmp_path / "two"), str(tmp_path), *words)
     assert [status for status, _ in done] == [0, 0], done
     assert main([str(tmp_path / "one"), str(tmp_path), *words]) == 0
@@ -83,6 +84,26 @@ def test_two_processes_equal_one(tmp_path, fields):
     assert one == two
     if fields is FROZEN:
         assert "training frames: kept" in (tmp_path / "two/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_segmentation_under_torchrun(tmp_path):
+    """Two processes equal one; killed within and between the files of a save, and started again, they are bit exact."""
+    words = [str(tmp_path), *(f"{name}={json.dumps(value)}" for name, value in SEGMENTED.items())]
+    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    tiny_segmentation(tmp_path)
+    assert main([str(one), *words]) == 0
+    points = ["within:next.pt", "before:last.pt"]
+    for run, die in ((two, []), (killed, [f"die={','.join(points)}"])):
+        ended = torchrun("tests.evaluation.toy_fit", str(run), *words, *die, restarts=2)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    assert Path(f"{killed}.died").read_text().splitlines() == points
+    close(one, two, SEGMENTED)
+    assert lines(killed) == lines(two)
+    a, b = (checkpoint.load(run / "checkpoints/last.pt")["recogniser"] for run in (killed, two))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    first, *others = (json.loads((run / "results.json").read_text())["sets"] for run in (one, two, killed))
+    assert all(other == first for other in others)
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path):

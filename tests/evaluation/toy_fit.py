@@ -1,6 +1,7 @@
 """`main(["RUN", "DATA", "field=value", ...])`: a tiny probe in this process, as torchrun's processes run it.
 
-`segment=true` makes it a segmentation.
+`segment=true` makes it a segmentation. `python -m tests.evaluation.toy_fit` takes the points of a save at which it is
+killed, too: `die=POINT,POINT,..`, as `tests.train.dying` has them.
 """
 
 import json
@@ -15,6 +16,7 @@ from rcmstr_fast.evaluation.probe import probe
 from rcmstr_fast.evaluation.segment import segment
 from tests.evaluation.pairs import tiny_segmentation
 from tests.evaluation.rendered import tiny_config
+from tests.train import dying
 
 
 def main(words: list[str]) -> int:
@@ -41,3 +43,7 @@ def main(words: list[str]) -> int:
     finally:
         Fit._update = whole
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(dying.main(sys.argv[1:], main))

@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import random
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.utils.tensorboard", "tests.train.toy", "tests.train.real"])
 
@@ -62,6 +64,26 @@ def launch(module: str, *words: str, processes: int = 2, survives: bool = True) 
     if not survives:
         started[-1].process.kill()
     return [*ended, started[-1].wait()]
+
+
+def torchrun(module: str, *words: str, restarts: int = 0) -> subprocess.CompletedProcess:
+    """Run `python -m MODULE WORDS` in two processes of torchrun itself, which starts both again after each death."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.1",
+        "--master-port=0",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        "-m",
+        module,
+        *words,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def kill_at_random_moments(module: str, run: Path, *words: str, within: float, times: int = 10) -> set[str]:

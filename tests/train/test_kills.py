@@ -4,9 +4,7 @@
 points of saves, each in one process and under torchrun.
 """
 
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,10 +15,9 @@ from rcmstr_fast.train import checkpoint
 from rcmstr_fast.train.runfolder import RunFolder
 from tests.train.compare import assert_same_run
 from tests.train.dying import POINTS
-from tests.train.launch import kill_at_random_moments, launch, start
+from tests.train.launch import kill_at_random_moments, launch, start, torchrun
 from tests.train.toy import toy_run
 
-ROOT = Path(__file__).resolve().parents[2]
 TOY, DYING = "tests.train.toy", "tests.train.dying"
 FIELDS = {"train__save_every": 1, "train__log_every": 1}
 
@@ -39,28 +36,6 @@ def assert_sound(run: Path) -> None:
     checkpoint.load(folder.last)
     checkpoint.load(folder.best)
     assert not list(folder.path.rglob("*.tmp")) and folder.encoder.stat().st_size > 0
-
-
-def torchrun(run: Path, points: list[str], **fields) -> subprocess.CompletedProcess:
-    """Two processes whose launcher starts them again after each death."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        f"--max-restarts={len(points)}",
-        "--monitor-interval=0.1",
-        "--master-port=0",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-        "-m",
-        DYING,
-        str(run),
-        f"die={','.join(points)}",
-        *words(**fields),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def at_every_point(folder: Path, points: list[str], **fields) -> None:
@@ -90,7 +65,7 @@ def under_torchrun(folder: Path, points: list[str], **fields) -> None:
     whole, run = folder / "whole", folder / "run"
     done = launch(TOY, str(whole), *words(**fields))
     assert [status for status, _ in done] == [0, 0], done
-    ended = torchrun(run, points, **fields)
+    ended = torchrun(DYING, str(run), f"die={','.join(points)}", *words(**fields), restarts=len(points))
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert died(run) == points
     assert_same_run(run, whole)

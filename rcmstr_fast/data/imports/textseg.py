@@ -17,6 +17,8 @@ from rcmstr_fast.data.imports.files import Files
 from rcmstr_fast.data.imports.plan import Problems
 from rcmstr_fast.data.progress import progress
 
+#: List of a folder of pictures with masks: picture, tab, mask, tab, text.
+PAIRS = "pairs.tsv"
 _MASK = re.compile(r"(?P<base>(?:.*/)?)semantic_label/(?P<id>[^/]+)_maskfg\.png")
 #: Value of the pixels of words in the semantic masks (0 is background, 200 a word's effects, 255 not decided).
 _WORD = 100
@@ -48,7 +50,7 @@ def is_textseg(files: Files) -> bool:
 
 
 def cut_patches(files: Files, folder: Path, *, split: bool = True) -> Patches:
-    """Write images/, masks/ (white = text) and pairs.tsv (image, mask, text), below PART/ where there is a split.json.
+    """Write images/, masks/ (white = text) and pairs.tsv (picture, mask, text), below PART/ where there is a split.json.
 
     A patch is the smallest upright rectangle around the box of a word. Pictures and masks must be of one size.
 
@@ -78,7 +80,7 @@ def cut_patches(files: Files, folder: Path, *, split: bool = True) -> Patches:
             shown = " ".join(text.split())
             lines.setdefault(part, []).append(f"images/{name}\tmasks/{name}\t{shown}\n")
     for part, pairs in lines.items():
-        (folder / part / "pairs.tsv").write_text("".join(pairs), "utf-8")
+        (folder / part / PAIRS).write_text("".join(pairs), "utf-8")
     return done
 
 
