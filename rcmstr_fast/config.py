@@ -235,7 +235,8 @@ class TrainConfig:
         max_nonfinite: consecutive steps with a non-finite loss or gradient before the run stops.
         timeout_minutes: wall-clock minutes that one process waits for the others before it names the silent one and ends.
         deterministic: ask torch for deterministic algorithms.
-        cuda_graph: record the whole step once and replay it as one CUDA graph; auto: on a GPU with a single process.
+        cuda_graph: record the whole step once and replay it as one CUDA graph (with several processes: as graphs between
+            their exchanges); auto: on a GPU with a single process.
         compile: torch.compile the networks' dense forward passes; auto: where a tuned run has measured it faster.
         tune: measure on this machine what a run may choose (storage of masked stages, launches, threads, ..) before its
             first step, once, and keep it; auto: for runs of 1,000 steps or more; off: what is predicted.

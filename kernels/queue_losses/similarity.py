@@ -69,6 +69,23 @@ def _exponentials(s, inside, scales, FORM: tl.constexpr):
 
 
 @triton.jit
+def _two_temperatures(s, inside, info, kl, scales, FORM: tl.constexpr):
+    """info e^{s / tau_info} + kl e^{s / tau_kl}, 0 outside the queue; of a root the lower power is taken out."""
+    N_INFO: tl.constexpr = FORM[3]
+    N_KL: tl.constexpr = FORM[4]
+    if N_KL == 0:
+        e_info, e_kl = _exponentials(s, inside, scales, FORM)
+        return info * e_info + kl * e_kl
+    root = _exponential(s, inside, scales[1] / N_KL, 0.0, FORM)
+    if N_KL > N_INFO:
+        return _power(root, N_INFO) * (info + _power(root, N_KL - N_INFO) * kl)
+    elif N_KL < N_INFO:
+        return _power(root, N_KL) * (info * _power(root, N_INFO - N_KL) + kl)
+    else:
+        return _power(root, N_KL) * (info + kl)
+
+
+@triton.jit
 def _exponential(s, inside, scale, shift, FORM: tl.constexpr):
     """2^(s scale + shift), 0 outside the queue."""
     if FORM[8]:
@@ -205,38 +222,34 @@ def _stats_kernel(operands, partials_ptr, sizes, part_size, scales, FORM: tl.con
 
 @triton.jit
 def _load_coefficients(coefficients_ptr, offs_m, M, FORM: tl.constexpr):
-    """c1, c2, c3, c4 of the rows; FOLDED: of c4 the logarithm and the sign, which is that of alpha."""
+    """c1, c2, c3, c4 of the rows, and 1. FOLDED: the logarithm of |c4|, and the sign of c4 (that of alpha), by which c1 to
+    c3 are multiplied: the weights of a negative alpha come out with the other sign, `gradient_part` turns the sum back.
+    """
     inside = offs_m < M
     rows = coefficients_ptr + offs_m
     c1 = tl.load(rows, mask=inside, other=0.0)
     c2 = tl.load(rows + M, mask=inside, other=0.0)
     c3 = tl.load(rows + 2 * M, mask=inside, other=0.0)
     c4 = tl.load(rows + 3 * M, mask=inside, other=0.0)
+    sign = tl.full(c4.shape, 1.0, tl.float32)
     if FORM[9]:
-        return (
-            c1[:, None],
-            c2[:, None],
-            c3[:, None],
-            tl.log2(tl.abs(c4))[:, None],
-            tl.where(c4 < 0.0, -1.0, 1.0)[:, None],
-        )
-    else:
-        return c1[:, None], c2[:, None], c3[:, None], c4[:, None], c4[:, None]
+        sign = tl.where(c4 < 0.0, -1.0, 1.0)
+        c1, c2, c3, c4 = c1 * sign, c2 * sign, c3 * sign, tl.log2(tl.abs(c4))
+    return c1[:, None], c2[:, None], c3[:, None], c4[:, None], sign[:, None]
 
 
 @triton.jit
 def _weights(a, b, e_key, inside, coefficients, scales, FORM: tl.constexpr):
-    """Gradient of the loss in each similarity, times the row's power of two (`row_terms`), in fp16."""
+    """Gradient of the loss in each similarity, times the row's power of two (`row_terms`) and sign, in fp16."""
     INFO: tl.constexpr = FORM[2]
-    c1, c2, c3, c4, sign = coefficients
+    c1, c2, c3, c4, _ = coefficients
+    slope = c2 - c3 * (b - a)
     if INFO:
-        e_info, e_q = _exponentials(a, inside, scales, FORM)
-        weights = c1 * e_info + e_q * (c2 - c3 * (b - a))
+        weights = _two_temperatures(a, inside, c1, slope, scales, FORM)
     else:
-        e_q = _exponential(a, inside, scales[1], 0.0, FORM)
-        weights = e_q * (c2 - c3 * (b - a))
+        weights = _exponential(a, inside, scales[1], 0.0, FORM) * slope
     if FORM[9]:
-        weights -= sign * _exponential(b, inside, scales[1], c4, FORM)
+        weights -= _exponential(b, inside, scales[1], c4, FORM)
     else:
         weights -= c4 * e_key
     return weights.to(tl.float16)
@@ -289,9 +302,9 @@ def gradient_part(operands, coefficients_ptr, partials_ptr, place, sizes, part_s
             gradient2 = tl.dot(_weights(a, b, e_key, inside, c2, scales, FORM), n_out, gradient2)
     row = (part * groups + group) * M + offs_m
     mask = (offs_m < M)[:, None]
-    tl.store(partials_ptr + row[:, None] * D + offs_d[None, :], gradient, mask=mask)
+    tl.store(partials_ptr + row[:, None] * D + offs_d[None, :], gradient * c[4], mask=mask)
     if QUERIES == 2:
-        tl.store(partials_ptr + (row + M)[:, None] * D + offs_d[None, :], gradient2, mask=mask)
+        tl.store(partials_ptr + (row + M)[:, None] * D + offs_d[None, :], gradient2 * c2[4], mask=mask)
 
 
 @triton.jit

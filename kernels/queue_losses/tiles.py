@@ -121,8 +121,8 @@ def schedule(work: tuple[Work, ...], slots: int) -> tuple[int, ...]:
 STATS = {
     (80, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
     (80, 64, 2): Tile(64, 64, 4, 3, 2, resident=2),
-    (80, 128, 1): Tile(64, 64, 4, 3, 1, resident=2),
-    (80, 128, 2): Tile(64, 32, 4, 3, 2, resident=2),
+    (80, 128, 1): Tile(64, 32, 4, 3, 1, resident=3),
+    (80, 128, 2): Tile(64, 64, 4, 3, 2, resident=2),
     (80, 256, 1): Tile(128, 32, 8, 2, 1),
     (80, 512, 1): Tile(64, 32, 4, 2, 1),
     (86, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),

@@ -19,6 +19,8 @@ Tensors = dict[str, Tensor]
 #: Largest error relative to the largest expected magnitude, by dtype of the arithmetic's operands.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
+_BOTH = (torch.float32, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -29,7 +31,9 @@ class Case:
         make: draws the arguments: floating point in float64, on the CPU.
         call: (arguments, backend) -> the tensors of the result.
         leaves: arguments that receive a gradient.
-        low: also run in bfloat16.
+        dtypes: that it runs in.
+        device: the only type of device that it runs on (where another one has nothing to show, or takes minutes); empty:
+            on any.
         half: backends that take float16 operands whatever the dtype.
         outliers: share of a result's elements that may differ at all (a threshold may fall either way).
         tolerance: instead of that of the dtype.
@@ -40,7 +44,8 @@ class Case:
     make: Callable[[], Tensors]
     call: Callable[[Tensors, str], list[Tensor]]
     leaves: tuple[str, ...] = ()
-    low: bool = False
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    device: str = ""
     half: tuple[str, ...] = ()
     outliers: float = 0.0
     tolerance: float | None = None
@@ -93,7 +98,11 @@ def _losses() -> list[Case]:
 
     leaves, half = ("query", "permuted"), ("triton",)
     return [
-        Case("rows 131, keys 333, D 128", make(131, 333, 128), call, leaves, half=half),
+        # Few enough similarities that the elementwise work of plain PyTorch stays in one thread: on a busy CPU, threads
+        # that wait for each other take a hundred times as long as the work.
+        Case("rows 131, keys 109, D 128", make(131, 109, 128), call, leaves, half=half),
+        # Whatever the number of multiprocessors, programs go through several steps: loads run ahead, buffers come round.
+        Case("rows 131, keys 16411, D 128", make(131, 16411, 128), call, leaves, device="cuda", half=half),
         Case("one row, one key, D 64", make(1, 1, 64), call, leaves, half=half),
         Case("a queue of equal rows", make(5, 70, 64, equal=True), call, leaves, half=half, floor=0.01),
     ]
@@ -117,7 +126,7 @@ def _in_batch() -> list[Case]:
 
     leaves, half = ("query", "candidates"), ("triton",)
     return [
-        Case("rows 131, candidates 277", make(131, 277), call, leaves, half=half),
+        Case("rows 67, candidates 333", make(67, 333), call, leaves, half=half),
         Case("one row", make(1, 3), call, leaves, half=half),
     ]
 
@@ -149,7 +158,7 @@ def _batch_norm() -> list[Case]:
     leaves = ("x", "residual", "weight:", "bias:")
     return [
         Case("maps [7, 70, 3, 5]", make(7, 70, 3, 5), call(True), leaves),
-        Case("maps [7, 70, 3, 5], linear", make(7, 70, 3, 5), call(False), leaves, low=True),
+        Case("maps [7, 70, 3, 5], linear", make(7, 70, 3, 5), call(False), leaves, dtypes=_BOTH),
         Case("rows [5, 1, 9]", make(5, 1, 9), call(True), leaves),
     ]
 
@@ -182,8 +191,8 @@ def _masked_conv() -> list[Case]:
         return [ops.masked_conv2d(x["x"], x["weight"], _sites(x), padding=1, backend=backend)]
 
     return [
-        Case("[5, 9, 8, 13] to 70", _masked_inputs(5, 9, 70, (8, 13)), call, ("x", "weight"), low=True),
-        Case("[4, 33, 8, 13] to 5", _masked_inputs(4, 33, 5, (8, 13)), call, ("x", "weight"), low=True),
+        Case("[5, 9, 8, 13] to 70", _masked_inputs(5, 9, 70, (8, 13)), call, ("x", "weight"), dtypes=_BOTH),
+        Case("[4, 33, 8, 13] to 5", _masked_inputs(4, 33, 5, (8, 13)), call, ("x", "weight"), dtypes=_BOTH),
         Case("one site", _masked_inputs(1, 17, 3, (1, 1)), call, ("x", "weight")),
     ]
 
@@ -197,10 +206,12 @@ def _masked_conv_norm() -> list[Case]:
         return run
 
     leaves = ("x", "weight", "scale:", "shift:")
-    made = _masked_inputs(5, 9, 70, (8, 13))
+    made, wide = _masked_inputs(5, 9, 70, (8, 13)), _masked_inputs(5, 256, 256, (8, 13))
     return [
         Case("[5, 9, 8, 13] to 70", made, call(True), leaves),
-        Case("[5, 9, 8, 13] to 70, linear", made, call(False), leaves, low=True),
+        Case("[5, 9, 8, 13] to 70, linear", made, call(False), leaves, dtypes=_BOTH),
+        # The tiles of wide layers, which divide the channels evenly.
+        Case("[5, 256, 8, 13] to 256", wide, call(True), leaves, dtypes=(torch.bfloat16,), device="cuda"),
     ]
 
 
@@ -210,7 +221,7 @@ def _masked_batch_norm() -> list[Case]:
         return [ops.masked_batch_norm(*given, group_size=2, backend=backend)]
 
     made = _masked_inputs(5, 70, 1, (8, 13))
-    return [Case("[5, 70, 8, 13]", made, call, ("x", "input_scale:", "input_shift:"), low=True)]
+    return [Case("[5, 70, 8, 13]", made, call, ("x", "input_scale:", "input_shift:"), dtypes=_BOTH)]
 
 
 def _masked_pool() -> list[Case]:

@@ -7,7 +7,6 @@ kept with the record of the machine (`tuning.record`), so that a second process 
 """
 
 import contextlib
-import itertools
 import logging
 import math
 import threading
@@ -102,16 +101,17 @@ def check(operation: str, backend: str, device: torch.device) -> Verdict:
 def _run_cases(operation: str, backend: str, device: torch.device, verdict: Verdict) -> None:
     try:
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            for case, low in itertools.product(CASES[operation](), (False, True)):
-                if case.low or not low:
-                    _compare(case, backend, torch.bfloat16 if low else torch.float32, device, verdict)
+            for case in CASES[operation]():
+                for dtype in case.dtypes if case.device in ("", device.type) else ():
+                    compare(case, backend, dtype, device, verdict)
     except _Disagrees as error:
         verdict.reasons.append(str(error))
     except Exception as error:  # a kernel may fail with any type
         verdict.reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
-def _compare(case: Case, backend: str, dtype: torch.dtype, device: torch.device, verdict: Verdict) -> None:
+def compare(case: Case, backend: str, dtype: torch.dtype, device: torch.device, verdict: Verdict) -> None:
+    """Run a case on a backend and add what is found to `verdict`; raises whatever running it raises, or `_Disagrees`."""
     given = _cast(case.make(), dtype)
     try:
         mine = _results(case, backend, given, device)

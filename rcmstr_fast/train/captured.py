@@ -1,18 +1,24 @@
-"""Steps recorded once and replayed: the whole step is one CUDA graph.
+"""Steps recorded once and replayed: the whole step is one CUDA graph, or with several processes a few.
 
 A recorded step reads and writes the same memory every time, so the batch is copied into buffers of its own before each
 replay. There are two kinds of steps, with and without monitors. One step of each runs directly, which is also what
 warms up libraries and tuners; then both are recorded. A direct step after a recording would need memory for its
 activations beside that of the recordings, so that a batch which fits would not fit any more. Other shapes make
 everything be recorded anew.
+
+A graph holds no exchange between processes. Each one parts the recording: a step is then forward, backward and packing
+of the gradients, their sum over the processes, the update, the exchange of keys, and what follows it. A replay goes
+through graphs and exchanges in that order, without a launch of the host in between but for theirs.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from rcmstr_fast.methods.step import Batch
+from rcmstr_fast.train.distributed import Exchange, recorded
 from rcmstr_fast.train.step import Shown
 
 #: Least number of steps that run directly before both kinds are recorded: one of each.
@@ -35,6 +41,12 @@ class Recorder(Protocol):
     def forget(self) -> None:
         """Nothing recorded so far will be replayed again."""
         ...
+
+
+def replay(parts: list[Exchange]) -> None:
+    """Graphs and exchanges in their order."""
+    for part in parts:
+        part()
 
 
 class GraphRecorder:
@@ -62,10 +74,25 @@ class GraphRecorder:
 
     def record(self, run: Run) -> tuple[Shown, Callable[[], None]]:
         """Record on the same stream; threads that load data meanwhile may use the device."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
-            result = run()
-        return result, graph.replay
+        parts: list[Exchange] = []
+        with contextlib.ExitStack() as graph:
+
+            def begin() -> None:
+                made = torch.cuda.CUDAGraph()
+                graph.enter_context(
+                    torch.cuda.graph(made, pool=self._pool, stream=self.stream, capture_error_mode="thread_local")
+                )
+                parts.append(made.replay)
+
+            def part(exchange: Exchange) -> None:
+                graph.close()
+                parts.append(exchange)
+                begin()
+
+            begin()
+            with recorded(part):
+                result = run()
+        return result, lambda: replay(parts)
 
     def forget(self) -> None:
         """Take a fresh pool; the old one goes with its last graph."""

@@ -25,6 +25,10 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 #: Signs of life of the joined processes and the minutes they wait for each other; empty alone.
 _alive: list[tuple[Heartbeat, float]] = []
 
+Exchange = Callable[[], object]
+#: Who takes the exchanges of a step that is being recorded; empty while none is.
+_recorders: list[Callable[[Exchange], None]] = []
+
 
 @dataclass
 class World:
@@ -49,8 +53,8 @@ class World:
         if self.world_size == 1:
             return tensor
         gathered = tensor.new_empty(self.world_size * tensor.shape[0], *tensor.shape[1:])
-        with peers():
-            _all_gather(gathered, tensor.contiguous())
+        mine = tensor.contiguous()
+        exchange(lambda: _all_gather(gathered, mine))
         return gathered
 
     def gather_with_grad(self, tensor: Tensor) -> Tensor:
@@ -62,8 +66,7 @@ class World:
         if self.world_size == 1:
             return tensor.detach()
         total = tensor.detach().clone()
-        with peers():
-            dist.all_reduce(total)
+        exchange(lambda: dist.all_reduce(total))
         return total / self.world_size
 
     def on_rank0(self, action: Callable[[], T]) -> T:
@@ -95,6 +98,11 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """[W n, ..] to [n, ..]."""
+        if recording():
+            raise RunError(
+                "train.cuda_graph=on: the gradients of this method pass between processes inside backward, where a "
+                "recording cannot be parted; use auto or off"
+            )
         total = gradient.contiguous().clone()
         with peers():
             dist.all_reduce(total)
@@ -188,6 +196,38 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextmanager
+def recorded(take: Callable[[Exchange], None]) -> Iterator[None]:
+    """While entered, a step is being recorded: every exchange is handed to `take` instead of being made."""
+    _recorders.append(take)
+    try:
+        yield
+    finally:
+        _recorders.pop()
+
+
+def recording() -> bool:
+    """Whether a step is being recorded."""
+    return bool(_recorders)
+
+
+def exchange(run: Exchange) -> None:
+    """Make an exchange with the other processes of a step; while the step is recorded, leave it to the recorder.
+
+    Args:
+        run: collectives that read and write tensors made before; a replayed step calls it again.
+    """
+
+    def once() -> None:
+        with peers():
+            run()
+
+    if _recorders:
+        _recorders[-1](once)
+    else:
+        once()
 
 
 @contextmanager

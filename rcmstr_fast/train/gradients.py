@@ -4,7 +4,8 @@ The parameters are dealt to buckets in the order opposite to their use. As soon 
 there, it is copied into the bucket's flat buffer and an asynchronous all-reduce begins; `finish` waits for them. Which
 gradients a step has, and in which order the buckets fill, is learned in the first step (which reduces at its end) and
 taken from rank 0, so that all processes start the same reductions in the same order. The division into buckets itself
-never changes: a continued run adds in the same order as an uninterrupted one.
+never changes: a continued run adds in the same order as an uninterrupted one. A step that is recorded reduces at its end
+(`captured`), to the same sums.
 
 Unlike `DistributedDataParallel` this leaves the method's forward free to call collectives, to be called several times
 a step and to use only part of its parameters; buffers are never exchanged.
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rcmstr_fast.train.distributed import World, peers
+from rcmstr_fast.train.distributed import World, exchange, peers, recording
 
 BUCKET_BYTES = 25 * 2**20
 
@@ -38,6 +39,14 @@ class _Bucket:
         """Gradients that are expected and there, and their places in the buffer."""
         found = [(p.grad, self.views[i]) for i, p in enumerate(self.parameters) if i in self.expected]
         return [g for g, _ in found if g is not None], [v for g, v in found if g is not None]
+
+    def pack(self) -> None:
+        """Copy the gradients into the buffer; what has none counts as zero."""
+        gradients, views = self.pairs()
+        if len(views) < len(self.views):
+            self.flat.zero_()
+        if views:
+            torch._foreach_copy_(views, gradients)
 
 
 class GradientAverage:
@@ -90,14 +99,19 @@ class GradientAverage:
             return beside
         if self._schedule is None:
             self._learn()
-        schedule = self._schedule or []
-        for bucket in schedule[len(self._works) :]:
-            self._launch(bucket)
+        schedule, begun = self._schedule or [], self._works
+        late = schedule[len(begun) :]
+        for bucket in late:
+            bucket.pack()
         total = beside.detach().clone()
-        with peers():
+
+        def reduce() -> None:
+            works = [*begun, *map(self._reduce, late)]
             dist.all_reduce(total, group=self.world.gradient_group)
-            for work in self._works:
+            for work in works:
                 work.wait()
+
+        exchange(reduce)
         for bucket in schedule:
             gradients, views = bucket.pairs()
             bucket.flat.div_(self.world.world_size)
@@ -114,20 +128,17 @@ class GradientAverage:
             self._fired.append((b, i))
             return
         self._buckets[b].missing.discard(i)
-        while self._overlap and len(self._works) < len(self._schedule):
+        while self._overlap and not recording() and len(self._works) < len(self._schedule):
             bucket = self._schedule[len(self._works)]
             if bucket.missing:
                 return
-            self._launch(bucket)
+            bucket.pack()
+            with peers():
+                self._works.append(self._reduce(bucket))
 
-    def _launch(self, bucket: _Bucket) -> None:
-        gradients, views = bucket.pairs()
-        if len(views) < len(bucket.views):
-            bucket.flat.zero_()
-        if views:
-            torch._foreach_copy_(views, gradients)
-        with peers():
-            self._works.append(dist.all_reduce(bucket.flat, group=self.world.gradient_group, async_op=True))
+    def _reduce(self, bucket: _Bucket) -> dist.Work:
+        """Begin the sum over the processes."""
+        return dist.all_reduce(bucket.flat, group=self.world.gradient_group, async_op=True)
 
     def _learn(self) -> None:
         """Take over from rank 0 which gradients there are and in which order the buckets were complete."""

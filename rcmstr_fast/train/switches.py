@@ -12,6 +12,7 @@ from rcmstr_fast.tuning import choices
 from rcmstr_fast.tuning.choices import Choice, Setting, Value
 
 #: What `auto` takes on a GPU before a run has measured it. A whole-step graph removes every launch from the host's time.
+#: With several processes a step is several graphs, which no GPUs have run yet: they have to be asked for (`on`).
 #: What torch.compile could fuse of a step is fused in the operations already, and compiling takes minutes.
 PRIOR: dict[str, bool] = {"cuda_graph": True, "compile": False}
 
@@ -103,14 +104,9 @@ def decide(train: TrainConfig, world: World) -> Switches:
     """
     if train.cuda_graph == "on" and world.device.type != "cuda":
         raise ConfigError(f"train.cuda_graph=on needs a CUDA GPU, this run is on {world.device}; use auto or off")
-    if train.cuda_graph == "on" and world.world_size > 1:
-        raise ConfigError(
-            f"train.cuda_graph=on needs a single process (gradients are exchanged outside of graphs), "
-            f"got {world.world_size}; use auto or off"
-        )
     if train.compile == "on" and train.checkpoint_activations:
         raise ConfigError("train.compile=on cannot be combined with train.checkpoint_activations=true; turn one off")
-    graph = _chosen("cuda_graph", train.cuda_graph, world) and world.world_size == 1
+    graph = _chosen("cuda_graph", train.cuda_graph, world) and (world.world_size == 1 or train.cuda_graph == "on")
     return Switches(graph, _chosen("compile", train.compile, world) and not train.checkpoint_activations)
 
 

@@ -4,9 +4,14 @@ What Python decides while recording is frozen, as in a graph: numbers, branches,
 Reading a tensor's value from Python while recording is an error, as it is while a graph is recorded.
 """
 
+import contextlib
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from rcmstr_fast.train.captured import replay
+from rcmstr_fast.train.distributed import recorded
 
 aten = torch.ops.aten
 #: Operations whose result, or its size, the host has to wait for.
@@ -56,6 +61,7 @@ class _Recording(NoWaiting):
         self.operations = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.namespace != "c10d", "an exchange between processes inside a recording"
         result = super().__torch_dispatch__(func, types, args, kwargs)
         given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         fresh = [
@@ -70,10 +76,14 @@ class TapeRecorder:
 
     Args:
         state: gives every tensor that a step changes; recording leaves them as they are.
+
+    Attributes:
+        calls: what was asked of it.
+        parts: recordings and exchanges of the last recorded step.
     """
 
     def __init__(self, state):
-        self.state, self.calls = state, []
+        self.state, self.calls, self.parts = state, [], 0
 
     def direct(self, run):
         self.calls.append("direct")
@@ -83,18 +93,36 @@ class TapeRecorder:
     def record(self, run):
         self.calls.append("record")
         before = [(x, x.detach().clone()) for x in self.state()]
-        with _Recording() as recording:
-            result = run()
+        parts = []
+        with contextlib.ExitStack() as tape:
+
+            def begin():
+                recording = tape.enter_context(_Recording())
+                parts.append(lambda: self._replay(recording))
+
+            def part(exchange):
+                tape.close()
+                parts.append(exchange)
+                begin()
+
+            begin()
+            with recorded(part):
+                result = run()
+        self.parts = len(parts)
         with torch.no_grad():
             for x, value in before:
                 x.copy_(value)
-        return result, lambda: self._replay(recording)
+
+        def again():
+            self.calls.append("replay")
+            replay(parts)
+
+        return result, again
 
     def forget(self):
         self.calls.append("forget")
 
     def _replay(self, recording):
-        self.calls.append("replay")
         with torch._C._AutoDispatchBelowAutograd():
             for operation in recording.operations:
                 self._repeat(*operation)

@@ -1,13 +1,17 @@
 """Recorded steps equal direct ones, bit for bit, and nothing in a step waits for the device."""
 
+import contextlib
+import itertools
+
 import pytest
 import torch
 
 from rcmstr_fast import ops
-from rcmstr_fast.config import ConfigError, TrainConfig
+from rcmstr_fast.config import ConfigError, RunError, TrainConfig
 from rcmstr_fast.methods import Batch, build_method
 from rcmstr_fast.methods.permutation import permuted_order
 from rcmstr_fast.train import captured as module
+from rcmstr_fast.train import distributed
 from rcmstr_fast.train.captured import CapturedStep
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.plan import make_plan
@@ -17,6 +21,7 @@ from rcmstr_fast.train.switches import decide
 from rcmstr_fast.train.trainer import Trainer
 from tests.methods.tiny import random_batch, tiny_config
 from tests.train.compare import tensors
+from tests.train.launch import launch
 from tests.train.tape import HostWaits, NoWaiting, TapeRecorder
 
 CPU = World(torch.device("cpu"))
@@ -119,6 +124,98 @@ def test_replayed_steps_equal_direct_ones(tmp_path, encoder, options):
     assert_equal_state(direct, replayed)
 
 
+@pytest.fixture
+def pair(monkeypatch):
+    """Two processes that compute the same, in this one: gathered rows come twice, sums are doubled."""
+
+    class Done:
+        def wait(self):
+            pass
+
+    def all_reduce(x, group=None, async_op=False):
+        x.mul_(2)
+        return Done()
+
+    monkeypatch.setattr(distributed, "_all_gather", lambda whole, mine: whole.copy_(torch.cat([mine, mine])))
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda *given, **options: None)
+    return World(torch.device("cpu"), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "exchanges"),
+    [
+        ("resnet29", {"name": "rcmstr", "queue": "sharded"}, 6),  # hidden pixels, three queues, gradients, keys
+        ("vit_tiny", {"name": "rclstr", "accumulate": 2, "batch": 8}, 2),
+    ],
+    ids=str,
+)
+def test_exchanges_part_a_recording_and_nothing_else_changes(tmp_path, pair, encoder, options, exchanges):
+    direct, replayed = (make_trainer(tmp_path / name, encoder, pair, **options) for name in ("direct", "replayed"))
+    recorder = tape(replayed)
+    assert take(direct, 6) == take(replayed, 6)
+    assert recorder.calls.count("record") == 2 and recorder.calls.count("replay") == 4
+    assert recorder.parts == 2 * exchanges + 1
+    assert_equal_state(direct, replayed)
+
+
+def test_two_processes_replay_what_they_compute_directly():
+    done = launch("tests.train.replayed")
+    assert [status for status, _ in done] == [0, 0], done
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """CUDA graphs that only note what happens to them."""
+    events, number = [], itertools.count()
+
+    class Graph:
+        def __init__(self):
+            self.name = next(number)
+
+        def replay(self):
+            events.append(f"replay {self.name}")
+
+    @contextlib.contextmanager
+    def capture(graph, *, pool, stream, capture_error_mode):
+        events.append(f"begin {graph.name}")
+        yield
+        events.append(f"end {graph.name}")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return events
+
+
+def test_graphs_and_exchanges_alternate(graphs):
+    recorder = module.GraphRecorder(torch.device("cuda"))
+    result, again = recorder.record(lambda: distributed.exchange(lambda: graphs.append("sum")) or ({}, {}))
+    assert result == ({}, {}) and graphs == ["begin 0", "end 0", "begin 1", "end 1"]  # nothing is exchanged yet
+    graphs.clear()
+    again()
+    again()
+    assert graphs == ["replay 0", "sum", "replay 1"] * 2
+    _, alone = recorder.record(lambda: ({}, {}))
+    graphs.clear()
+    alone()
+    assert graphs == ["replay 2"] and not distributed.recording()
+
+
+def test_a_recording_that_fails_is_left(graphs):
+    with pytest.raises(ZeroDivisionError):
+        module.GraphRecorder(torch.device("cuda")).record(lambda: 1 / 0)
+    assert not distributed.recording()
+
+
+def test_an_exchange_inside_backward_cannot_be_recorded(pair):
+    rows = torch.ones(2, 3, requires_grad=True)
+    pair.gather_with_grad(rows).sum().backward()
+    with distributed.recorded(lambda exchange: None), pytest.raises(RunError, match="cuda_graph=on: the gradients"):
+        pair.gather_with_grad(rows).sum().backward()
+
+
 def test_a_restored_run_records_anew_and_goes_on_exactly(tmp_path):
     whole = make_trainer(tmp_path / "whole", name="rclstr")
     first = make_trainer(tmp_path / "run", name="rclstr")
@@ -205,7 +302,6 @@ def test_the_check_sees_a_wait():
     ("fields", "world", "says"),
     [
         ({"cuda_graph": "on"}, CPU, "cuda_graph=on needs a CUDA GPU, this run is on cpu"),
-        ({"cuda_graph": "on"}, World(torch.device("cuda"), 0, 2), "single process.*got 2"),
         ({"compile": "on", "checkpoint_activations": True}, CPU, "cannot be combined"),
     ],
 )
@@ -217,7 +313,8 @@ def test_switches_that_cannot_be_are_refused(fields, world, says):
 def test_auto_records_on_one_gpu_only():
     auto = TrainConfig()
     assert not decide(auto, CPU).cuda_graph and decide(auto, World(torch.device("cuda"))).cuda_graph
-    assert not decide(auto, World(torch.device("cuda"), 0, 2)).cuda_graph
+    several = World(torch.device("cuda"), 0, 2)
+    assert not decide(auto, several).cuda_graph and decide(TrainConfig(cuda_graph="on"), several).cuda_graph
     assert not decide(TrainConfig(cuda_graph="off"), World(torch.device("cuda"))).cuda_graph
     assert decide(TrainConfig(compile="on"), CPU).compile and not decide(auto, CPU).compile
 

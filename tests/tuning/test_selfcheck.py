@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from rcmstr_fast import ops
+from rcmstr_fast.kernels.architectures import FAMILIES
+from rcmstr_fast.kernels.queue_losses import tiles
 from rcmstr_fast.ops import dispatch, selfcheck
 from rcmstr_fast.ops.check_cases import CASES
 from rcmstr_fast.tuning import record
@@ -32,6 +34,37 @@ def test_every_operation_has_cases():
 def test_the_backends_of_this_machine_agree(name, backend):
     verdict = selfcheck.check(name, backend, selfcheck.device_of(backend))
     assert verdict.reasons == [] and verdict.cases > 0 and verdict.error < 0.02
+
+
+def test_cases_of_a_gpu_run_nowhere_else(monkeypatch):
+    cases, seen = CASES["relational_losses"](), []
+    assert [case.device for case in cases].count("cuda") == 1
+    monkeypatch.setattr(selfcheck, "compare", lambda case, *rest: seen.append(case.name))
+    selfcheck._run_cases("relational_losses", "chunked", CPU, selfcheck.Verdict())
+    assert seen == [case.name for case in cases if not case.device]
+
+
+@pytest.mark.parametrize("multiprocessors", [20, 46, 72, 108, 132, 148, 170])
+def test_on_a_gpu_every_program_of_the_losses_goes_through_several_steps(multiprocessors):
+    (deep,) = [case for case in CASES["relational_losses"]() if case.device == "cuda"]
+    drawn = deep.make()
+    keys, width = drawn["queue"].shape
+    for kind, table in (("stats", tiles.STATS), ("gradient", tiles.GRADIENT)):
+        for family in FAMILIES:
+            tile = tiles.tile(kind, family, width, 2)
+            steps, programs = -(-keys // tile.block_n), -(-len(drawn["query"]) // tile.block_m)
+            parts = tiles.split(programs, steps, multiprocessors * tile.resident, 1)
+            assert steps / parts >= max(one.num_stages for one in table.values())
+
+
+@pytest.mark.parametrize("operation", ["info_nce", "relational_losses"])
+def test_plain_pytorch_checks_in_one_thread(operation):
+    """From 2^15 elements on torch shares elementwise work among threads, which wait for each other on a busy CPU."""
+    for case in CASES[operation]():
+        drawn = case.make()
+        rows = max(len(x) for name, x in drawn.items() if name in ("query", "query_rows"))
+        others = len(drawn["queue"] if "queue" in drawn else drawn["candidates"])
+        assert case.device == "cuda" or rows * others < 1 << 15
 
 
 @pytest.mark.parametrize("name", ["masked_mse", "enqueue_", "replace_tokens", "hierarchical_pool"])
