@@ -26,7 +26,7 @@ class ConvTile:
     num_stages: int
 
 
-#: (family of `architectures`, block_n) -> tile of 2-byte operands; block_k shrinks with few input channels.
+#: (family of `architectures`, output channels up to) -> tile of 2-byte operands; block_k shrinks with few input channels.
 ROWS = {
     (80, 128): ConvTile(128, 128, 64, 8, 4),
     (80, 64): ConvTile(128, 64, 64, 4, 3),
@@ -47,14 +47,16 @@ ROWS = {
     (100, 32): ConvTile(128, 32, 64, 4, 3),
     (100, 16): ConvTile(128, 16, 64, 4, 3),
 }
+#: Channels from which on a layer takes the largest tile of the weight gradient.
+WIDEST = 128
 #: 4-byte operands: exact products without tensor cores.
 WIDE = ConvTile(32, 32, 32, 4, 2)
-#: Family -> tile of the weight gradient.
+#: (family, WIDEST) -> tile of the weight gradient; smaller matrices take a part of it.
 WEIGHT = {
-    80: ConvTile(128, 128, 32, 8, 4),
-    86: ConvTile(128, 128, 32, 8, 4),
-    90: ConvTile(128, 128, 64, 8, 3),
-    100: ConvTile(128, 128, 64, 8, 3),
+    (80, WIDEST): ConvTile(128, 128, 32, 8, 4),
+    (86, WIDEST): ConvTile(128, 128, 32, 8, 4),
+    (90, WIDEST): ConvTile(128, 128, 64, 8, 3),
+    (100, WIDEST): ConvTile(128, 128, 64, 8, 3),
 }
 
 
@@ -77,7 +79,7 @@ def weight_tile(family: int, in_channels: int, out_channels: int, itemsize: int)
     """The tile of the weight gradient."""
     if itemsize > 2:
         return WIDE
-    shape = WEIGHT[family]
+    shape = WEIGHT[family, WIDEST]
     block_m = max(64, _power(out_channels, shape.block_m))  # wgmma needs 64 rows
     block_n = _power(in_channels, shape.block_n)
     small = block_m * block_n < 128 * 128

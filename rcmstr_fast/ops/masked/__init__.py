@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rcmstr_fast.ops import checks, native, triton_backend
 from rcmstr_fast.ops.dispatch import operation, register, register_triton
-from rcmstr_fast.ops.masked import cpu, dense, layers, triton
+from rcmstr_fast.ops.masked import cpu, dense, layers, tile_choice, triton
 from rcmstr_fast.ops.masked.cpu import RowSites
 from rcmstr_fast.ops.masked.layers import CastWeight, Layer, Norm, OneOrPair, Pair, Sites, StoredSites, Window, values
 from rcmstr_fast.ops.masked.sites import active_sites as active_sites
@@ -18,6 +18,7 @@ from rcmstr_fast.ops.masked.storage import LAYERS
 from rcmstr_fast.ops.masked.storage import masked_storage as masked_storage
 from rcmstr_fast.ops.masked.storage import unpack_sites as unpack_sites
 
+TILES = (tile_choice.ROWS, tile_choice.WEIGHT)
 _OPERATIONS = {name: operation(name, dense.masked_layer) for name in LAYERS}
 for _operation in _OPERATIONS.values():
     register_triton(

@@ -154,6 +154,7 @@ def test_one_launch_is_the_prior_a_choice_replaces_it_and_pairs_alone_are_launch
 @TRITON
 def test_another_tile_holds_while_it_is_chosen_and_gives_the_same(monkeypatch):
     from rcmstr_fast.ops.queue_losses import tile_choice
+    from rcmstr_fast.ops.tile_choice import read, write
     from rcmstr_fast.tuning.choices import Setting
 
     config = PretrainConfig()
@@ -161,7 +162,7 @@ def test_another_tile_holds_while_it_is_chosen_and_gives_the_same(monkeypatch):
     setting = Setting(str(DEVICE), config=config, calls={"relational_losses": ("triton", "chunked")})
     found = tile_choice.GRADIENT.candidates(setting)
     assert len(found) > 2 and found[0] == tile_choice.GRADIENT.prior(setting)
-    assert all(tile_choice.write(*tile_choice.read(value)) == value for value in found)
+    assert all(write(*read(value, tiles.Tile(16, 16, 4, 1, 1))) == value for value in found)
     terms, before = step_terms(1, 5, 2, 64, (20, 20, 20)), dict(tiles.GRADIENT)
     _, expected = gradients(terms, [1.0] * 5, backend="triton")
     with choices.using({tile_choice.GRADIENT.name: found[-1]}):
