@@ -78,4 +78,4 @@ def test_from_the_lmdb_to_loss_mim(tmp_path, encoder, most):
     batches.close()
     rooms = ("data", "train", "methods", "models")
     walked = {file for file in files | data if file.startswith(rooms)}
-    assert len(walked) <= most, sorted(walked)
+    assert len(walked) <= most, "\n".join(sorted(walked))

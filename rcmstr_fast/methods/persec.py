@@ -135,8 +135,9 @@ class PerSec(EncoderMethod):
         sheet: dict[str, Tensor] = {}
         for level, weight in zip(LEVELS, (self.own.stroke_weight, self.own.semantic_weight), strict=True):
             hidden, noise = self.draws(level, batch, seen[level].dtype)
-            contexts = self.perceivers[level](seen[level], hidden)
-            targets, codes, probabilities = self.perceivers[level].targets(
+            perceiver = cast(ContextPerceiver, self.perceivers[level])
+            contexts = perceiver(seen[level], hidden)
+            targets, codes, probabilities = perceiver.targets(
                 told_of[level], hidden, noise, self.gumbel_temperature(batch.progress)
             )
             told, right = told_apart(

@@ -66,7 +66,7 @@ def _ended(cell: Cell, facts: Json) -> bool:
 def _found(folder: Path, cell: Cell) -> Json | None:
     """What a command has left in the study's folder: its result, or how far a pretraining is; None where it left none."""
     record = read_record(folder, cell.id) or {}
-    made = {name: record[name] for name in ("digest", "commit", "processor") if name in record}
+    made: Json = {name: record[name] for name in ("digest", "commit", "processor") if name in record}
     if cell.evaluation:
         result = read_result(folder / cell.id) if record else None
         return result and {"sets": result["sets"], "cpu_seconds": record["cpu_seconds"], **made}

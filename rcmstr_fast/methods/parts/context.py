@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.methods.step import full_precision
-from rcmstr_fast.models.vit import sinusoids
+from rcmstr_fast.models.transformer import sinusoids
 
 #: Channels of an attention head, where they divide what there is.
 HEAD = 32
