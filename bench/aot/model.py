@@ -240,10 +240,10 @@ def totals(rows: list[Row]) -> list[Row]:
 
 
 def write(path: Path) -> int:
-    """Predict everything and write the record; what it says of former kernels ("before") stays."""
-    before = json.loads(path.read_text(encoding="utf-8")).get("before", []) if path.exists() else []
+    """Predict everything and write the record; what it says of former kernels ("before", "tried") stays."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     rows = [row for machine in MACHINES for row in (*loss_rows(machine), *masked_rows(machine))]
-    record = {"kernels": rows, "totals": totals(rows), "before": before}
+    record = {"kernels": rows, "totals": totals(rows), **{name: kept.get(name, []) for name in ("before", "tried")}}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for row in record["totals"]:
         print(row)

@@ -30,6 +30,7 @@ def section(results: Path) -> str:
         was = " / ".join(filter(None, (number(old.get("ms"), 2), number(old.get("ratio"), 1) if ratio != "-" else "")))
         now = " / ".join(filter(None, (number(row["ms"], 2), ratio if ratio != "-" else "")))
         body.append([row["machine"], row["what"], number(row["bound_ms"], 2), was, now, row["goal"]])
+    tried = record.get("tried", [])
     head = ["GPU", "what", "bound, ms", "before, ms / x dense", "predicted, ms / x dense", "goal"]
     kernels = [
         [
@@ -50,6 +51,11 @@ def section(results: Path) -> str:
             "## Predicted from compiled code",
             _ABOUT,
             markdown(head, body, left=2),
+            *(
+                ["Tried on the model and not taken, and what is open:", "\n".join(f"- {line}" for line in tried)]
+                if tried
+                else []
+            ),
             "<details><summary>cycles of an iteration of a program, by pipe</summary>",
             markdown(heads, kernels, left=3),
             "</details>",
