@@ -46,7 +46,7 @@ def _load(path: str | Path, name: str, build: Callable[[Path, dict[str, Any]], N
     path = Path(path)
     path = path / name if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"expected a {name} or its run folder, got {path}")
+        raise ConfigError(f"{name.partition('.')[0]} must be a {name} or its run folder, got {path}")
     try:
         with safe_open(str(path), "pt") as file:
             header = json.loads((file.metadata() or {}).get("rcmstr_fast", "{}"))

@@ -1,5 +1,6 @@
 """The bidirectional LSTM that projector and decoders stack."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 #: what a mean over ten thousand rows sends back (1e-6 an element) lies where float16 has few digits left. A power of
 #: two: in float32 and float64 nothing changes, bit for bit.
 GRADIENT_SCALE = 1024.0
+#: oneDNN takes the LSTM from torch on a CPU, and has none in bfloat16 for those without AVX512.
+_NO_BF16 = torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _Scaled(torch.autograd.Function):
@@ -63,7 +66,10 @@ class BidirectionalLSTM(nn.Module):
         # Copies lose cuDNN's packed weights. Packing moves every weight, so it must not happen at each call.
         if not torch.compiler.is_compiling() and not self._packed():
             self.rnn.flatten_parameters()
-        return self.linear(self._states(frames))
+        alone = torch.autocast("cpu", enabled=False) if _NO_BF16 and not frames.is_cuda else contextlib.nullcontext()
+        with alone:
+            states = self._states(frames)
+        return self.linear(states)
 
     def _states(self, frames: Tensor) -> Tensor:
         """Both directions' states `[B, T, 2 hidden]` (see GRADIENT_SCALE)."""

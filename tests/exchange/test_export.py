@@ -48,9 +48,9 @@ def word(size):
         ("dtrb", ".safetensors", CNN | TPS, 1e-4),
         ("torchscript", ".pt", CNN | TPS, 1e-5),
         ("torchscript", ".pt", VIT, 1e-5),
-        # The pictures lie in memory otherwise, and convolutions round by that.
+        # The pictures lie in memory otherwise, and convolutions round by that; on some processors that of patches too.
         ("safetensors", ".safetensors", CNN | TPS, 1e-5),
-        ("safetensors", ".safetensors", VIT, 0.0),
+        ("safetensors", ".safetensors", VIT, 1e-6),
     ],
 )
 def test_encoders(tmp_path, monkeypatch, kind, suffix, model, tolerance):

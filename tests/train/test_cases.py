@@ -161,12 +161,20 @@ def test_pictures_that_cannot_be_written_do_not_end_the_run(words, tmp_path, cap
 
 
 def script(words, run, after: str, **fields) -> subprocess.Popen:
-    """The command in bash with redirections `after` it, in a session of its own; it tells the command's status."""
+    """The command in bash with redirections `after` it, in a session of its own; it tells the command's status.
+
+    It does not ignore SIGHUP, also where the tests do (nohup).
+    """
     line = " ".join(f"'{word}'" for word in flags(words, run, **fields))
     code = f"trap : INT; {sys.executable} -m rcmstr_fast.cli.main {line} {after}; echo status ${{PIPESTATUS[0]}}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        ["bash", "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        ["bash", "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
