@@ -1,4 +1,7 @@
-"""Every environment variable that rcmstr_fast reads, in one place (listed in docs/install.md)."""
+"""Every environment variable of rcmstr_fast, in one place (listed in docs/install.md).
+
+Triton's own TRITON_INTERPRET is read in `ops.triton_backend`.
+"""
 
 import os
 from pathlib import Path

@@ -35,6 +35,7 @@ def run(arguments: Namespace) -> int:
     from rcmstr_fast.study.plan import cells, read_study
     from rcmstr_fast.study.records import known_results, study_record
     from rcmstr_fast.study.run import console_log, data_paths, read_record, run_study, to_run
+    from rcmstr_fast.train.checkpoint import write_text
 
     study = read_study(find(arguments.study, "studies"))
     folder = Path(arguments.out or f"runs/{study.name}")
@@ -52,7 +53,7 @@ def run(arguments: Namespace) -> int:
         if arguments.record:
             out = Path(arguments.record)
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     with console_log():
         outcome = run_study(

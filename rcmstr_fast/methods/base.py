@@ -1,13 +1,11 @@
-"""The usual pretraining method, around one encoder; the words of the protocol beside it."""
+"""The usual pretraining method, around one encoder."""
 
 from torch import Tensor, nn
 
 from rcmstr_fast import models
 from rcmstr_fast.config import PretrainConfig, num_frames
-from rcmstr_fast.methods.protocol import PICTURES, Hidden, Pass, PretrainMethod, ViewSpec, in_passes, to_pixels
+from rcmstr_fast.methods.protocol import PretrainMethod, in_passes
 from rcmstr_fast.methods.step import Collectives
-
-__all__ = ["PICTURES", "EncoderMethod", "Hidden", "Pass", "ViewSpec", "to_pixels"]
 
 
 class EncoderMethod(PretrainMethod):

@@ -15,10 +15,11 @@ from rcmstr_fast import ops
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, EncoderMethod, Hidden, Pass, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.labels import LabelSettings
 from rcmstr_fast.methods.parts.monitors import detail, spread
 from rcmstr_fast.methods.parts.regression import Reader, Regressor, StripDecoder, read_losses
+from rcmstr_fast.methods.protocol import PICTURES, Hidden, Pass, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.mim_head import unpatchify

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from rcmstr_fast import random
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, num_frames, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import PICTURES, EncoderMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.context import ContextPerceiver, gumbel, told_apart, unused
 from rcmstr_fast.methods.parts.in_batch import check_negatives
 from rcmstr_fast.methods.parts.monitors import spread
+from rcmstr_fast.methods.protocol import PICTURES, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of

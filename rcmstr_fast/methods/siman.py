@@ -14,9 +14,10 @@ from torch import Tensor
 from rcmstr_fast import random
 from rcmstr_fast.config import MethodConfig, PretrainConfig, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import EncoderMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.monitors import detail, spread
 from rcmstr_fast.methods.parts.painting import Discriminator, Painter, restyled
+from rcmstr_fast.methods.protocol import ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import CNN, register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.ops.augment_views import AugmentPreset

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from rcmstr_fast.config import MethodConfig, PretrainConfig, is_vit, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import EncoderMethod, Pass, ViewSpec
+from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
 from rcmstr_fast.methods.parts.monitors import detail, spread
+from rcmstr_fast.methods.protocol import Pass, ViewSpec
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 

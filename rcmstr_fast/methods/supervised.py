@@ -10,10 +10,11 @@ from torch import Tensor
 from rcmstr_fast.charset import Charset
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training, is_vit, require
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.base import EncoderMethod, Pass, ViewSpec, to_pixels
+from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.ctc import ctc_losses, spellable
 from rcmstr_fast.methods.parts.labels import LabelSettings
 from rcmstr_fast.methods.parts.monitors import spread
+from rcmstr_fast.methods.protocol import Pass, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
 from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.decoders import DECODERS, CTCDecoder, build_decoder

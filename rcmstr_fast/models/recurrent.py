@@ -66,8 +66,7 @@ class BidirectionalLSTM(nn.Module):
         # Copies lose cuDNN's packed weights. Packing moves every weight, so it must not happen at each call.
         if not torch.compiler.is_compiling() and not self._packed():
             self.rnn.flatten_parameters()
-        alone = torch.autocast("cpu", enabled=False) if _NO_BF16 and not frames.is_cuda else contextlib.nullcontext()
-        with alone:
+        with torch.autocast("cpu", enabled=False) if _NO_BF16 else contextlib.nullcontext():
             states = self._states(frames)
         return self.linear(states)
 

@@ -115,7 +115,7 @@ def facts(record: Json) -> str:
         return ""
     state = "finished" if record["done"] == record["commands"] else "not finished"
     machines = ", ".join(record["processors"]) or "no machine yet"
-    commits = ", ".join(commit[:10] for commit in record["commits"])
+    commits = ", ".join(commit[:10] + "+" * commit.endswith("+") for commit in record["commits"])
     return (
         f"{record['done']} of {record['commands']} commands done ({state}); {record['cpu_minutes']} minutes of processor "
         f"time on {machines}; commit {commits}."

@@ -63,6 +63,13 @@ def _ended(cell: Cell, facts: Json) -> bool:
     return bool(cell.evaluation or facts["finished"])
 
 
+def _whole(cell: Cell, facts: Json) -> bool:
+    """Whether facts from elsewhere hold all that a record of an ended command has."""
+    has = all(isinstance(facts.get(name), str) for name in ("commit", "processor"))
+    sets = not cell.evaluation or all("score" in one for one in facts["sets"])
+    return has and sets and isinstance(facts.get("cpu_seconds"), (int, float)) and _ended(cell, facts)
+
+
 def _found(folder: Path, cell: Cell) -> Json | None:
     """What a command has left in the study's folder: its result, or how far a pretraining is; None where it left none."""
     record = read_record(folder, cell.id) or {}
@@ -113,7 +120,7 @@ def known_results(path: Path, folder: Path, planned: Sequence[Cell]) -> Json:
         same = {
             cell.id: known
             for cell in planned
-            if (known := facts.get(cell.id)) and known.get("digest") == digest(cell, folder) and _ended(cell, known)
+            if (known := facts.get(cell.id)) and known.get("digest") == digest(cell, folder) and _whole(cell, known)
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"known must name a record that `rcmstr study --record` wrote, got {path}") from error

@@ -85,3 +85,21 @@ def test_small_gradients_survive_autocast_and_a_graph_on_a_gpu():
         replayed = run()
     graph.replay()
     assert all(float((a - b).norm() / b.norm()) < 0.01 for a, b in zip(replayed, found, strict=True))
+
+
+def test_without_a_bfloat16_lstm_it_computes_in_float32(monkeypatch):
+    """What a CPU without AVX512 does under autocast; on the others the LSTM itself is bfloat16."""
+    made, frames = layer()
+    states = []
+    monkeypatch.setattr(recurrent, "_NO_BF16", True)
+    made.linear.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = made(frames)
+        out.float().sum().backward()
+        with torch.no_grad():
+            made(frames)
+    expected = made.rnn(frames)[0].detach()
+    assert out.dtype == torch.bfloat16 and torch.isfinite(frames.grad).all()
+    for got in states:
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)

@@ -120,6 +120,29 @@ def test_results_of_another_machine_are_not_made_again(study, tmp_path):
         known_results(tmp_path / "r.yaml", here, planned)
 
 
+def test_half_a_record_is_not_known(study, tmp_path):
+    def recipe(name):
+        return tmp_path / f"{name}.yaml"
+
+    there = tmp_path / "there"
+    runner.run_study(study, there, {}, recipe=recipe, only=["untrained"])
+    planned = cells(study, there, {}, recipe)
+    record = study_record(study, there, planned)
+    result = record["rows"][2]["results"]["CTC"]["0"]
+    path = tmp_path / "record.json"
+
+    def known(**changes):
+        record["rows"][2]["results"]["CTC"]["0"] = {k: v for k, v in {**result, **changes}.items() if v is not None}
+        path.write_text(json.dumps(record))
+        return known_results(path, there, planned)
+
+    assert list(known()) == ["CTC/untrained-s0"]
+    assert not known(processor=None) and not known(commit=3) and not known(cpu_seconds=None) and not known(digest="0")
+    for broken in (None, [3]):
+        with pytest.raises(ConfigError, match="known must name a record that"):
+            known(sets=broken)
+
+
 def test_other_fields_are_refused(study, tmp_path):
     out = tmp_path / "out"
     runner.run_study(study, out, {}, recipe=lambda name: tmp_path / f"{name}.yaml")
