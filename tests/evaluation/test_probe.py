@@ -283,7 +283,7 @@ def test_foreign_recogniser_files(tmp_path):
     export(tmp_path / "encoder.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "encoder.safetensors").read_bytes()[:5000])
     for name, message in (
-        ("none", "expected a recogniser.safetensors"),
+        ("none", "must be a recogniser.safetensors"),
         ("encoder", "expected a file of format"),
         ("cut", "whole"),
     ):
