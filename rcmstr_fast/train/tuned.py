@@ -22,7 +22,7 @@ from rcmstr_fast.tuning.engine import Outcome
 
 #: Steps from which on `train.tune=auto` measures: below, measuring takes longer than it saves.
 LEAST_STEPS = 1000
-#: Seconds that a run spends on tuning at most, but for the candidate that is being timed.
+#: Seconds that a run spends on tuning at most, but for the first call of a choice that takes longer than was left.
 SECONDS = 60.0
 #: Of what is left, what one choice may take: those that follow want some too.
 _SHARE = 0.4
@@ -233,7 +233,9 @@ def _outcome(
         # What was decided before holds while the next choice is timed.
         with choices.using(values):
             runs = {value: _maker(trial, choice, value) for value in candidates}
-            outcome = engine.contest(choice.name, prior, runs, device, _SHARE * left, show=choice.show)
+            # Each call of a fed step opens the data anew, so an earlier one prepares nothing for it.
+            warm_up = 0 if choice.part == "fed_step" else None
+            outcome = engine.contest(choice.name, prior, runs, device, _SHARE * left, show=choice.show, warm_up=warm_up)
     outcome.about = choice.about
     return outcome
 

@@ -73,6 +73,7 @@ def contest(
     seconds: float,
     *,
     show: Callable[[Value], str] = str,
+    warm_up: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
     """Time the candidates in turn and take the fastest.
@@ -85,15 +86,24 @@ def contest(
         prior: what would run; one of the candidates.
         candidates: value -> makes one call of what is timed; the prior is timed first.
         device: where the calls work.
-        seconds: after which no further round begins; a first round is made in any case.
+        seconds: no call begins that would end later, taking as long as the longest so far. The prior is timed in any
+            case.
         show: a candidate in words.
+        warm_up: calls of a candidate before it is timed; None: 1 on a CPU, 3 on a GPU.
         clock: seconds.
     """
     began, out = clock(), Outcome(name, prior, prior)
     runs: dict[Value, Run] = {}
     samples: dict[Value, list[float]] = {}
+    longest = 0.0  # seconds of a call
+    before = _WARM_UP[device.type] if warm_up is None else warm_up
 
-    def turn(value: Value, warm_up: int) -> None:
+    def turn(value: Value, warm_up: int) -> bool:
+        """Time one call of a candidate and say so; False where there is no time for it."""
+        nonlocal longest
+        started = clock()
+        if samples and started - began + (1 + warm_up) * longest > seconds:
+            return False
         try:
             if value not in runs:
                 runs[value] = candidates[value]()
@@ -104,20 +114,17 @@ def contest(
             runs.pop(value, None)
             samples.pop(value, None)
             release(device)
+        longest = max(longest, (clock() - started) / (1 + warm_up))
+        return True
 
     order = sorted(candidates, key=lambda value: value != prior)
-    late = []
-    for value in order:
-        if samples and clock() - began > seconds:
-            late.append(value)
-            continue
-        turn(value, _WARM_UP[device.type])
+    late = [value for value in order if not turn(value, before)]
     for count in range(1, MOST):
         alive = [value for value in samples if samples[value][0] <= HOPELESS * min(s[0] for s in samples.values())]
-        if len(alive) < 2 or clock() - began > seconds or (count >= LEAST and _decided(samples, alive)):
+        if len(alive) < 2 or (count >= LEAST and _decided(samples, alive)):
             break
-        for value in alive:
-            turn(value, 0)
+        if not all(turn(value, 0) for value in alive):
+            break
     out.times = {show(value): Times(tuple(ms)) for value, ms in samples.items()}
     out.failed |= {show(value): "no time was left" for value in late}
     _choose(out, samples, seconds)

@@ -28,6 +28,15 @@ def own_record(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "_told", set())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that are started here: sums of two threads are rounded differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The run of 12 steps on the reference alone."""
