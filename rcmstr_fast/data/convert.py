@@ -11,7 +11,7 @@ from rcmstr_fast.data.decode import BrokenImage, decode_picture
 from rcmstr_fast.data.imports import handwriting, scene, textseg
 from rcmstr_fast.data.imports.files import Files, open_files
 from rcmstr_fast.data.imports.plan import Fetched, Options, Plan, Problems, Samples
-from rcmstr_fast.data.lists import FORMATS
+from rcmstr_fast.data.lists import FORMATS, PAIRS
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.data.progress import in_threads
 from rcmstr_fast.data.sets import UNLABELLED
@@ -88,9 +88,9 @@ def convert(source: str | Path, out: str | Path, options: Options | None = None)
     with open_files(source) as files:
         if options.form == "textseg" or (not options.form and textseg.is_textseg(files)):
             return _cut(files, report, options)
-        if not options.form and textseg.PAIRS in files.names.names:
+        if not options.form and PAIRS in files.names.names:
             raise ConfigError(
-                f"convert: {files.title} has pictures with masks ({textseg.PAIRS}), which rcmstr segment takes as they are "
+                f"convert: {files.title} has pictures with masks ({PAIRS}), which rcmstr segment takes as they are "
                 "(unpack an archive); convert makes sets of words of lists of labels"
             )
         return _write(_plan(files, options), report, options, str(source))

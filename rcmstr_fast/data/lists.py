@@ -67,6 +67,11 @@ def _tsv(line: str) -> Sequence[tuple[str, str]]:
     return [(file, label)]
 
 
+def _pairs(line: str) -> Sequence[tuple[str, str]]:
+    file, mask, text = (*line.split("\t", 2), "", "")[:3]
+    return [(file, text)] if file and mask.startswith(f"{MASKS}/") else ()
+
+
 def _space(line: str) -> Sequence[tuple[str, str]]:
     file, space, label = line.partition(" ")
     return [(file, label)] if space and file else ()
@@ -156,12 +161,15 @@ def _json(text: str) -> Iterator[Entry]:
         yield from _object(f"entry {number}", one)
 
 
+#: List of a folder of pictures with masks (picture, tab, mask, tab, text), and the folder of the masks.
+PAIRS, MASKS = "pairs.tsv", "masks"
 #: Format -> what it looks like, and the parser; in the order in which equally fitting ones are preferred.
 FORMATS: dict[str, tuple[str, Callable[[str], Iterator[Entry]]]] = {
     "json": ("one JSON document (MMOCR, or file: label)", _json),
     "jsonl": ("a JSON object a line (MMOCR, Hugging Face metadata.jsonl)", _jsonl),
     "csv": ("a table with a header (EasyOCR labels.csv, Hugging Face metadata.csv)", _csv),
     "mj": ("lines 'file number', the label in the file name (MJSynth)", _by_line(_mj)),
+    "pairs": ("lines 'picture TAB mask TAB text' of pictures with masks", _by_line(_pairs)),
     "tsv": ("lines 'file TAB label' (SynthTIGER, PaddleOCR)", _by_line(_tsv)),
     "icdar": ("lines 'file, \"label\"' (ICDAR)", _by_line(_icdar)),
     "space": ("lines 'file label' (MMOCR, RIMES)", _by_line(_space)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rcmstr_fast.config import ConfigError
-from rcmstr_fast.data.lists import is_list
+from rcmstr_fast.data.lists import MASKS, PAIRS, is_list
 from rcmstr_fast.data.names import SUFFIXES, is_picture
 from rcmstr_fast.data.sets import FolderSet, ImageSet, LmdbSet
 
@@ -156,7 +156,7 @@ class Found:
 
 
 def walk(root: Path) -> Found:
-    """LMDBs, pictures and lists below a folder, without hidden ones.
+    """LMDBs, pictures and lists below a folder, without hidden ones and the masks of a folder with pairs.tsv.
 
     Symbolic links are followed, but each real folder is visited once.
     """
@@ -167,7 +167,9 @@ def walk(root: Path) -> Found:
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        # Masks are not pictures of words.
+        masks = MASKS if PAIRS in files else ""
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != masks)
         relative = Path(os.path.relpath(folder, root)).as_posix()
         prefix = "" if relative == "." else relative + "/"
         found.databases += [prefix + file for file in files if _is_database(file)]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rcmstr_fast.config import ConfigError, DataConfig
 from rcmstr_fast.data.decode import TALL, BrokenImage, decode_picture, picture_size
-from rcmstr_fast.data.imports.textseg import PAIRS
 from rcmstr_fast.data.labelled import seeded_share
+from rcmstr_fast.data.lists import PAIRS
 from rcmstr_fast.data.progress import in_threads
 from rcmstr_fast.data.sets import FolderSet
 from rcmstr_fast.data.source import ImageSource

@@ -16,6 +16,7 @@ from rcmstr_fast.config import ConfigError
 from rcmstr_fast.data import lmdb_read
 from rcmstr_fast.data.lmdb_writer import write_lmdb
 from rcmstr_fast.data.source import open_sources
+from tests.data.pictures import lay, picture
 
 
 def records(start: int, count: int) -> list[tuple[bytes, str | None]]:
@@ -374,3 +375,13 @@ def test_write_lmdb_refuses_to_overwrite_and_grows(tmp_path, monkeypatch):
     assert len(source) == 2500 and source.read([2499]) == [b"x" * 3000]
     with pytest.raises(ConfigError, match=r"got .*new with a data\.mdb"):
         write_lmdb(tmp_path / "new", [])
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_masks_are_no_pictures_of_words(tmp_path, texts):
+    """A folder of `rcmstr segment`, read for its words."""
+    columns = [f"images/{i}.png\tmasks/{i}.png" + (f"\tword {i}" if texts else "") for i in range(3)]
+    files = {f"{kind}/{i}.png": picture(i) for i in range(3) for kind in ("images", "masks")}
+    source = open_sources([lay(tmp_path / "in", files | {"pairs.tsv": "\n".join(columns) + "\n"})])
+    assert [Path(source.name(i)).parts[-2] for i in range(len(source))] == ["images"] * 3
+    assert source.labels(range(3)) == ([f"word {i}" for i in range(3)] if texts else [None] * 3)

@@ -15,10 +15,9 @@ from rcmstr_fast.config import DataConfig
 from rcmstr_fast.data.decode import BrokenImage, decode_picture
 from rcmstr_fast.data.imports.files import Files
 from rcmstr_fast.data.imports.plan import Problems
+from rcmstr_fast.data.lists import PAIRS
 from rcmstr_fast.data.progress import progress
 
-#: List of a folder of pictures with masks: picture, tab, mask, tab, text.
-PAIRS = "pairs.tsv"
 _MASK = re.compile(r"(?P<base>(?:.*/)?)semantic_label/(?P<id>[^/]+)_maskfg\.png")
 #: Value of the pixels of words in the semantic masks (0 is background, 200 a word's effects, 255 not decided).
 _WORD = 100
