@@ -19,7 +19,7 @@ from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import ImageSource, open_sources
 from rcmstr_fast.measure.records import Row
 from rcmstr_fast.measure.running import OurStep
-from rcmstr_fast.methods.step import Batch
+from rcmstr_fast.methods.protocol import Batch
 from rcmstr_fast.train.distributed import World, joined
 from rcmstr_fast.train.plan import Plan, make_plan
 from rcmstr_fast.train.stream import Stream

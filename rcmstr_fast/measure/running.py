@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.methods.parts.labels import LabelSettings
+from rcmstr_fast.methods.protocol import Batch
 from rcmstr_fast.methods.registry import build_method, find
-from rcmstr_fast.methods.step import Batch
 from rcmstr_fast.models.placing import placed
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.plan import Plan, make_plan

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast import models
 from rcmstr_fast.config import PretrainConfig, num_frames
-from rcmstr_fast.methods.protocol import PretrainMethod, in_passes
-from rcmstr_fast.methods.step import Collectives
+from rcmstr_fast.methods.protocol import Collectives, PretrainMethod, in_passes
 
 
 class EncoderMethod(PretrainMethod):

@@ -14,9 +14,8 @@ from rcmstr_fast.methods.losses import ContrastiveLoss, monitors
 from rcmstr_fast.methods.network import MomentumNetwork, Network
 from rcmstr_fast.methods.parts.queue import Queue, ShardedQueue, StepKeys, WholeQueue, build_queue
 from rcmstr_fast.methods.permutation import PermutedQuery, permuted_order
-from rcmstr_fast.methods.protocol import Pass, PretrainMethod, ViewSpec, to_pixels
+from rcmstr_fast.methods.protocol import Batch, Collectives, Pass, PretrainMethod, StepOutput, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 
 
 class ContrastiveMethod(PretrainMethod):

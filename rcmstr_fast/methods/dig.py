@@ -14,9 +14,8 @@ from rcmstr_fast.methods.parts.in_batch import check_negatives, unit_rows
 from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
 from rcmstr_fast.methods.parts.momentum import Momentum, MomentumSettings
 from rcmstr_fast.methods.parts.monitors import detail, pair_accuracy, spread
-from rcmstr_fast.methods.protocol import Pass, PretrainMethod, ViewSpec, in_passes
+from rcmstr_fast.methods.protocol import Batch, Collectives, Pass, PretrainMethod, StepOutput, ViewSpec, in_passes
 from rcmstr_fast.methods.registry import VIT, register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 
 
 @dataclass

@@ -15,9 +15,18 @@ from rcmstr_fast.methods.parts.blocks import block_masks, hidden_tokens
 from rcmstr_fast.methods.parts.distillation import Centre, PrototypeHead, cross_entropy
 from rcmstr_fast.methods.parts.momentum import Momentum, MomentumSettings
 from rcmstr_fast.methods.parts.monitors import entropy, spread
-from rcmstr_fast.methods.protocol import PICTURES, Pass, PretrainMethod, ViewSpec, in_passes, to_pixels
+from rcmstr_fast.methods.protocol import (
+    PICTURES,
+    Batch,
+    Collectives,
+    Pass,
+    PretrainMethod,
+    StepOutput,
+    ViewSpec,
+    in_passes,
+    to_pixels,
+)
 from rcmstr_fast.methods.registry import VIT, register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 from rcmstr_fast.models.encoder import Features
 from rcmstr_fast.models.transformer import PATCH
 from rcmstr_fast.models.vit import VisionTransformer, drop_paths

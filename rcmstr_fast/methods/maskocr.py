@@ -19,12 +19,12 @@ from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.labels import LabelSettings
 from rcmstr_fast.methods.parts.monitors import detail, spread
 from rcmstr_fast.methods.parts.regression import Reader, Regressor, StripDecoder, read_losses
-from rcmstr_fast.methods.protocol import PICTURES, Hidden, Pass, ViewSpec, to_pixels
+from rcmstr_fast.methods.protocol import PICTURES, Batch, Collectives, Hidden, Pass, StepOutput, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.mim_head import unpatchify
 from rcmstr_fast.models.transformer import PATCH
 from rcmstr_fast.models.vit import VisionTransformer
+from rcmstr_fast.ops.precision import full_precision
 
 
 @dataclass

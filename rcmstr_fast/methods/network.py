@@ -8,8 +8,8 @@ from rcmstr_fast import models, ops
 from rcmstr_fast.config import ModelConfig
 from rcmstr_fast.methods.parts.momentum import Momentum
 from rcmstr_fast.methods.permutation import PermutedQuery
-from rcmstr_fast.methods.step import full_precision
 from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of, set_bn_groups
+from rcmstr_fast.ops.precision import full_precision
 
 
 class Network(nn.Module):

@@ -22,10 +22,10 @@ from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.context import ContextPerceiver, gumbel, told_apart, unused
 from rcmstr_fast.methods.parts.in_batch import check_negatives
 from rcmstr_fast.methods.parts.monitors import spread
-from rcmstr_fast.methods.protocol import PICTURES, ViewSpec, to_pixels
+from rcmstr_fast.methods.protocol import PICTURES, Batch, Collectives, StepOutput, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.batch_norm import batch_norm_state, norms_of
+from rcmstr_fast.ops.precision import full_precision
 
 LEVELS = ("stroke", "semantic")
 

@@ -11,9 +11,8 @@ from rcmstr_fast.fields import number
 from rcmstr_fast.methods.contrastive import ContrastiveMethod
 from rcmstr_fast.methods.levels import RelationalSettings
 from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
-from rcmstr_fast.methods.protocol import Pass, ViewSpec
+from rcmstr_fast.methods.protocol import Batch, Collectives, Pass, ViewSpec
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives
 
 
 @dataclass

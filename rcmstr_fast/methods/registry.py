@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from rcmstr_fast.config import ConfigError, MethodConfig, PretrainConfig
-from rcmstr_fast.methods.protocol import MethodSpec, PretrainMethod
-from rcmstr_fast.methods.step import Collectives, Local
+from rcmstr_fast.methods.protocol import Collectives, Local, MethodSpec, PretrainMethod
 from rcmstr_fast.models.batch_norm import set_bn_groups
 
 M = TypeVar("M", bound=type[PretrainMethod])

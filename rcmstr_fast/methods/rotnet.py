@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training
 from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.monitors import entropy, spread
-from rcmstr_fast.methods.protocol import Pass, ViewSpec, to_pixels
+from rcmstr_fast.methods.protocol import Batch, Collectives, Pass, StepOutput, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
+from rcmstr_fast.ops.precision import full_precision
 
 TURNS = 4
 

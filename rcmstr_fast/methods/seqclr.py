@@ -10,9 +10,8 @@ from rcmstr_fast.config import MethodConfig, PretrainConfig, Training, is_vit
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.parts.heads import Instances, InstanceSettings, build_head
 from rcmstr_fast.methods.parts.in_batch import ADADELTA, InBatchMethod, check_negatives
-from rcmstr_fast.methods.protocol import ViewSpec
+from rcmstr_fast.methods.protocol import Batch, Collectives, ViewSpec
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives
 from rcmstr_fast.ops.augment_views import PRESETS
 
 

@@ -17,10 +17,10 @@ from rcmstr_fast.fields import number
 from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.monitors import detail, spread
 from rcmstr_fast.methods.parts.painting import Discriminator, Painter, restyled
-from rcmstr_fast.methods.protocol import ViewSpec, to_pixels
+from rcmstr_fast.methods.protocol import Batch, Collectives, StepOutput, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import CNN, register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.ops.augment_views import AugmentPreset
+from rcmstr_fast.ops.precision import full_precision
 
 #: What changes the look of a picture, not the place of anything in it.
 LOOK = AugmentPreset(

@@ -12,9 +12,8 @@ from rcmstr_fast.config import MethodConfig, PretrainConfig
 from rcmstr_fast.fields import number
 from rcmstr_fast.methods.parts.heads import Instances, build_head
 from rcmstr_fast.methods.parts.in_batch import ADADELTA, InBatchMethod, check_negatives
-from rcmstr_fast.methods.protocol import ViewSpec
+from rcmstr_fast.methods.protocol import Collectives, ViewSpec
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Collectives
 
 
 @dataclass

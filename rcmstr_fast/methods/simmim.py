@@ -11,9 +11,8 @@ from rcmstr_fast.fields import number
 from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.masking import MaskedImageModelling, MaskSettings, hidden
 from rcmstr_fast.methods.parts.monitors import detail, spread
-from rcmstr_fast.methods.protocol import Pass, ViewSpec
+from rcmstr_fast.methods.protocol import Batch, Collectives, Pass, StepOutput, ViewSpec
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput
 
 
 @dataclass

@@ -14,12 +14,12 @@ from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.ctc import ctc_losses, spellable
 from rcmstr_fast.methods.parts.labels import LabelSettings
 from rcmstr_fast.methods.parts.monitors import spread
-from rcmstr_fast.methods.protocol import Pass, ViewSpec, to_pixels
+from rcmstr_fast.methods.protocol import Batch, Collectives, Pass, StepOutput, ViewSpec, to_pixels
 from rcmstr_fast.methods.registry import register
-from rcmstr_fast.methods.step import Batch, Collectives, StepOutput, full_precision
 from rcmstr_fast.models.decoders import DECODERS, CTCDecoder, build_decoder
 from rcmstr_fast.models.decoders.autoregressive import PAD, AutoregressiveDecoder, teacher
 from rcmstr_fast.models.decoders.transformer import CachedAttention
+from rcmstr_fast.ops.precision import full_precision
 
 
 @dataclass

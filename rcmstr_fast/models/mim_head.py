@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.models.transformer import PATCH, Mlp
+from rcmstr_fast.models.transformer import PATCH, mlp
 
 
 def unpatchify(values: Tensor, size: tuple[int, int], colours: int = 3) -> Tensor:
@@ -51,7 +51,7 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv1d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = Mlp(channels, 4 * channels)
+        self.mlp = mlp(channels, 4 * channels)
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames `[B, T, C]` to `[B, T, C]`."""

@@ -1,6 +1,7 @@
 """The parts of a vision transformer on 4x4 patches; parameter names as in timm."""
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -44,17 +45,9 @@ class Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Module):
-    """Two linear layers around a GELU."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x `[.., dim]` to `[.., dim]`."""
-        return self.fc2(F.gelu(self.fc1(x)))
+def mlp(dim: int, hidden: int) -> nn.Sequential:
+    """Two linear layers around a GELU, `[.., dim]` to `[.., dim]`."""
+    return nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim)))
 
 
 class Block(nn.Module):
@@ -65,7 +58,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
         """x `[B, N, dim]` to `[B, N, dim]`; paths `[B, 2]`, factors of attention and MLP (stochastic depth)."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from rcmstr_fast.methods.step import Batch
+from rcmstr_fast.methods.protocol import Batch
 from rcmstr_fast.train.distributed import Exchange, recorded
 from rcmstr_fast.train.step import Shown
 

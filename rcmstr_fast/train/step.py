@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods.protocol import PretrainMethod
-from rcmstr_fast.methods.step import Batch, StepOutput
+from rcmstr_fast.methods.protocol import Batch, PretrainMethod, StepOutput
 from rcmstr_fast.models.batch_norm import HeldStatistics, norms_of
 from rcmstr_fast.models.conv_norm import WorkingWeights
 from rcmstr_fast.train.distributed import World, use_bf16

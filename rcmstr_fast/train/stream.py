@@ -16,8 +16,8 @@ from rcmstr_fast.data.overlap import files_given_twice
 from rcmstr_fast.data.sampler import EpochOrder
 from rcmstr_fast.data.source import open_sources
 from rcmstr_fast.methods.parts.labels import LabelSettings
+from rcmstr_fast.methods.protocol import Batch
 from rcmstr_fast.methods.registry import find
-from rcmstr_fast.methods.step import Batch
 from rcmstr_fast.train.distributed import World, use_bf16
 from rcmstr_fast.train.identity import fingerprint
 from rcmstr_fast.train.plan import Plan

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from rcmstr_fast.config import PretrainConfig, RunError
-from rcmstr_fast.methods.protocol import PICTURES, PretrainMethod, to_pixels
-from rcmstr_fast.methods.step import Batch
+from rcmstr_fast.methods.protocol import PICTURES, Batch, PretrainMethod, to_pixels
 from rcmstr_fast.models.placing import placed
 from rcmstr_fast.ops.augment_views import each_operation
 from rcmstr_fast.train.captured import CapturedStep, GraphRecorder

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from rcmstr_fast import env
 from rcmstr_fast.config import PretrainConfig
-from rcmstr_fast.methods.step import Batch
+from rcmstr_fast.methods.protocol import Batch
 from rcmstr_fast.ops import dispatch
 from rcmstr_fast.ops.masked import Layer
 from rcmstr_fast.tuning import choices

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rcmstr_fast.methods import Batch, build_method
-from rcmstr_fast.methods.step import Local
+from rcmstr_fast.methods.protocol import Local
 from rcmstr_fast.train.distributed import World
 from rcmstr_fast.train.guard import Guard
 from rcmstr_fast.train.log import Meter

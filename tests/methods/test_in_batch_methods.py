@@ -8,7 +8,7 @@ import torch
 
 from rcmstr_fast.config import PretrainConfig, resolve
 from rcmstr_fast.methods import find, settings
-from rcmstr_fast.methods.step import Local
+from rcmstr_fast.methods.protocol import Local
 from rcmstr_fast.models.recurrent import BidirectionalLSTM
 from tests.methods.harness import BATCH, batches, case_config, make_trainer
 from tests.oracles.heads import mlp, unit, weights, windows

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.methods.step import full_precision
 from rcmstr_fast.models.transformer import sinusoids
+from rcmstr_fast.ops.precision import full_precision
 
 #: Channels of an attention head, where they divide what there is.
 HEAD = 32

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcmstr_fast.methods.step import full_precision
+from rcmstr_fast.ops.precision import full_precision
 
 #: Logarithm of no probability; finite, so that no difference of two is NaN.
 _NEVER = -1e30

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.methods.step import Collectives, full_precision
+from rcmstr_fast.methods.protocol import Collectives
+from rcmstr_fast.ops.precision import full_precision
 
 
 class PrototypeHead(nn.Module):

@@ -7,7 +7,8 @@ from rcmstr_fast import ops
 from rcmstr_fast.config import MethodConfig, PretrainConfig, Training, require
 from rcmstr_fast.methods.base import EncoderMethod
 from rcmstr_fast.methods.parts.monitors import pair_accuracy, spread
-from rcmstr_fast.methods.step import Batch, StepOutput, full_precision
+from rcmstr_fast.methods.protocol import Batch, StepOutput
+from rcmstr_fast.ops.precision import full_precision
 
 #: How SeqCLR trains its own method and SimCLR (appendix C).
 ADADELTA = Training(

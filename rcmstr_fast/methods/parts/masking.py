@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from rcmstr_fast import models, ops
 from rcmstr_fast.config import PretrainConfig
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.protocol import PICTURES, Hidden, to_pixels
-from rcmstr_fast.methods.step import Batch, Collectives, full_precision
+from rcmstr_fast.methods.protocol import PICTURES, Batch, Collectives, Hidden, to_pixels
 from rcmstr_fast.models.encoder import Encoder
+from rcmstr_fast.ops.precision import full_precision
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcmstr_fast.methods.step import full_precision
+from rcmstr_fast.ops.precision import full_precision
 
 #: Under a square root.
 EPS = 1e-5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.fields import number
-from rcmstr_fast.methods.step import Collectives
+from rcmstr_fast.methods.protocol import Collectives
 from rcmstr_fast.ops.enqueue import enqueue_
 
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcmstr_fast.methods.parts.context import heads_of
-from rcmstr_fast.methods.step import full_precision
 from rcmstr_fast.models.transformer import Block, sinusoids
+from rcmstr_fast.ops.precision import full_precision
 
 
 def cross_layers(channels: int, count: int) -> nn.ModuleList:
