@@ -22,9 +22,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--only", type=list[str], default=[], help="only these rows")
     parser.add_argument("--record", type=str, default="", help="also write what was found to this JSON file")
-    parser.add_argument(
-        "--known", type=str, default="", help="take results over from this record of another machine's run"
-    )
+    parser.add_argument("--known", type=str, default="", help="take results over from this record, or a folder of them")
     parser.add_argument("--plan", type=bool, default=False, help="only print the commands that are left")
 
 
@@ -40,7 +38,7 @@ def run(arguments: Namespace) -> int:
     study = read_study(find(arguments.study, "studies"))
     folder = Path(arguments.out or f"runs/{study.name}")
     planned = cells(study, folder, data_paths(study, folder, arguments.data), find)
-    known = known_results(Path(arguments.known), folder, planned) if arguments.known else {}
+    known = known_results(Path(arguments.known), planned) if arguments.known else {}
     evaluated = [cell.id for cell in planned if cell.evaluation and cell.id in known]
     if arguments.plan:
         left = [c for c in to_run(planned, evaluated) if read_record(folder, c.id) is None]

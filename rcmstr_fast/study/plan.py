@@ -6,9 +6,11 @@ of its own, so a study is only a list of commands, and what has been done is see
 """
 
 import difflib
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,8 @@ class Cell:
         config: YAML file it starts from; None: none.
         values: its fields.
         needs: id of the pretraining whose encoder it takes; empty: none.
+        digest: of all that its result depends on (recipe, fields, what data and the encoder it needs are made of), so
+            that the same command is known in another folder, row or study.
     """
 
     id: str
@@ -125,6 +129,7 @@ class Cell:
     config: Path | None
     values: dict[str, Any]
     needs: str = ""
+    digest: str = ""
 
     def arguments(self) -> list[str]:
         """The words of the command line after `rcmstr`."""
@@ -281,6 +286,19 @@ def cells(study: Study, folder: Path, data: dict[str, str], recipe: Any) -> list
         ConfigError: an unknown recipe, or a `{name}` that the study's data do not have.
     """
     made: list[Cell] = []
+    digests: dict[str, str] = {}
+    rendered = [name for name in study.data if data.get(name) == str(folder / "data" / name)]
+    made_of = {**data, **{name: json.dumps(study.data[name], sort_keys=True) for name in rendered}}
+
+    def add(cell: Cell, **paths: str) -> None:
+        """One more command; `paths` are fields that name what an earlier command makes."""
+        values = {name: value for name, value in cell.values.items() if name not in ("run", "title")}
+        facts = _filled({**values, **{name: digests.get(path, path) for name, path in paths.items()}}, made_of)
+        recipe_text = cell.config.read_text(encoding="utf-8") if cell.config else ""
+        text = json.dumps([cell.command, recipe_text, facts], sort_keys=True)
+        digests[cell.id] = hashlib.sha256(text.encode()).hexdigest()
+        made.append(replace(cell, values=_filled(cell.values, data), digest=digests[cell.id]))
+
     for row in study.rows:
         config = recipe(row.recipe) if row.recipe else None
         for seed in study.row_seeds(row):
@@ -288,7 +306,7 @@ def cells(study: Study, folder: Path, data: dict[str, str], recipe: Any) -> list
             encoder = row.encoder
             if config is not None:
                 values = {**study.pretrain, **row.set, "run": str(folder / own), "seed": seed}
-                made.append(Cell(own, row.name, seed, "pretrain", "", config, _filled(values, data)))
+                add(Cell(own, row.name, seed, "pretrain", "", config, values))
                 encoder = str(folder / own)
             like = {}
             if row.like:
@@ -307,8 +325,8 @@ def cells(study: Study, folder: Path, data: dict[str, str], recipe: Any) -> list
                     "title": row.name,
                     "seed": seed,
                 }
-                values = _filled(values, data)
-                made.append(Cell(name, row.name, seed, evaluation.command, evaluation.name, None, values, needs))
+                cell = Cell(name, row.name, seed, evaluation.command, evaluation.name, None, values, needs)
+                add(cell, **{taken: needs for taken in (("like",) if like else ("encoder",)) if needs})
     return made
 
 

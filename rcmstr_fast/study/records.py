@@ -10,7 +10,7 @@ import yaml
 
 from rcmstr_fast.config import ConfigError
 from rcmstr_fast.study.plan import Cell, Study
-from rcmstr_fast.study.run import digest, read_record
+from rcmstr_fast.study.run import read_record
 
 Json = dict[str, Any]
 
@@ -60,14 +60,16 @@ def study_record(study: Study, folder: Path, planned: Sequence[Cell], known: Jso
 
 
 def _ended(cell: Cell, facts: Json) -> bool:
-    return bool(cell.evaluation or facts["finished"])
+    return bool(cell.evaluation or facts.get("finished"))
 
 
 def _whole(cell: Cell, facts: Json) -> bool:
     """Whether facts from elsewhere hold all that a record of an ended command has."""
     has = all(isinstance(facts.get(name), str) for name in ("commit", "processor"))
-    sets = not cell.evaluation or all("score" in one for one in facts["sets"])
-    return has and sets and isinstance(facts.get("cpu_seconds"), (int, float)) and _ended(cell, facts)
+    if cell.evaluation:
+        sets = facts.get("sets")
+        has = has and isinstance(sets, list) and all(isinstance(one, dict) and "score" in one for one in sets)
+    return has and isinstance(facts.get("cpu_seconds"), (int, float)) and _ended(cell, facts)
 
 
 def _found(folder: Path, cell: Cell) -> Json | None:
@@ -96,35 +98,32 @@ def _results(row: str, planned: Sequence[Cell], found: dict[str, Json | None]) -
     return results
 
 
-def known_results(path: Path, folder: Path, planned: Sequence[Cell]) -> Json:
-    """What a record from another run of the study knows of its commands.
+def known_results(path: Path, planned: Sequence[Cell]) -> Json:
+    """What records of other runs, of this study or of another one, know of its commands.
 
     Args:
-        path: of the record, as `rcmstr study --record` wrote it.
-        folder: of the study here.
-        planned: its commands.
+        path: of a record, as `rcmstr study --record` wrote it, or of a folder with several (.json).
+        planned: the study's commands.
     Returns:
-        id of a command -> its facts, where the record has it done with the same fields and the same recipe.
+        id of a command -> its facts, where a record has it done with the same fields, recipe and data.
     Raises:
-        ConfigError: the file is no record of a study.
+        ConfigError: a file is no record of a study.
     """
+    by_digest: Json = {}
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        by_digest |= _by_digest(file)
+    same = {cell.id: facts for cell in planned if (facts := by_digest.get(cell.digest)) and _whole(cell, facts)}
+    return {cell.id: same[cell.id] for cell in planned if cell.id in same and (not cell.needs or cell.needs in same)}
+
+
+def _by_digest(path: Path) -> Json:
+    """digest -> facts of everything that a record has."""
     try:
-        rows = {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
-        facts = {
-            cell.id: (row["results"].get(cell.evaluation, {}) if cell.evaluation else row["pretraining"]).get(
-                str(cell.seed)
-            )
-            for cell in planned
-            if (row := rows.get(cell.row))
-        }
-        same = {
-            cell.id: known
-            for cell in planned
-            if (known := facts.get(cell.id)) and known.get("digest") == digest(cell, folder) and _whole(cell, known)
-        }
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        parts = [part for row in rows for part in (row["pretraining"], *row["results"].values())]
+        return {facts["digest"]: facts for part in parts for facts in part.values() if facts and "digest" in facts}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"known must name a record that `rcmstr study --record` wrote, got {path}") from error
-    return {cell.id: same[cell.id] for cell in planned if cell.id in same and (not cell.needs or cell.needs in same)}
 
 
 def read_result(run: Path) -> Json | None:

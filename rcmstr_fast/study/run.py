@@ -6,7 +6,6 @@ The commands themselves continue an interrupted run exactly, so the runner keeps
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +116,6 @@ def read_record(folder: Path, cell: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def digest(cell: Cell, folder: Path) -> str:
-    """What a command's result depends on: its words and the recipe's text, wherever recipe and study lie."""
-    text = cell.config.read_bytes() if cell.config else b""
-    words = [word.replace(str(folder), "STUDY") for word in replace(cell, config=None).arguments()]
-    return hashlib.sha256(text + "\0".join(words).encode()).hexdigest()
-
-
 class _Runner:
     """The commands under way.
 
@@ -161,7 +153,7 @@ class _Runner:
         record = read_record(self.folder, cell.id)
         if record is None:
             return False
-        if record.get("digest") != digest(cell, self.folder):
+        if record.get("digest") != cell.digest:
             raise ConfigError(
                 f"{cell.id} has been done with other fields; give the study another folder, or remove "
                 f"{record_path(self.folder, cell.id)} and {self.folder / cell.id} to do it again"
@@ -210,7 +202,7 @@ class _Runner:
             "command": cell.command,
             "evaluation": cell.evaluation,
             "arguments": cell.arguments(),
-            "digest": digest(cell, self.folder),
+            "digest": cell.digest,
             "seconds": round(seconds, 1),
             "cpu_seconds": round(cpu_seconds, 1),
             "processor": processor(),

@@ -21,10 +21,21 @@ def written(tmp_path, change=None, text=None):
     return path
 
 
+def recipes(tmp_path, text="seed: 0\n"):
+    """Finds recipes a, c and so on, all of one text."""
+
+    def find(name):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        return path
+
+    return find
+
+
 def test_rows_times_seeds_times_evaluations(tmp_path):
     change = {"seeds": [0, 1], "pretrain": {"optim.lr": 0.001}}
     study = read_study(written(tmp_path, change))
-    planned = cells(study, Path("out"), {"words": "/d"}, lambda name: Path(f"{name}.yaml"))
+    planned = cells(study, Path("out"), {"words": "/d"}, recipes(tmp_path))
     assert [(c.id, c.needs) for c in planned] == [
         ("pretrain/A-s0", ""),
         ("CTC/A-s0", "pretrain/A-s0"),
@@ -36,13 +47,33 @@ def test_rows_times_seeds_times_evaluations(tmp_path):
     assert planned[0].arguments() == [
         "pretrain",
         "--config",
-        "a.yaml",
+        str(tmp_path / "a.yaml"),
         "--optim.lr=0.001",
         "--run=out/pretrain/A-s0",
         "--seed=0",
     ]
     assert planned[1].values["train"] == ["/d/x"] and planned[1].values["encoder"] == "out/pretrain/A-s0"
     assert planned[4].values["encoder"] == "random" and planned[4].values["like"] == "out/pretrain/A-s0"
+
+
+def test_the_same_command_has_one_digest_wherever_it_stands(tmp_path):
+    def digests(change=None, out="out", text="seed: 0\n"):
+        study = read_study(written(tmp_path, {"data": {"words": {"count": 9, "seed": 0}}} | (change or {})))
+        planned = cells(study, Path(out), {"words": f"{out}/data/words"}, recipes(tmp_path, text))
+        return {(cell.evaluation, cell.row): cell.digest for cell in planned}
+
+    first = digests()
+    assert len(set(first.values())) == 3 and digests(out="elsewhere") == first
+    other = digests({"rows": [{"name": "Z", "recipe": "a"}]})
+    assert other == {("", "Z"): first["", "A"], ("CTC", "Z"): first["CTC", "A"]}
+    for changed in (
+        digests({"data": {"words": {"count": 9, "seed": 1}}, "pretrain": {"data.roots": ["{words}"]}}),
+        digests({"pretrain": {"optim.lr": 1}}),
+        digests(text="seed: 1\n"),
+        digests({"seeds": [1]}),
+    ):
+        assert not set(changed.values()) & set(first.values())
+    assert digests({"pretrain": {"a": 1, "b": 2}}) == digests({"pretrain": {"b": 2, "a": 1}})
 
 
 def test_grid(tmp_path):
@@ -59,7 +90,7 @@ def test_a_study_builds_on_another(tmp_path):
     above.write_text("base: study\nrows:\n- {name: C, recipe: c, evaluations: [CTC]}\n")
     study = read_study(above)
     assert study.name == "above" and [row.name for row in study.rows] == ["C"] and study.data == BASE["data"]
-    found = cells(study, Path("out"), {"words": "/d"}, lambda name: Path(f"{name}.yaml"))
+    found = cells(study, Path("out"), {"words": "/d"}, recipes(tmp_path))
     assert [c.id for c in found] == ["pretrain/C-s0", "CTC/C-s0"] and found[1].values["steps"] == 5
     for base in ("above", "none"):
         above.write_text(f"base: {base}\n")
@@ -105,4 +136,4 @@ def test_a_field_twice_and_no_yaml(tmp_path):
 def test_unknown_data(tmp_path):
     study = read_study(written(tmp_path))
     with pytest.raises(ConfigError, match="must name data of the study"):
-        cells(study, Path("out"), {"other": "/d"}, lambda name: Path(name))
+        cells(study, Path("out"), {"other": "/d"}, recipes(tmp_path))

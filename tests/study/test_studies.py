@@ -1,7 +1,6 @@
 """Every study that comes with the package plans, and its commands are ones that the command line understands."""
 
 import importlib
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ _PLACES = ("run", "title", "seed", "encoder", "like")
 def planned(name: str) -> list[Cell]:
     """The commands of a study whose data are all somewhere."""
     study = read_study(recipe_files.find(name, "studies"))
-    return cells(study, Path("out"), defaultdict(lambda: "somewhere"), recipe_files.find)
+    return cells(study, Path("out"), dict.fromkeys(study.data, "somewhere"), recipe_files.find)
 
 
 def different(found: list[Cell]) -> list[Cell]:
