@@ -7,6 +7,7 @@ so that what is chosen for one of them is timed on just that.
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -26,6 +27,8 @@ from rcmstr_fast.tuning.choices import Choice, Setting, Value
 Run = Callable[[], Any]
 #: Steps of a turn that also waits for its data, and batches that the other trials go through.
 _FED, _BATCHES = 4, 2
+#: A share of waiting for data below which another loader could not gain what `engine.WORTH` asks for.
+_WAITING = 0.02
 #: Steps after which whatever is recorded or compiled on a GPU is.
 _GRAPHED = 12
 
@@ -100,6 +103,7 @@ class Trial:
         finally:
             source.close()
         self._step = self.feed.stepper()
+        self._waited = 1.0
         self._calls: dict[str, _Call] = {}
         self._masked: tuple[nn.Module, _Call] | None = None
         self._record()
@@ -152,11 +156,21 @@ class Trial:
         coming = itertools.cycle(self._batches)
         return lambda: step(next(coming))
 
+    def keeps_up(self) -> str:
+        """That the data of the last fed steps came in time, in words; empty: the steps waited for them."""
+        return f"steps wait {self._waited:.1%} of their time for data" if self._waited < _WAITING else ""
+
     def _fed(self) -> None:
-        source = self.feed.batches()
+        source, waited = self.feed.batches(), 0.0
         try:
-            for batches in itertools.islice(source, _FED):
+            for batches in itertools.islice(source, 1):  # whose wait is that for the start of the workers
                 self._step(batches)
+            began = asked = time.perf_counter()
+            for batches in itertools.islice(source, _FED - 1):
+                waited += time.perf_counter() - asked
+                self._step(batches)
+                asked = time.perf_counter()
+            self._waited = waited / max(asked - began, 1e-9)
         finally:
             source.close()
 

@@ -234,8 +234,8 @@ def _outcome(
         with choices.using(values):
             runs = {value: _maker(trial, choice, value) for value in candidates}
             # Each call of a fed step opens the data anew, so an earlier one prepares nothing for it.
-            warm_up = 0 if choice.part == "fed_step" else None
-            outcome = engine.contest(choice.name, prior, runs, device, _SHARE * left, show=choice.show, warm_up=warm_up)
+            fed: dict[str, Any] = {"warm_up": 0, "settled": trial.keeps_up} if choice.part == "fed_step" else {}
+            outcome = engine.contest(choice.name, prior, runs, device, _SHARE * left, show=choice.show, **fed)
     outcome.about = choice.about
     return outcome
 

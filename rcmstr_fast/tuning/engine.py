@@ -74,6 +74,7 @@ def contest(
     *,
     show: Callable[[Value], str] = str,
     warm_up: int | None = None,
+    settled: Callable[[], str] = str,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
     """Time the candidates in turn and take the fastest.
@@ -90,6 +91,7 @@ def contest(
             case.
         show: a candidate in words.
         warm_up: calls of a candidate before it is timed; None: 1 on a CPU, 3 on a GPU.
+        settled: asked after the prior's first timed call: why no other candidate can gain anything; empty: one may.
         clock: seconds.
     """
     began, out = clock(), Outcome(name, prior, prior)
@@ -118,7 +120,9 @@ def contest(
         return True
 
     order = sorted(candidates, key=lambda value: value != prior)
-    late = [value for value in order if not turn(value, before)]
+    turn(prior, before)
+    nothing_to_gain = settled() if samples else ""
+    late = [] if nothing_to_gain else [value for value in order[1:] if not turn(value, before)]
     for count in range(1, MOST):
         alive = [value for value in samples if samples[value][0] <= HOPELESS * min(s[0] for s in samples.values())]
         if len(alive) < 2 or (count >= LEAST and _decided(samples, alive)):
@@ -128,6 +132,7 @@ def contest(
     out.times = {show(value): Times(tuple(ms)) for value, ms in samples.items()}
     out.failed |= {show(value): "no time was left" for value in late}
     _choose(out, samples, seconds)
+    out.why = nothing_to_gain or out.why
     out.seconds, out.shown = clock() - began, show(out.chosen)
     return out
 

@@ -26,9 +26,9 @@ class Bench:
         self.now += (1 + warm_up) * self.ms[value] / 1e3
         return Times((self.ms[value] * wobble,))
 
-    def contest(self, prior, seconds=1e9, **makers):
+    def contest(self, prior, seconds=1e9, settled=str, **makers):
         runs = {value: (lambda value=value: lambda: value) for value in self.ms}
-        return engine.contest("demo", prior, {**runs, **makers}, CPU, seconds, clock=lambda: self.now)
+        return engine.contest("demo", prior, {**runs, **makers}, CPU, seconds, settled=settled, clock=lambda: self.now)
 
 
 def test_the_fastest_wins_and_the_contest_stops_once_that_is_sure(monkeypatch):
@@ -56,6 +56,13 @@ def test_what_is_not_decided_in_time_keeps_the_prior(monkeypatch):
     out = bench.contest("a", seconds=0.5)
     assert bench.now <= 0.5 and bench.calls == ["a", "b", "a"]
     assert out.chosen == "a" and out.failed == {"c": "no time was left"} and "not decided" in out.why
+
+
+def test_where_nothing_can_be_gained_only_the_prior_is_timed(monkeypatch):
+    bench = Bench(monkeypatch, {"a": 10.0, "b": 1.0})
+    out = bench.contest("a", settled=lambda: "steps wait 0.1% of their time for data")
+    assert out.chosen == "a" and bench.calls == ["a"] and out.why.startswith("steps wait") and not out.failed
+    assert Bench(monkeypatch, {"a": 10.0, "b": 1.0}).contest("a").chosen == "b"
 
 
 @pytest.mark.parametrize(
