@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.report import model, predictions
 from bench.report.rows import Records, Row, best, good, gpus, group, number, origin, piece, rows_of, shortest
 from rcmstr_fast.evaluation.report import markdown
+from rcmstr_fast.ops import dispatch
 
 INTRO = """# Performance
 
@@ -185,6 +186,8 @@ def operations(records: Records) -> str:
             continue
         cases = dict.fromkeys((r["operation"], r["shape"], r["mode"]) for r in good(rows))
         body = [cells for case in cases if (cells := _against(rows, *case))]
+        if machine == "cpu":
+            body = [[*cells[:-1], cells[-1] + _same(cells[0])] for cells in body]
         head = ["operation", "shape", "mode", "ours, ms", "fastest other", "its ms", "ours is"]
         everything = [
             [
@@ -202,12 +205,25 @@ def operations(records: Records) -> str:
         blocks += [
             f"**{machine}**",
             f"![operations, {machine}](plots/operations-{machine}.svg)",
+            *([_SAME] if machine == "cpu" else []),
             markdown(head, body, left=3),
             "<details><summary>every provider</summary>",
             markdown(all_heads, everything, left=4),
             "</details>",
         ]
     return "\n\n".join(["## Operations", *blocks]) if blocks else ""
+
+
+_SAME = (
+    "Where it says *reference*, a processor runs the reference itself: ours and eager are the same code there, and what "
+    "lies between them is when they were timed."
+)
+
+
+def _same(operation: str) -> str:
+    """A mark for operations that have no backend of their own for a processor."""
+    known = dispatch.operations().get(operation)
+    return ", *reference*" if known and not {"cpp", "chunked"} & known.backends.keys() else ""
 
 
 def _against(rows: list[Row], operation: str, shape: str, mode: str) -> list[str]:
@@ -217,7 +233,7 @@ def _against(rows: list[Row], operation: str, shape: str, mode: str) -> list[str
     other = best([row for row in found if not row["provider"].startswith("ours") and row["provider"] != "chunked"])
     if not (ours and other):
         return []
-    ratio = f"{other['ms'] / ours['ms']:.2f}x"
+    ratio = f"{shortest(other) / shortest(ours):.2f}x"
     return [operation, shape, mode, number(ours["ms"], 3), other["provider"], number(other["ms"], 3), ratio]
 
 
