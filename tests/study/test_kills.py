@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from rcmstr_fast.data.convert import convert
+from rcmstr_fast.evaluation.protocols import get_protocol
 from rcmstr_fast.recipe_files import FOLDER, find, names
 from rcmstr_fast.study.plan import Cell, Study, cells, read_study
 from rcmstr_fast.study.records import Json, study_record
@@ -36,11 +37,13 @@ GIVEN = {
     "handwriting_test": ("handwriting_train", slice(200, 240)),
     "pairs": ("seg_dibco_train", slice(0, 48)),
     "pairs_test": ("seg_dibco_train", slice(48, 64)),
+    "words": ("iiit5k_train", slice(0, 200)),
+    "iiit5k": ("iiit5k_test", slice(0, 40)),
 }
 #: So short that a command takes about as long as its imports, and yet saves several times.
 PRETRAIN = {"train.steps": 6, "train.save_every": 2, "train.global_batch_size": 8, "train.trackers": []}
 EVALUATE = {"steps": 6, "eval_every": 2, "batch_size": 8}
-COUNTS = {"crops": 64, "labelled": 200, "held_out": 24}
+COUNTS = {"crops": 64, "labelled": 200, "held_out": 24, "validation": 24, "rendered": 64}
 
 
 def shortened(name: str, folder: Path) -> Path:
@@ -75,7 +78,8 @@ def made(name: str, out: Path) -> Path:
     if name == "chinese_charset":
         with zipfile.ZipFile(REAL / "chinese_plates_train.zip") as archive:
             labels = [line.split("\t")[1] for line in archive.read("labels.tsv").decode().splitlines()]
-        out.write_text("".join(sorted(set("".join(labels)))), encoding="utf-8")
+        characters = set(get_protocol("bctr").normalise("".join(labels)))  # as the study's protocol writes them
+        out.write_text("".join(sorted(characters)), encoding="utf-8")
         return out
     source, part = GIVEN[name]
     with zipfile.ZipFile(REAL / f"{source}.zip") as archive:
