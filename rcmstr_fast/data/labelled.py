@@ -110,8 +110,9 @@ class LabelledSet:
         """One line: how many are kept and why the others are not."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
         if self.lacking:
-            # After normalisation: a charset of capitals meets labels that a protocol has made small.
             reasons += "; it lacks " + ", ".join(f"{c!r} of {n} labels" for c, n in self.lacking.most_common(_SHOWN))
+            if any(c != c.upper() and not self.charset.missing(c.upper()) for c in self.lacking):
+                reasons += ", which it has as capitals: a charset must be written as the protocol writes labels"
         return f"{len(self)} of {self.total} records kept" + (f" ({reasons})" if reasons else "")
 
     def subset(self, share: float, seed: int) -> "LabelledSet":
