@@ -40,7 +40,9 @@ def test_a_charset_of_capitals_under_a_protocol_of_small_letters(tmp_path):
     (tmp_path / "capitals.txt").write_text("ABC")
     capitals, small = Charset.load(str(tmp_path / "capitals.txt")), Charset.load("36")
     plates = source(tmp_path / "set", ["AB", "C", "A1"])
-    with pytest.raises(ConfigError, match="'a' of 2 labels, .* which it has as capitals: a charset must be written as"):
+    with pytest.raises(
+        ConfigError, match=r"'a' of 2 labels, .* which it has as capitals: a charset must be written as"
+    ):
         LabelledSet(plates, capitals, normalise=str.lower)
     assert "capitals" not in LabelledSet(plates, capitals).describe()
     assert "capitals" not in LabelledSet(plates, small, normalise=lambda s: s.lower().replace("1", "!")).describe()
