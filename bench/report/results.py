@@ -20,6 +20,8 @@ test, is `python -m bench.gpu learning-rcmstr --seed 0 --test IIIT5K.zip`."""
 _MORE = "All results, and the printed ones beside them: [docs/results.md](docs/results.md)."
 _NONE = """No study with seeds has been recorded yet. Its table will stand here. The papers' numbers are in
 [docs/results.md](docs/results.md). One command runs a study: `rcmstr study FILE`."""
+#: Words in the names of studies, in the order in which the page has them; others come second.
+_ORDER = ("tiny_table", "real", "fig", "trials", "seqclr")
 _DECODERS = ("ctc", "attention", "transformer")
 #: row of the GPU's learning table -> key of the papers' rows
 KEYS = {
@@ -52,8 +54,13 @@ def short(records: Records, studies: list[Record]) -> str:
 
 
 def in_order(studies: list[Record]) -> list[Record]:
-    """Tables first, then figures, then those of SeqCLR."""
-    return sorted(studies, key=lambda study: ("seqclr" in study["name"], "fig" in study["name"], study["name"]))
+    """The paper's tables first, then other comparisons, figures, trials, and SeqCLR's tables."""
+
+    def place(study: Record) -> tuple[int, str]:
+        name = study["name"]
+        return next((i for i, word in enumerate(_ORDER) if word in name), 1), name
+
+    return sorted(studies, key=place)
 
 
 def study_section(study: Record) -> str:
