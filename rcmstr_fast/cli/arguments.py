@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,8 +47,10 @@ class Parser(ArgumentParser):
         self.commands: dict[str, Parser] = {}
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
-    #: Options that take several words, `--name a b c`, beside the list in one, `--name [a,b,c]`.
+    #: Options that take several values, `--name 1 2 3`, beside the list in one, `--name [1,2,3]`; one value stays one.
     spread: tuple[str, ...] = ()
+    #: Options for lists of words: `--name a`, `--name a b c` or `--name [a,b,c]`.
+    words: tuple[str, ...] = ()
 
     def add_argument(self, *args: Any, bounds: Bounds | None = None, **kwargs: Any) -> Any:
         """Add an argument; `bounds` is the range of its numbers."""
@@ -68,9 +71,9 @@ class Parser(ArgumentParser):
         return action
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Parse (see `spread`), and check every number against its range."""
+        """Parse (see `spread` and `words`), and check every number against its range."""
         given = list(sys.argv[1:] if args is None else args)
-        found = super().parse_args(_joined(with_files(given), self.spread), namespace, **kwargs)
+        found = super().parse_args(_joined(with_files(given), self.spread, self.words), namespace, **kwargs)
         self.check(found)
         return found
 
@@ -135,16 +138,20 @@ def with_files(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _joined(words: list[str], options: tuple[str, ...]) -> list[str]:
-    """Words after one of the options, up to the next option, as one list."""
+def _joined(words: list[str], options: tuple[str, ...], of_words: tuple[str, ...]) -> list[str]:
+    """Words after one of the options, up to the next option, as one list; one value stays one unless it is a word."""
     found: list[str] = []
     at = 0
     while at < len(words):
         end = at + 1
-        if words[at] in options:
+        if words[at] in options or words[at] in of_words:
             while end < len(words) and not words[end].startswith("--"):
                 end += 1
+                if words[end - 1].startswith("["):
+                    break
         values = words[at + 1 : end]
+        if words[at] in of_words and values and not values[0].startswith("["):
+            values = [json.dumps(values, ensure_ascii=False)]
         found += [words[at], f"[{','.join(values)}]"] if len(values) > 1 else [words[at], *values]
         at = end
     return found

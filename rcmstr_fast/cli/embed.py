@@ -25,11 +25,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", required=True, help="file to write: .safetensors, .npz or .parquet")
     parser.add_argument(
         "--levels",
-        type=str,
-        nargs="+",
+        type=list[str],
         default=["word"],
         help="what of each picture: word (mean of the frames), subword, frame, token; several make several columns",
     )
+    parser.words = ("--levels",)
     parser.add_argument(
         "--num_subwords", type=int, default=4, bounds=Bounds(low=1), help="windows of the level subword"
     )

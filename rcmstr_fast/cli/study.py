@@ -20,7 +20,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, bounds=Bounds(low=1, high=1024), help="commands at the same time"
     )
-    parser.add_argument("--only", type=list[str], default=[], help="only these rows")
+    parser.add_argument("--only", type=list[str], default=[], help="only these rows: --only A B")
+    parser.words = ("--only",)
     parser.add_argument("--record", type=str, default="", help="also write what was found to this JSON file")
     parser.add_argument("--known", type=str, default="", help="take results over from this record, or a folder of them")
     parser.add_argument("--plan", type=bool, default=False, help="only print the commands that are left")

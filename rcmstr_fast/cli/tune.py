@@ -20,13 +20,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=90.0, bounds=Bounds(above=0), help="budget of all measurements together"
     )
-    parser.add_argument("--only", type=str, default="", help="names of choices with commas between; empty: all")
+    parser.add_argument("--only", type=list[str], default=[], help="only these choices: --only A B; empty: all")
+    parser.words = ("--only",)
 
 
 def run(arguments: Namespace) -> int:
     """Tune and print the table."""
     config = resolve(to_pretraining(arguments))
-    only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    only = list(arguments.only)
     from rcmstr_fast.train import tuned
     from rcmstr_fast.train.distributed import joined
     from rcmstr_fast.train.loop import trial_of

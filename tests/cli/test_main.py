@@ -6,7 +6,7 @@ import pytest
 
 import rcmstr_fast
 from rcmstr_fast.cli import main as command
-from rcmstr_fast.cli.main import available, main
+from rcmstr_fast.cli.main import available, main, parser_of
 from rcmstr_fast.config import RunError
 
 
@@ -73,3 +73,21 @@ def test_errors_name_the_process_under_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "3")
     assert main(["pretrain", "--sed", "1"]) == 2
     assert capsys.readouterr().err == "rcmstr pretrain (rank 3): unknown field sed; did you mean seed?\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--only", "A"], ["A"]),
+        (["--only", "A", "B, 600 steps"], ["A", "B, 600 steps"]),
+        (["--only", "[A, 'B, 600 steps']"], ["A", "B, 600 steps"]),
+        (["--only=[A]"], ["A"]),
+        (["--only", "[A]", "--jobs", "3"], ["A"]),
+        ([], []),
+    ],
+)
+def test_a_list_of_words_may_be_written_as_words(given, expected):
+    found = parser_of("study", []).parse_args(["tiny_table1_cnn", *given])
+    assert found.only == expected and found.study == "tiny_table1_cnn"
+    found = parser_of("study", []).parse_args([*given, "--jobs", "2", "tiny_table1_cnn"])
+    assert found.only == expected
