@@ -21,7 +21,7 @@ _MORE = "All results, and the printed ones beside them: [docs/results.md](docs/r
 _NONE = """No study with seeds has been recorded yet. Its table will stand here. The papers' numbers are in
 [docs/results.md](docs/results.md). One command runs a study: `rcmstr study FILE`."""
 #: Words in the names of studies, in the order in which the page has them; others come second.
-_ORDER = ("tiny_table", "real", "fig", "trials", "seqclr")
+_ORDER = ("tiny_table", "steps", "fig", "trials", "seqclr")
 _DECODERS = ("ctc", "attention", "transformer")
 #: row of the GPU's learning table -> key of the papers' rows
 KEYS = {
