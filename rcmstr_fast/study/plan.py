@@ -294,8 +294,8 @@ def cells(study: Study, folder: Path, data: dict[str, str], recipe: Any) -> list
         """One more command; `paths` are fields that name what an earlier command makes."""
         values = {name: value for name, value in cell.values.items() if name not in ("run", "title")}
         facts = _filled({**values, **{name: digests.get(path, path) for name, path in paths.items()}}, made_of)
-        recipe_text = cell.config.read_text(encoding="utf-8") if cell.config else ""
-        text = json.dumps([cell.command, recipe_text, facts], sort_keys=True)
+        recipe_text = cell.config.read_bytes().decode("utf-8", "surrogateescape") if cell.config else ""
+        text = json.dumps([cell.command, recipe_text, facts], sort_keys=True, default=str)
         digests[cell.id] = hashlib.sha256(text.encode()).hexdigest()
         made.append(replace(cell, values=_filled(cell.values, data), digest=digests[cell.id]))
 

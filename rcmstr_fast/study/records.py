@@ -107,10 +107,13 @@ def known_results(path: Path, planned: Sequence[Cell]) -> Json:
     Returns:
         id of a command -> its facts, where a record has it done with the same fields, recipe and data.
     Raises:
-        ConfigError: a file is no record of a study.
+        ConfigError: a file is no record of a study, or a folder has none.
     """
     by_digest: Json = {}
-    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"known must name a record or a folder with records (.json), {path} has none")
+    for file in files:
         by_digest |= _by_digest(file)
     same = {cell.id: facts for cell in planned if (facts := by_digest.get(cell.digest)) and _whole(cell, facts)}
     return {cell.id: same[cell.id] for cell in planned if cell.id in same and (not cell.needs or cell.needs in same)}

@@ -1,5 +1,6 @@
 """Study files: what they expand to, and what is refused in one line."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_the_same_command_has_one_digest_wherever_it_stands(tmp_path):
         digests({"seeds": [1]}),
     ):
         assert not set(changed.values()) & set(first.values())
+    assert len(digests({"pretrain": {"a": date(2026, 1, 1)}})) == 3  # whatever YAML has, the command will refuse
     assert digests({"pretrain": {"a": 1, "b": 2}}) == digests({"pretrain": {"b": 2, "a": 1}})
 
 

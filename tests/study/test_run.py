@@ -119,6 +119,12 @@ def test_results_of_another_machine_are_not_made_again(study, tmp_path):
     assert not known_results(tmp_path / "record.json", changed)  # another recipe: nothing is known
     with pytest.raises(ConfigError, match="known must name a record that"):
         known_results(tmp_path / "r.yaml", planned)
+    folder = tmp_path / "records"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"a folder with records \(.json\), .*records has none"):
+        known_results(folder, planned)
+    (tmp_path / "record.json").rename(folder / "record.json")
+    assert sorted(known_results(folder, planned)) == sorted(known)
 
 
 def test_half_a_record_is_not_known(study, tmp_path):
