@@ -92,7 +92,7 @@ def test_wrong_grids_are_refused_before_anything_runs(tmp_path, subsets, seeds, 
 
 def test_words_after_an_option_are_its_list():
     words = ["--run", "r", "--subset", "0.01", "0.1", "--seeds", "0", "1", "2", "--lr", "1e-3"]
-    assert _joined(words, ("--subset", "--seeds")) == [
+    assert _joined(words, ("--subset", "--seeds"), ()) == [
         "--run",
         "r",
         "--subset",
@@ -102,7 +102,7 @@ def test_words_after_an_option_are_its_list():
         "--lr",
         "1e-3",
     ]
-    assert _joined(["--subset", "0.1"], ("--subset",)) == ["--subset", "0.1"]
+    assert _joined(["--subset", "0.1"], ("--subset",), ()) == ["--subset", "0.1"]
 
 
 def test_the_command_line_of_a_grid(tmp_path, monkeypatch, capsys):
