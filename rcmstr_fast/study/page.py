@@ -98,7 +98,8 @@ def _html(record: Json, shown: Sequence[Table], runs: Runs) -> str:
     parts += [_section("Learning curves", _curves(runs))]
     sheets = [_image(f"{name}: what the method sees", run / "views.png") for name, run in runs.pretraining.items()]
     parts += [_section("Views, masks and reconstructions", sheets)]
-    read = [_image(f"{name}: words read", run / "predictions.png") for name, run in runs.evaluation.items()]
+    words = "words read wrong, then words read right, a few of each"
+    read = [_image(f"{name}: {words}", run / "predictions.png") for name, run in runs.evaluation.items()]
     read += [_image(f"{name}: pictures segmented", run / "segments.png") for name, run in runs.evaluation.items()]
     parts += [_section("Predictions", read)]
     title = html.escape(record["title"])

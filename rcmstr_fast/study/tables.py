@@ -194,7 +194,7 @@ def paper_table(record: Json) -> Table | None:
 
 
 def cost_table(record: Json) -> Table | None:
-    """What each row cost: images, steps, processor minutes."""
+    """What each row cost: images, steps, processor minutes; a column in which nothing is known is left out."""
     rows = []
     for row in record["rows"]:
         runs = [run for run in row["pretraining"].values() if run["steps"]]
@@ -213,4 +213,6 @@ def cost_table(record: Json) -> Table | None:
     if not rows:
         return None
     head = ["row", "images seen", "steps", "processor min of pretraining", "processor min of an evaluation"]
-    return Table("What it cost", head, rows, [False] * len(rows))
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    rows = [[row[i] for i in kept] for row in rows]
+    return Table("What it cost", [head[i] for i in kept], rows, [False] * len(rows))

@@ -43,12 +43,15 @@ def contact_sheet(
     """
     pictures = {name: [_image(x, scale) for x in batch] for name, batch in columns.items()}
     rows = max(len(batch) for batch in pictures.values())
-    width = max(p.width for batch in pictures.values() for p in batch) + _GAP
     height = max(p.height for batch in pictures.values() for p in batch) + _GAP
     band, bands = _LABEL + rows * height, -(-len(pictures) // across)
     font = ImageFont.load_default(size=14) if features.check("freetype2") else None
-    written = max((ImageDraw.Draw(Image.new("L", (1, 1))).textlength(line, font) for line in captions), default=0)
-    size = max(min(across, len(pictures)) * width, int(written)), bands * band + len(captions) * _LABEL
+    label, written = (
+        max((int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(line, font)) + 1 for line in lines), default=0)
+        for lines in (pictures, captions)
+    )
+    width = max(label + _GAP, *(p.width for batch in pictures.values() for p in batch)) + _GAP
+    size = max(min(across, len(pictures)) * width, written), bands * band + len(captions) * _LABEL
     sheet = Image.new("RGB", (_GAP + size[0], _GAP + size[1]), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (name, batch) in enumerate(pictures.items()):

@@ -16,7 +16,7 @@ from rcmstr_fast.study import run as runner
 from rcmstr_fast.study.page import runs_of, write_page
 from rcmstr_fast.study.plan import cells, read_study
 from rcmstr_fast.study.records import known_results, study_record
-from rcmstr_fast.study.tables import UNFINISHED, tables
+from rcmstr_fast.study.tables import UNFINISHED, cost_table, tables
 
 #: Stands for `rcmstr`: writes what the real commands leave, and a line into `ran`.
 COMMAND = """
@@ -83,6 +83,9 @@ def test_runs_once_and_names_failures(study, tmp_path):
         ["untrained", "1", "25.00"],
     ]
     assert table.quoted == [False, True, False, False]
+    cost = cost_table(record)
+    assert cost is not None and cost.head[0] == "row" and len(cost.head) == len(cost.rows[0])
+    assert all(any(row[i] for row in cost.rows) for i in range(len(cost.head))), "no empty column"
     files = write_page(record, runs_of(planned, out), tmp_path / "page.html")
     page, *texts = (path.read_text() for path in files)
     assert "37.50 ± 17.68" in page and "<svg" in page and 'src="http' not in page

@@ -3,6 +3,7 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -234,13 +235,23 @@ def test_contact_sheet_places_every_picture():
     red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(2, 3, 4, 6)
     blue = torch.tensor([0, 0, 255], dtype=torch.uint8).expand(1, 4, 6, 3)
     sheet = contact_sheet({"red": red, "blue": blue}, scale=2)
-    assert isinstance(sheet, Image.Image) and sheet.size == (2 * (12 + 4) + 4, 2 * (8 + 4) + 4 + 20)
+    assert isinstance(sheet, Image.Image) and sheet.height == 2 * (8 + 4) + 4 + 20
+    wide = contact_sheet({"red": red.repeat(1, 1, 1, 10), "blue": blue}, scale=2)
+    assert wide.width == 2 * (120 + 4) + 4
     banded = contact_sheet({"red": red, "blue": blue, "more": red}, scale=2, across=2)
-    assert banded.size == (sheet.width, 2 * (sheet.height - 4) + 4)
+    assert banded.height == 2 * (sheet.height - 4) + 4
     for made, reds in ((sheet, 2), (banded, 4)):
         colours = dict((colour, count) for count, colour in made.getcolors(1000))
         assert colours[255, 0, 0] == reds * 12 * 8 and colours[0, 0, 255] == 12 * 8
     assert colours[0, 0, 0] > 0, "the labels"
+
+
+def test_labels_of_narrow_columns_stand_apart():
+    red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(2, 3, 4, 6)
+    sheet = np.asarray(contact_sheet({"crop_columns": red, "sharpen": red}, scale=2).convert("L"))
+    second = sheet.shape[1] // 2 + 2
+    assert (sheet[:24, second - 6 : second] == 255).all(), "nothing is written where the second column begins"
+    assert sheet[:24, :second].min() < 100 and sheet[:24, second:].min() < 100
 
 
 def test_captions_explain_every_column():
