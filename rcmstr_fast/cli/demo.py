@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from rcmstr_fast import env
-from rcmstr_fast.config import ModelConfig, PretrainConfig, RunError
+from rcmstr_fast.config import ModelConfig, OptimConfig, PretrainConfig, RunError
 
 if TYPE_CHECKING:
     from rcmstr_fast.evaluation.config import ProbeConfig
@@ -35,12 +35,10 @@ class Size:
         held_out: rendered words of the test; their texts are in no other set.
         words: what is rendered, fields of `rcmstr_fast.study.words.render_set`.
         model: the network.
-        method: of the pretraining.
-        queue_size: rows of each queue.
+        method: of the pretraining; its name and fields.
+        optim: optimiser of the pretraining.
         pretrain_steps: steps of the pretraining.
         pretrain_batch: images a step of it.
-        momentum: of the key encoder; short runs need a faster one.
-        lr: of the pretraining.
         probe_steps: steps of the decoders of frozen encoders.
         probe_batch: words a step of them.
         probe_lr: of each decoder.
@@ -56,12 +54,10 @@ class Size:
     held_out: int
     words: dict[str, Any]
     model: dict[str, Any]
-    method: str
-    queue_size: int
+    method: dict[str, Any]
+    optim: dict[str, Any]
     pretrain_steps: int
     pretrain_batch: int
-    momentum: float
-    lr: float
     probe_steps: int
     probe_batch: int
     probe_lr: float
@@ -71,17 +67,20 @@ class Size:
     small: bool = field(default=False)
 
 
-#: Numbers in one font: what a small network learns to read in minutes. SeqMoCo, since its steps are the cheapest: with a
-#: network of an eighth of the width many of them are worth more than few of a wider one or of a method that does more.
+#: Numbers in one font: what a small network learns to read in minutes. SeqCLR, since it learns the most in few and cheap
+#: steps (docs/studies.md); a network of an eighth of the width, since many steps of it are worth more than few of a wider.
 LAPTOP = Size(
     16_000, 20_000, 1_000,
     {"texts": "numbers", "shortest": 2, "longest": 3, "mild": True, "families": ["DejaVu Sans Mono"]},
-    {"width": 0.125, "image_width": 44, "projector_hidden": 64},
-    "seqmoco", 1024, 2_000, 32, 0.98, 2e-3, 2_000, 128, 5e-3, 64, 32, 3e-3, True,
+    {"width": 0.125, "image_width": 44, "projector_hidden": 64, "sequence": "bilstm", "sequence_units": 32},
+    {"name": "seqclr", "instances": "window", "projection_dim": 64},
+    {"name": "adamw", "schedule": "cosine", "weight_decay": 0.05, "lr": 4e-3},
+    800, 32, 1_200, 128, 5e-3, 64, 32, 3e-3, True,
 )  # fmt: skip
 GPU = Size(
     200_000, 50_000, 3_000, {"texts": "words", "mixed": True}, {},
-    "rcmstr", 65_536, 4_000, 256, 0.999, 3e-4, 4_000, 256, 1e-3, 256, 256, 1e-3,
+    {"name": "rcmstr", "queue_size": 65_536, "momentum": 0.999}, {"lr": 3e-4},
+    4_000, 256, 4_000, 256, 1e-3, 256, 256, 1e-3,
 )  # fmt: skip
 #: Steps whose speed says how many the network from scratch gets.
 _TIMED = 40
@@ -282,8 +281,7 @@ def _pretrain(folder: Path, data: str, size: Size) -> Path:
 
     config = PretrainConfig(run=str(folder), preset="fast", model=ModelConfig(**size.model))
     config.data.roots = [data]
-    config.method = settings(size.method, queue_size=size.queue_size, momentum=size.momentum)
-    config.optim.lr = size.lr
+    config.method, config.optim = settings(**size.method), OptimConfig(**size.optim)
     config.train.steps, config.train.global_batch_size = size.pretrain_steps, size.pretrain_batch
     config.train.save_every = 100
     if size.small:
@@ -357,7 +355,7 @@ def _speed(folder: Path) -> float:
 
 def _budgets(size: Size, steps: int) -> str:
     return (
-        f"Pretraining: {size.pretrain_steps} steps of {size.pretrain_batch} images without labels. Decoders: "
+        f"Pretraining: {size.method['name']}, {size.pretrain_steps} steps of {size.pretrain_batch} images without labels. Decoders: "
         f"{size.probe_steps} steps of {size.probe_batch} words over the frozen encoders. From scratch: {steps} steps of "
         f"{size.scratch_batch} words, as many as were expected to fit into the time of pretraining and decoder together. "
         "All its layers learn from labels, which are enough by themselves for words as plain as these."
