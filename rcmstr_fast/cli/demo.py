@@ -355,8 +355,8 @@ def _speed(folder: Path) -> float:
 
 def _budgets(size: Size, steps: int) -> str:
     return (
-        f"Pretraining: {size.method['name']}, {size.pretrain_steps} steps of {size.pretrain_batch} images without labels. Decoders: "
-        f"{size.probe_steps} steps of {size.probe_batch} words over the frozen encoders. From scratch: {steps} steps of "
+        f"Pretraining: {size.method['name']}, {size.pretrain_steps} steps of {size.pretrain_batch} images without labels. "
+        f"Decoders: {size.probe_steps} steps of {size.probe_batch} words over the frozen encoders. From scratch: {steps} steps of "
         f"{size.scratch_batch} words, as many as were expected to fit into the time of pretraining and decoder together. "
         "All its layers learn from labels, which are enough by themselves for words as plain as these."
     )
