@@ -41,7 +41,7 @@ class PerSecConfig(MethodConfig):
         context_layers: transformer layers of each perceiver.
         groups: books of codes of each quantiser.
         entries: codes a book.
-        mask_ratio: hidden share of the positions.
+        mask_ratio: hidden share of a level's positions; null: 0.5 (CNN), 0.3 (ViT, which does not see those of either).
         temperature: of the similarities.
         gumbel_start: temperature of the quantiser at the beginning of the run.
         gumbel_end: the same at its end; it falls exponentially.
@@ -57,17 +57,19 @@ class PerSecConfig(MethodConfig):
     context_layers: int = number(1, low=1, high=24)
     groups: int = number(2, low=1)
     entries: int = number(64, low=2)
-    mask_ratio: float = number(0.5, above=0, high=1)
+    mask_ratio: float | None = number(None, above=0, high=1)
     temperature: float = number(0.1, above=0)
     gumbel_start: float = number(2.0, above=0)
     gumbel_end: float = number(0.5, above=0)
-    diversity_weight: float = number(0.1, low=0)
+    diversity_weight: float = number(1.0, low=0)
     stroke_weight: float = number(1.0, low=0)
     semantic_weight: float = number(1.0, low=0)
     augment: Literal["none", "light", "pretrain"] = "pretrain"
 
     def fill(self, run: PretrainConfig) -> None:
-        """The early layer by encoder."""
+        """The early layer and the hidden share by encoder."""
+        if self.mask_ratio is None:
+            self.mask_ratio = 0.3 if is_vit(run.model) else 0.5
         if self.stroke_layer is None:
             self.stroke_layer = max(1, run.model.depth // 4) if is_vit(run.model) else 3
 
@@ -80,7 +82,7 @@ class PerSecConfig(MethodConfig):
         expected = f"method.groups must divide model.feature_dim {run.model.feature_dim} for method {self.name}"
         require(run.model.feature_dim % self.groups == 0, expected, self.groups)
         expected = f"method.mask_ratio must hide 2 or more of the {frames} frames of an image for method {self.name}"
-        require(int(self.mask_ratio * frames) >= 2, expected, self.mask_ratio)
+        require(int((self.mask_ratio or 0.0) * frames) >= 2, expected, self.mask_ratio)
 
 
 @register(
@@ -97,7 +99,7 @@ class PerSec(EncoderMethod):
     def __init__(self, config: PretrainConfig, collectives: Collectives) -> None:
         super().__init__(config, collectives)
         own = cast(PerSecConfig, config.method)
-        self.own = own
+        self.own, self.attends = own, is_vit(config.model)
         with torch.no_grad():
             blank = torch.zeros(1, 3, config.model.height, config.model.image_width)
             self.encoder.eval()
@@ -129,17 +131,18 @@ class PerSec(EncoderMethod):
     def forward(self, batch: Batch, *, monitor: bool = True, pictures: bool = False) -> StepOutput:
         """See `PretrainMethod`."""
         images = batch.views["one"]
-        seen, told_of = self._maps(images, batch.views["two"])
+        draws = {level: self.draws(level, batch, images.dtype) for level in LEVELS}
+        seen, told_of = self._maps(images, batch.views["two"], self._unseen(*(draws[level][0] for level in LEVELS)))
         losses: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         watched: dict[str, Tensor] = {}
         sheet: dict[str, Tensor] = {}
         for level, weight in zip(LEVELS, (self.own.stroke_weight, self.own.semantic_weight), strict=True):
-            hidden, noise = self.draws(level, batch, seen[level].dtype)
+            hidden, noise = draws[level]
             perceiver = cast(ContextPerceiver, self.perceivers[level])
             contexts = perceiver(seen[level], hidden)
             targets, codes, probabilities = perceiver.targets(
-                told_of[level], hidden, noise, self.gumbel_temperature(batch.progress)
+                self._rest(told_of[level]), hidden, noise, self.gumbel_temperature(batch.progress)
             )
             told, right = told_apart(
                 contexts,
@@ -165,16 +168,41 @@ class PerSec(EncoderMethod):
             watched["spread"] = spread(F.normalize(full_precision(seen["semantic"].detach()).mean(1), dim=1))
         return StepOutput(loss, terms | {"loss": loss.detach()}, watched, sheet)
 
-    def _maps(self, *views: Tensor) -> tuple[dict[str, Tensor], ...]:
-        """Strokes [B, N, C] and semantics [B, T, C] of each view."""
+    def _unseen(self, strokes: Tensor, frames: Tensor) -> Tensor | None:
+        """[B, N] bool, the tokens that a ViT must not see for positions [B, M] of each level to be hidden; a CNN: None.
+
+        Attention would carry what is hidden to every other place, where a context finds it; convolutions do not.
+        """
+        if not self.attends:
+            return None
+        height, width = self.sizes["stroke"]
+        blank = torch.zeros(len(strokes), height * width, dtype=torch.bool, device=strokes.device)
+        columns = blank[:, :width].scatter(1, frames, True)
+        return blank.scatter(1, strokes, True) | columns.repeat(1, height)
+
+    def _maps(self, one: Tensor, two: Tensor, unseen: Tensor | None) -> tuple[dict[str, Tensor], ...]:
+        """Strokes [B, N, C] and semantics [B, T, C] of each view, the first one without what is `unseen`."""
+        views = one, two
+        hidden = None if unseen is None else torch.cat([unseen, torch.zeros_like(unseen)])
 
         def both(images: Tensor) -> tuple[Tensor, Tensor]:
-            early, tokens = self.encoder.levels(self.rectifier(images), int(self.own.stroke_layer or 1))
+            early, tokens = self.encoder.levels(self.rectifier(images), int(self.own.stroke_layer or 1), hidden)
             return early.flatten(2).transpose(1, 2), self.encoder.masked_frames(tokens)
 
         with batch_norm_state(norms_of(self), passes=len(views)):
             strokes, semantics = (x.chunk(len(views)) for x in both(torch.cat(views)))
         return tuple(dict(zip(LEVELS, maps, strict=True)) for maps in zip(strokes, semantics, strict=True))
+
+    def _rest(self, x: Tensor) -> Tensor:
+        """Features [B, N, C] less what a place has in all images and an image at all places, of unit variance.
+
+        Both tell an image from the others, or a place, without a stroke of text; places count over all processes.
+        """
+        x = full_precision(x)
+        x = x - self.collectives.gather_with_grad(x.mean(0, keepdim=True)).mean(0)
+        x = x - x.mean(1, keepdim=True)
+        variance = self.collectives.gather_with_grad(x.square().mean((0, 1))[None]).mean(0)
+        return x * (variance + 1e-5).rsqrt()
 
     def gumbel_temperature(self, progress: Tensor | None) -> Tensor | float:
         """From `gumbel_start` to `gumbel_end`, exponentially in the share of the run that is done."""
@@ -184,7 +212,7 @@ class PerSec(EncoderMethod):
     def draws(self, level: str, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Hidden positions [B, M] and noise [B, M, G, V] of a level."""
         own, (height, width), offset = self.own, self.sizes[level], LEVELS.index(level)
-        count = int(own.mask_ratio * height * width)
+        count = int((own.mask_ratio or 0.0) * height * width)
 
         def words(stream: int, each: int) -> Tensor:
             return random.words(batch.index, each, seed=self.config.seed, stream=stream + offset, epoch=batch.epoch)

@@ -70,12 +70,13 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
-    def levels(self, images: Tensor, early: int) -> tuple[Tensor, Tensor]:
+    def levels(self, images: Tensor, early: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Two levels of one pass.
 
         Args:
             images: as of `features`.
             early: stages (CNN) or blocks (ViT) that the lower level has behind it, from 1.
+            hidden: `[B, N]` bool, tokens that a ViT does not see; a CNN has none.
         Returns:
             the map `[B, C', h, w]` behind them, and the tokens of the whole encoder.
         """

@@ -119,7 +119,7 @@ class ResNet29(Encoder):
         tokens = _frames(unpack_sites(self._run(images, sites), sites[-1]))
         return Features(tokens, active=sites[-1].active[:, 0, 0])
 
-    def levels(self, images: Tensor, early: int) -> tuple[Tensor, Tensor]:
+    def levels(self, images: Tensor, early: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Encoder`."""
         check_images(images, HEIGHT)
         x = lower = images

@@ -90,10 +90,12 @@ class VisionTransformer(Encoder):
         positions = F.interpolate(positions, grid, mode="nearest").flatten(2).transpose(1, 2)
         return self._features(self.patch_embed(images) + positions, paths)
 
-    def levels(self, images: Tensor, early: int) -> tuple[Tensor, Tensor]:
-        """See `Encoder`."""
+    def levels(self, images: Tensor, early: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Encoder`; hidden tokens are replaced by `mask_token`."""
         check_images(images, *self.size)
-        x = lower = self._entered(self.patch_embed(images) + self.pos_embed)
+        x = self.patch_embed(images)
+        x = x + self.pos_embed if hidden is None else replace_tokens(x, self.mask_token, self.pos_embed[0], hidden)
+        x = lower = self._entered(x)
         for behind, block in enumerate(self.blocks, 1):
             x = self.run_part(block, x)
             lower = x if behind == early else lower

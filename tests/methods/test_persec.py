@@ -32,6 +32,36 @@ def unused_codes(probabilities):
     return 1 - total / (books * entries)
 
 
+def rest_of(x):
+    """[B][N][C] less the mean of each place over images, then of each image over places; each channel of variance 1."""
+    images, places, channels = len(x), len(x[0]), len(x[0][0])
+    left = [[[0.0] * channels for _ in range(places)] for _ in range(images)]
+    for c in range(channels):
+        by_place = [sum(x[b][n][c] for b in range(images)) / images for n in range(places)]
+        for b in range(images):
+            apart = [x[b][n][c] - by_place[n] for n in range(places)]
+            for n in range(places):
+                left[b][n][c] = apart[n] - sum(apart) / places
+        variance = sum(left[b][n][c] ** 2 for b in range(images) for n in range(places)) / (images * places)
+        for b in range(images):
+            for n in range(places):
+                left[b][n][c] /= math.sqrt(variance + 1e-5)
+    return left
+
+
+def unseen_by_vit(method, hidden):
+    """[B, N] bool: the tokens of hidden strokes and of all rows of hidden columns."""
+    height, width = method.sizes["stroke"]
+    unseen = torch.zeros(len(hidden["stroke"]), height * width, dtype=torch.bool)
+    for b in range(len(unseen)):
+        for place in hidden["stroke"][b].tolist():
+            unseen[b, place] = True
+        for column in hidden["semantic"][b].tolist():
+            for row in range(height):
+                unseen[b, row * width + column] = True
+    return unseen
+
+
 @pytest.mark.parametrize("encoder", ["resnet29", "vit_tiny"])
 def test_loss_by_positions(encoder, tmp_path):
     trainer = make_trainer(case_config("persec", encoder, precision="fp64"), tmp_path)
@@ -39,18 +69,24 @@ def test_loss_by_positions(encoder, tmp_path):
     batch.progress = torch.tensor(0.5)
     output, own = method(batch), method.own
     maps = {"stroke": [], "semantic": []}
+    drawn = {level: method.draws(level, batch, torch.float64) for level in ("stroke", "semantic")}
+    hides = encoder == "vit_tiny"
+    unseen = unseen_by_vit(method, {level: hidden for level, (hidden, _) in drawn.items()}) if hides else None
     with torch.no_grad():
         for view in ("one", "two"):
-            early, tokens = method.encoder.levels(batch.views[view], own.stroke_layer)
+            early, tokens = method.encoder.levels(
+                batch.views[view], own.stroke_layer, unseen if view == "one" else None
+            )
             maps["stroke"].append(early.flatten(2).transpose(1, 2))
             maps["semantic"].append(method.encoder.columns(tokens))
     tau = math.sqrt(own.gumbel_start * own.gumbel_end)  # half way, on a logarithmic scale
     total = 0.0
     for level in ("stroke", "semantic"):
-        hidden, noise = method.draws(level, batch, torch.float64)
+        hidden, noise = drawn[level]
         with torch.no_grad():
             contexts = method.perceivers[level](maps[level][0], hidden).tolist()
-            made = method.perceivers[level].targets(maps[level][1], hidden, noise, tau)
+            rest = torch.tensor(rest_of(maps[level][1].tolist()), dtype=torch.float64)
+            made = method.perceivers[level].targets(rest, hidden, noise, tau)
         targets, _, probabilities = (x.tolist() for x in made)
         places = hidden.tolist()
         losses = [
@@ -145,6 +181,19 @@ def test_what_is_hidden_does_not_reach_its_context(encoder, tmp_path):
     changed = x.scatter(1, hidden[:, :, None].expand(-1, -1, x.shape[2]), 3.0)
     assert torch.equal(perceiver(x, hidden), perceiver(changed, hidden))
     assert not torch.equal(*(perceiver.targets(y, hidden, noise, 1.0)[0] for y in (x, changed)))
+
+
+def test_a_vit_tells_nothing_by_pixels_that_are_hidden(tmp_path):
+    trainer = make_trainer(case_config("persec", "vit_tiny", precision="fp64"), tmp_path)
+    method, batch = trainer.method, batches(trainer, 0)[0]
+    unseen = unseen_by_vit(method, {level: method.draws(level, batch, torch.float64)[0] for level in method.sizes})
+    assert 0.3 < unseen.double().mean() < 0.8
+    pixels = unseen.view(-1, 1, 8, unseen.shape[1] // 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    before = method(batch).loss.detach()
+    batch.views["one"] = batch.views["one"] + pixels * 3.0
+    torch.testing.assert_close(method(batch).loss.detach(), before)
+    batch.views["one"] = batch.views["one"] + ~pixels * 3.0
+    assert abs(float(method(batch).loss.detach() - before)) > 1e-6
 
 
 def test_one_code_for_all_shows(tmp_path):

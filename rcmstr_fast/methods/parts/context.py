@@ -11,6 +11,8 @@ from rcmstr_fast.ops.precision import full_precision
 
 #: Channels of an attention head, where they divide what there is.
 HEAD = 32
+#: Deviation of a new quantiser's logits for features of unit variance: clear choices that noise and gradient still change.
+_CLEAR = 4.0
 
 
 def heads_of(channels: int) -> int:
@@ -38,7 +40,7 @@ class Quantiser(nn.Module):
         super().__init__()
         self.shape = groups, entries
         self.choose = nn.Linear(channels, groups * entries)
-        nn.init.normal_(self.choose.weight)  # choices are clear from the first step, as in wav2vec 2.0
+        nn.init.normal_(self.choose.weight, std=_CLEAR / math.sqrt(channels))
         nn.init.zeros_(self.choose.bias)
         self.books = nn.Parameter(torch.randn(groups, entries, dim // groups) / math.sqrt(dim // groups))
         self.mix = nn.Linear(dim, dim)
