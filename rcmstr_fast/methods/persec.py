@@ -45,7 +45,9 @@ class PerSecConfig(MethodConfig):
         temperature: of the similarities.
         gumbel_start: temperature of the quantiser at the beginning of the run.
         gumbel_end: the same at its end; it falls exponentially.
-        diversity_weight: weight of the share of unused codes.
+        residual: targets are what is left of features without what a place has in all images and an image at all its
+            places, and a new quantiser's logits have the deviation 4; null: for the ViT.
+        diversity_weight: weight of the share of unused codes; null: 0.1, with `residual` 1.
         stroke_weight: weight of the strokes' losses.
         semantic_weight: weight of the semantics' losses.
         augment: preset of the view.
@@ -61,13 +63,18 @@ class PerSecConfig(MethodConfig):
     temperature: float = number(0.1, above=0)
     gumbel_start: float = number(2.0, above=0)
     gumbel_end: float = number(0.5, above=0)
-    diversity_weight: float = number(1.0, low=0)
+    residual: bool | None = None
+    diversity_weight: float | None = number(None, low=0)
     stroke_weight: float = number(1.0, low=0)
     semantic_weight: float = number(1.0, low=0)
     augment: Literal["none", "light", "pretrain"] = "pretrain"
 
     def fill(self, run: PretrainConfig) -> None:
-        """The early layer and the hidden share by encoder."""
+        """The early layer, the hidden share and the targets by encoder."""
+        if self.residual is None:
+            self.residual = is_vit(run.model)
+        if self.diversity_weight is None:
+            self.diversity_weight = 1.0 if self.residual else 0.1
         if self.mask_ratio is None:
             self.mask_ratio = 0.3 if is_vit(run.model) else 0.5
         if self.stroke_layer is None:
@@ -117,6 +124,7 @@ class PerSec(EncoderMethod):
                     dim=config.model.feature_dim,
                     layers=own.context_layers,
                     window=own.stroke_window if level == "stroke" else None,
+                    deviation=4.0 / channels[level] ** 0.5 if own.residual else 1.0,
                 )
                 for level in LEVELS
             }
@@ -142,7 +150,10 @@ class PerSec(EncoderMethod):
             perceiver = cast(ContextPerceiver, self.perceivers[level])
             contexts = perceiver(seen[level], hidden)
             targets, codes, probabilities = perceiver.targets(
-                self._rest(told_of[level]), hidden, noise, self.gumbel_temperature(batch.progress)
+                self._rest(told_of[level]) if self.own.residual else told_of[level],
+                hidden,
+                noise,
+                self.gumbel_temperature(batch.progress),
             )
             told, right = told_apart(
                 contexts,
@@ -155,7 +166,7 @@ class PerSec(EncoderMethod):
             )
             mean = self.collectives.gather_with_grad(probabilities.mean((0, 1))[None]).mean(0)
             told, spare = told.mean(), unused(mean)
-            losses.append(weight * (told + self.own.diversity_weight * spare))
+            losses.append(weight * (told + float(self.own.diversity_weight or 0.0) * spare))
             terms |= {f"loss_{level}": told.detach(), f"loss_{level}_codes": spare.detach()}
             if monitor:
                 entry = torch.arange(self.own.entries, device=codes.device)

@@ -62,9 +62,14 @@ def unseen_by_vit(method, hidden):
     return unseen
 
 
-@pytest.mark.parametrize("encoder", ["resnet29", "vit_tiny"])
-def test_loss_by_positions(encoder, tmp_path):
-    trainer = make_trainer(case_config("persec", encoder, precision="fp64"), tmp_path)
+@pytest.mark.parametrize(
+    ("encoder", "residual"), [("resnet29", False), ("resnet29", True), ("vit_tiny", True), ("vit_tiny", False)]
+)
+def test_loss_by_positions(encoder, residual, tmp_path):
+    config = case_config("persec", encoder, precision="fp64")
+    assert config.method.residual == (encoder == "vit_tiny")
+    config.method.residual = residual
+    trainer = make_trainer(config, tmp_path)
     method, batch = trainer.method, batches(trainer, 0)[0]
     batch.progress = torch.tensor(0.5)
     output, own = method(batch), method.own
@@ -85,8 +90,10 @@ def test_loss_by_positions(encoder, tmp_path):
         hidden, noise = drawn[level]
         with torch.no_grad():
             contexts = method.perceivers[level](maps[level][0], hidden).tolist()
-            rest = torch.tensor(rest_of(maps[level][1].tolist()), dtype=torch.float64)
-            made = method.perceivers[level].targets(rest, hidden, noise, tau)
+            told_of = maps[level][1]
+            if residual:
+                told_of = torch.tensor(rest_of(told_of.tolist()), dtype=torch.float64)
+            made = method.perceivers[level].targets(told_of, hidden, noise, tau)
         targets, _, probabilities = (x.tolist() for x in made)
         places = hidden.tolist()
         losses = [

@@ -11,8 +11,6 @@ from rcmstr_fast.ops.precision import full_precision
 
 #: Channels of an attention head, where they divide what there is.
 HEAD = 32
-#: Deviation of a new quantiser's logits for features of unit variance: clear choices that noise and gradient still change.
-_CLEAR = 4.0
 
 
 def heads_of(channels: int) -> int:
@@ -34,13 +32,14 @@ class Quantiser(nn.Module):
         groups: G.
         entries: V a book.
         dim: D of the result, a multiple of G.
+        deviation: of the new weights of the choice. 1, as in wav2vec 2.0, makes choices clear from the first step.
     """
 
-    def __init__(self, channels: int, groups: int, entries: int, dim: int) -> None:
+    def __init__(self, channels: int, groups: int, entries: int, dim: int, deviation: float = 1.0) -> None:
         super().__init__()
         self.shape = groups, entries
         self.choose = nn.Linear(channels, groups * entries)
-        nn.init.normal_(self.choose.weight, std=_CLEAR / math.sqrt(channels))
+        nn.init.normal_(self.choose.weight, std=deviation)
         nn.init.zeros_(self.choose.bias)
         self.books = nn.Parameter(torch.randn(groups, entries, dim // groups) / math.sqrt(dim // groups))
         self.mix = nn.Linear(dim, dim)
@@ -75,6 +74,7 @@ class ContextPerceiver(nn.Module):
         dim: of contexts and targets.
         layers: transformer layers.
         window: rows and columns to each side that a position sees; None: all.
+        deviation: as of `Quantiser`.
     """
 
     positions: Tensor
@@ -89,9 +89,10 @@ class ContextPerceiver(nn.Module):
         dim: int,
         layers: int,
         window: int | None,
+        deviation: float = 1.0,
     ) -> None:
         super().__init__()
-        self.quantiser = Quantiser(channels, groups, entries, dim)
+        self.quantiser = Quantiser(channels, groups, entries, dim, deviation)
         self.hidden = nn.Parameter(torch.empty(channels).uniform_())
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
