@@ -72,7 +72,7 @@ class Size:
 LAPTOP = Size(
     16_000, 20_000, 1_000,
     {"texts": "numbers", "shortest": 2, "longest": 3, "mild": True, "families": ["DejaVu Sans Mono"]},
-    {"width": 0.125, "image_width": 44, "projector_hidden": 64, "sequence": "bilstm", "sequence_units": 32},
+    {"width": 0.125, "image_width": 44, "projector_hidden": 64},
     {"name": "seqclr", "instances": "window", "projection_dim": 64},
     {"name": "adamw", "schedule": "cosine", "weight_decay": 0.05, "lr": 4e-3},
     800, 32, 800, 128, 1e-2, 64, 32, 3e-3, True,
