@@ -75,7 +75,7 @@ LAPTOP = Size(
     {"width": 0.125, "image_width": 44, "projector_hidden": 64},
     {"name": "seqclr", "instances": "window", "projection_dim": 64},
     {"name": "adamw", "schedule": "cosine", "weight_decay": 0.05, "lr": 4e-3},
-    800, 32, 800, 128, 1e-2, 64, 32, 3e-3, True,
+    700, 32, 800, 128, 1e-2, 64, 32, 3e-3, True,
 )  # fmt: skip
 GPU = Size(
     200_000, 50_000, 3_000, {"texts": "words", "mixed": True}, {},
