@@ -182,7 +182,7 @@ class PerSec(EncoderMethod):
     def _unseen(self, strokes: Tensor, frames: Tensor) -> Tensor | None:
         """[B, N] bool, the tokens that a ViT must not see for positions [B, M] of each level to be hidden; a CNN: None.
 
-        Attention would carry what is hidden to every other place, where a context finds it; convolutions do not.
+        Attention would carry what is hidden to every other place, where a context finds it; a convolution has its window.
         """
         if not self.attends:
             return None

@@ -237,9 +237,11 @@ def test_contact_sheet_places_every_picture():
     sheet = contact_sheet({"red": red, "blue": blue}, scale=2)
     assert isinstance(sheet, Image.Image) and sheet.height == 2 * (8 + 4) + 4 + 20
     wide = contact_sheet({"red": red.repeat(1, 1, 1, 10), "blue": blue}, scale=2)
-    assert wide.width == 2 * (120 + 4) + 4
+    assert wide.size == (2 * (120 + 4) + 4, sheet.height)
     banded = contact_sheet({"red": red, "blue": blue, "more": red}, scale=2, across=2)
     assert banded.height == 2 * (sheet.height - 4) + 4
+    widest = {name: red.repeat(1, 1, 1, 10) for name in ("red", "blue", "more")}
+    assert contact_sheet(widest, scale=2, across=2).size == (wide.width, banded.height)
     for made, reds in ((sheet, 2), (banded, 4)):
         colours = dict((colour, count) for count, colour in made.getcolors(1000))
         assert colours[255, 0, 0] == reds * 12 * 8 and colours[0, 0, 255] == 12 * 8
