@@ -5,8 +5,8 @@
     python -m bench.aot --model         predict times from the compiled code: bench/results/aot/model.json
 
 `--only TEXT` takes just the configurations whose name matches the regular expression, `--missing` those that the table
-lacks; `--jobs N` compiles N at a time. A table may lack rows (what has not been compiled with that Triton), but holds
-none that is no longer shipped.
+lacks; `--jobs N` compiles N at a time. A table may lack rows (what has not been compiled with that Triton, or has a
+fault), but holds none that is no longer shipped.
 
 What a configuration must satisfy whatever the table says: no stack and no local-memory traffic (a register count alone
 proves nothing: ptxas reports 32 registers for kernels that live on the stack), shared memory and registers of
@@ -57,7 +57,8 @@ def _keep(table: dict[str, dict[str, int]]) -> None:
     """Write the table whole: a stopped run keeps what it has compiled."""
     path = table_path()
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    rows = (f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in sorted(table.items()))
+    beside.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
     os.replace(beside, path)
 
 
@@ -71,14 +72,15 @@ def check(options: argparse.Namespace) -> int:
     problems, done = [], 0
     for configuration, found, failure in _rows(chosen, options.jobs):
         name, done = configuration.name, done + 1
-        problems += [f"{name}: {fault}" for fault in ([failure] if failure else faults(configuration, found))]
-        if failure:
-            continue
+        wrong = [failure] if failure else faults(configuration, found)
+        problems += [f"{name}: {fault}" for fault in wrong]
         if options.write:
-            kept[name] = found
+            kept.pop(name, None)
+            if not wrong:
+                kept[name] = found
             if done % 20 == 0:
                 _keep(kept)
-        elif any(found.get(key) != value for key, value in committed.get(name, {}).items()):
+        elif not failure and any(found.get(key) != value for key, value in committed.get(name, {}).items()):
             problems.append(f"{name}: compiled to {found}, the table says {committed[name]}")
     if options.write:
         _keep(kept)

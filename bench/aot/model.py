@@ -72,7 +72,7 @@ class Loop:
     Attributes:
         counts: instructions by pipe.
         bounds: cycles by pipe; `bound` is the longest.
-        cycles: simulated, of a multiprocessor for one program's iteration.
+        cycles: simulated, of a multiprocessor for one program's iteration, and never less than `bound`.
         programs: that share a multiprocessor.
     """
 
@@ -97,7 +97,8 @@ def loop_of(name: str, machine: Machine) -> Loop:
     fit = min(fit, configuration.target.together // (built.row["shared"] + 1024))
     found = sass.bounds(body, warps, machine.architecture)
     alone = dict(warps=warps, architecture=machine.architecture)
-    return Loop(sass.counts(body), found, simulate.cycles(body, programs=fit, **alone), fit)
+    cycles = max(simulate.cycles(body, programs=fit, **alone), *found.values())
+    return Loop(sass.counts(body), found, cycles, fit)
 
 
 def last_end(lengths: Iterable[float], places: int) -> float:

@@ -4,12 +4,17 @@ Each warp issues its instructions in their order, one a cycle and scheduler, onc
 pipe is free. Products of wgmma queue up behind each other and are waited for by groups; barriers hold all warps of a
 program. Loads from global memory are taken as in time (they are asynchronous and some steps ahead). Latencies are
 published microbenchmarks, rounded; nothing is calibrated against a measurement, so trust ratios more than times.
+
+Programs that share a multiprocessor fall into step with each other, and how well they then overlap depends on when they
+began: the figure is the mean over several beginnings.
 """
 
 from bench.aot.sass import HOLDS, Instruction
 
 #: Cycles from issue to a usable result.
 LATENCY = {"fma": 4, "imad": 4, "alu": 5, "mufu": 20, "uniform": 8, "shared": 28, "global": 6, "other": 6, "tensor": 33}
+#: When the programs of a multiprocessor begin, one after the other: shares of the time that an iteration takes to issue.
+BEGINNINGS = (0.0, 0.25, 0.5, 0.75)
 #: From the end of a wgmma to its visible result; from the last arrival at a barrier to going on.
 DRAIN, BARRIER = 24, 20
 
@@ -99,7 +104,17 @@ def cycles(body: list[Instruction], *, warps: int, programs: int, architecture: 
         architecture: 80 or 90.
         rounds: iterations; the first three are not counted.
     """
-    quarter = _Quarter(body, programs, warps, architecture)
+    found = []
+    for share in BEGINNINGS if programs > 1 else BEGINNINGS[:1]:
+        quarter = _Quarter(body, programs, warps, architecture)
+        for warp in quarter.warps:
+            warp.next = share * warp.program * len(body) * quarter.each
+        found.append(_steady(quarter, rounds) / programs)
+    return sum(found) / len(found)
+
+
+def _steady(quarter: _Quarter, rounds: int) -> float:
+    """Cycles of a round of the first warp."""
     first, ends, turn = quarter.warps[0], [], 0
     while first.rounds < rounds:
         able = [w for w in quarter.warps if not w.waiting]
@@ -119,4 +134,4 @@ def cycles(body: list[Instruction], *, warps: int, programs: int, architecture: 
             turn = (turn + 1) % len(quarter.warps)
         if first.rounds > before:
             ends.append(time)
-    return (ends[-1] - ends[2]) / (len(ends) - 3) / programs
+    return (ends[-1] - ends[2]) / (len(ends) - 3)

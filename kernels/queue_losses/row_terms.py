@@ -5,10 +5,10 @@ With Z_+ = Z_info + e^{q.p / tau_info}:
   c1 = 1 / (Z_+ tau_info),  c2 = alpha (1 + (D_q / Z_q) / tau_kl) / (2 tau_kl Z_q),
   c3 = alpha / (2 tau_kl^2 Z_q),  c4 = alpha / (2 tau_kl Z_p),  c5 = (Z_info / Z_+) / tau_info,
   gradient = sum_k w_k n_k - c5 p.
-Parts are added in a fixed order. The weights w become fp16, so c1..c4 of a row carry a power of two c6 that
-brings its largest possible |w| just below 2^15 (fp16 ends at 2^16). With J = KL(P||Q) + KL(Q||P) = 2 kl and
-y = log(P / Q) every term of J = sum (P - Q) y is positive, hence at most J, which bounds |w| by
-c5 + alpha / (2 tau_kl) (3.5 sqrt(J) + 4 J); docs/ops/relational_loss.md has the steps.
+Parts are added in a fixed order. The weights w become fp16, so c1..c4 of a row carry a factor c6: the power of two that
+brings its largest possible |w| just below 2^15 (fp16 ends at 2^16), with the sign of alpha, so that c4 is never
+negative. With J = KL(P||Q) + KL(Q||P) = 2 kl and y = log(P / Q) every term of J = sum (P - Q) y is positive, hence at
+most J, which bounds |w| by c5 + alpha / (2 tau_kl) (3.5 sqrt(J) + 4 J); docs/ops/relational_loss.md has the steps.
 """
 
 import triton
@@ -24,7 +24,7 @@ def _log1p(x):
 
 @triton.jit
 def _weight_scale(c5, kl, alpha, tau_kl):
-    """The power of two c6.
+    """The power of two c6, with the sign of alpha.
 
     Where P = Q, rounding can leave kl a little below zero, and more so with many keys far from zero: it counts as zero,
     since the root of a negative number would spoil the gradient of the row. 1e-5 covers what rounding adds near zero,
@@ -32,7 +32,8 @@ def _weight_scale(c5, kl, alpha, tau_kl):
     """
     j = tl.maximum(2.0 * kl, 0.0, propagate_nan=tl.PropagateNan.ALL) + 1e-5
     bound = c5 + tl.abs(alpha) / (2.0 * tau_kl) * (3.5 * tl.sqrt(j) + 4.0 * j)
-    return tl.exp2(tl.floor(tl.log2(32768.0 / (bound + 1e-30))))
+    scale = tl.exp2(tl.floor(tl.log2(32768.0 / (bound + 1e-30))))
+    return tl.where(alpha < 0.0, -scale, scale)
 
 
 @triton.jit

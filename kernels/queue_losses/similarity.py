@@ -95,8 +95,16 @@ def _exponential(s, inside, scale, shift, FORM: tl.constexpr):
 
 
 @triton.jit
-def _load_queue(at, inside, FORM: tl.constexpr):
-    """A block of the queue; 0 beyond its end."""
+def _load_queue(queue_ptr, first, columns, inside, KEEP: tl.constexpr, FORM: tl.constexpr):
+    """A block of the queue from row `first` on; 0 beyond its end. With KEEP the offsets within a block wait in registers
+    from step to step, else every step forms them: fewer instructions, or room for a larger tile.
+    """
+    D: tl.constexpr = FORM[0]
+    BLOCK_N: tl.constexpr = FORM[6]
+    if KEEP:
+        at = queue_ptr + tl.cast(first, tl.int64) * D + (tl.arange(0, BLOCK_N)[:, None] * D + columns[None, :])
+    else:
+        at = queue_ptr + ((first + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None] * D + columns[None, :])
     if FORM[8]:
         return tl.load(at)
     else:
@@ -189,10 +197,8 @@ def stats_part(operands, partials_ptr, place, sizes, part_size, scales, FORM: tl
     start = part * part_size
     end = tl.minimum(start + part_size, K)
     for first in range(start, end, BLOCK_N):
-        offs_n = first + tl.arange(0, BLOCK_N)
-        inside = offs_n < end
-        offsets = offs_n.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
-        n = tl.trans(_load_queue(operands[2] + offsets, inside, FORM))
+        inside = first + tl.arange(0, BLOCK_N) < end
+        n = tl.trans(_load_queue(operands[2], first, tl.arange(0, D), inside, False, FORM))
         b = tl.dot(key, n)
         e_key = _exponential(b, inside, scales[1], 0.0, FORM)
         z_p += _row_sums(e_key, BLOCK_M, BLOCK_N)
@@ -222,27 +228,23 @@ def _stats_kernel(operands, partials_ptr, sizes, part_size, scales, FORM: tl.con
 
 @triton.jit
 def _load_coefficients(coefficients_ptr, offs_m, M, FORM: tl.constexpr):
-    """c1, c2, c3, c4 of the rows, and 1. FOLDED: the logarithm of |c4|, and the sign of c4 (that of alpha), by which c1 to
-    c3 are multiplied: the weights of a negative alpha come out with the other sign, `gradient_part` turns the sum back.
-    """
+    """c1, c2, c3, c4 of the rows; FOLDED: the logarithm of c4, which `row_terms` never makes negative."""
     inside = offs_m < M
     rows = coefficients_ptr + offs_m
     c1 = tl.load(rows, mask=inside, other=0.0)
     c2 = tl.load(rows + M, mask=inside, other=0.0)
     c3 = tl.load(rows + 2 * M, mask=inside, other=0.0)
     c4 = tl.load(rows + 3 * M, mask=inside, other=0.0)
-    sign = tl.full(c4.shape, 1.0, tl.float32)
     if FORM[9]:
-        sign = tl.where(c4 < 0.0, -1.0, 1.0)
-        c1, c2, c3, c4 = c1 * sign, c2 * sign, c3 * sign, tl.log2(tl.abs(c4))
-    return c1[:, None], c2[:, None], c3[:, None], c4[:, None], sign[:, None]
+        c4 = tl.log2(c4)
+    return c1[:, None], c2[:, None], c3[:, None], c4[:, None]
 
 
 @triton.jit
 def _weights(a, b, e_key, inside, coefficients, scales, FORM: tl.constexpr):
-    """Gradient of the loss in each similarity, times the row's power of two (`row_terms`) and sign, in fp16."""
+    """Gradient of the loss in each similarity, times the row's c6 (`row_terms`), in fp16."""
     INFO: tl.constexpr = FORM[2]
-    c1, c2, c3, c4, _ = coefficients
+    c1, c2, c3, c4 = coefficients
     slope = c2 - c3 * (b - a)
     if INFO:
         weights = _two_temperatures(a, inside, c1, slope, scales, FORM)
@@ -282,29 +284,31 @@ def gradient_part(operands, coefficients_ptr, partials_ptr, place, sizes, part_s
     start = part * part_size
     end = tl.minimum(start + part_size, K)
     for first in range(start, end, BLOCK_N):
-        offs_n = first + tl.arange(0, BLOCK_N)
-        inside = offs_n < end
-        rows = operands[2] + offs_n.to(tl.int64)[:, None] * D
-        n = _load_queue(rows + tl.arange(0, D)[None, :], inside, FORM)
+        inside = first + tl.arange(0, BLOCK_N) < end
+        n = _load_queue(operands[2], first, tl.arange(0, D), inside, QUERIES == 1, FORM)
         if SLICES == 1:  # noqa: SIM108  (a constexpr branch: only one side exists)
             n_out = n
         else:
-            n_out = _load_queue(rows + offs_d[None, :], inside, FORM)
+            n_out = _load_queue(operands[2], first, offs_d, inside, QUERIES == 1, FORM)
         b = tl.dot(key, tl.trans(n))
         if FORM[9]:  # noqa: SIM108  (a constexpr branch)
             e_key = b
         else:
             e_key = _exponential(b, inside, scales[1], 0.0, FORM)
         a = tl.dot(query, tl.trans(n))
+        # The product of the second query runs beside the weights of the first; two exponentials leave no registers for it.
+        if QUERIES == 2 and FORM[4] > 0:
+            a2 = tl.dot(query2, tl.trans(n))
         gradient = tl.dot(_weights(a, b, e_key, inside, c, scales, FORM), n_out, gradient)
         if QUERIES == 2:
-            a = tl.dot(query2, tl.trans(n))
-            gradient2 = tl.dot(_weights(a, b, e_key, inside, c2, scales, FORM), n_out, gradient2)
+            if FORM[4] == 0:
+                a2 = tl.dot(query2, tl.trans(n))
+            gradient2 = tl.dot(_weights(a2, b, e_key, inside, c2, scales, FORM), n_out, gradient2)
     row = (part * groups + group) * M + offs_m
     mask = (offs_m < M)[:, None]
-    tl.store(partials_ptr + row[:, None] * D + offs_d[None, :], gradient * c[4], mask=mask)
+    tl.store(partials_ptr + row[:, None] * D + offs_d[None, :], gradient, mask=mask)
     if QUERIES == 2:
-        tl.store(partials_ptr + (row + M)[:, None] * D + offs_d[None, :], gradient2 * c2[4], mask=mask)
+        tl.store(partials_ptr + (row + M)[:, None] * D + offs_d[None, :], gradient2, mask=mask)
 
 
 @triton.jit

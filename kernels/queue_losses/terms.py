@@ -6,7 +6,7 @@ the layout of partial results. In one launch the partial gradients of all terms 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -58,11 +58,12 @@ def problems_of(terms: Sequence[Term], tau_info: float, tau_kl: float) -> list[P
     return made
 
 
-def can_schedule(problems: Sequence[Problem]) -> bool:
-    """Whether one launch can hold the terms: a level among them, levels before pairs, as many queries in each level."""
+def can_schedule(problems: Sequence[Problem], kind: str) -> bool:
+    """Whether one launch of a pass can hold the terms: levels before pairs, as many queries in each level."""
     levels = [p for p in problems if p.tau_info is not None]
+    family = runtime.architecture(problems[0].queries.device)
     return (
-        problems[0].width in tiles.SCHEDULED_WIDTHS
+        family in tiles.SCHEDULED.get((kind, problems[0].width), ())
         and bool(levels)
         and all(p.tau_info is not None for p in problems[: len(levels)])
         and len({p.queries.shape[0] for p in levels}) == 1
@@ -138,9 +139,15 @@ def launch_all(problems: Sequence[Problem], kind: str, coefficients: Sequence[Te
     return partials
 
 
-def _launch_alone(problems: Sequence[Problem], kind: str, coefficients: Sequence[Tensor] = ()) -> list[Tensor]:
-    """The pass of a single term in a launch of its own, called like `launch_all`."""
-    return [problems[0].launch(kind, tuple(coefficients))]
+def _launches(
+    problems: Sequence[Problem], kind: str, launch: str, coefficients: Sequence[Tensor] = ()
+) -> Iterator[Tensor]:
+    """Partials of each term, all in one launch where that can be; else each launched when it is asked for."""
+    if launch != "separate" and can_schedule(problems, kind):
+        yield from launch_all(problems, kind, coefficients)
+    else:
+        of_terms = [(c,) for c in coefficients] or [()] * len(problems)
+        yield from (p.launch(kind, mine) for p, mine in zip(problems, of_terms))
 
 
 def _values(problem: Problem, infos: Tensor, kls: Tensor) -> Tensor:
@@ -162,7 +169,7 @@ def relational_losses(
         tau_info: at least `tiles.MIN_TAU`.
         tau_kl: at least `tiles.MIN_TAU`.
         with_gradient: False skips the second pass.
-        launch: "scheduled" (one launch a pass), "separate", or "auto": one launch where it can be.
+        launch: "separate", or anything else: all terms of a pass in one launch where that can be (`can_schedule`).
     Returns:
         [terms, 3] float32 `loss, info, kl`, and the gradients [R, D] float32 of all queries, one after the other.
 
@@ -173,17 +180,13 @@ def relational_losses(
     sizes = [n for t in terms for n in [t.query.shape[0]] * (1 if t.query_permuted is None else 2)]
     with runtime.on_device(query.device):
         problems = problems_of(terms, tau_info, tau_kl)
-        together = launch != "separate" and can_schedule(problems)
-        groups, run = ([problems], launch_all) if together else ([[p] for p in problems], _launch_alone)
         shape = (sum(sizes) if with_gradient else 0, query.shape[1])
         gradients = torch.empty(shape, dtype=torch.float32, device=query.device)
-        views = iter(gradients.split(sizes) if with_gradient else ())
-        values = []
-        for group in groups:
-            rows = [p.row_terms(partials) for p, partials in zip(group, run(group, "stats"))]
-            values += [_values(p, infos, kls) for p, (infos, kls, _) in zip(group, rows)]
-            if with_gradient:
-                coefficients = [c for _, _, c in rows]
-                for p, part, c in zip(group, run(group, "gradient", coefficients), coefficients):
-                    p.reduce(part, c, [next(views) for _ in p.originals])
-    return torch.stack(values), gradients
+        rows = [p.row_terms(partials) for p, partials in zip(problems, _launches(problems, "stats", launch))]
+        values = torch.stack([_values(p, infos, kls) for p, (infos, kls, _) in zip(problems, rows)])
+        if with_gradient:
+            views, coefficients = iter(gradients.split(sizes)), [c for _, _, c in rows]
+            passes = _launches(problems, "gradient", launch, coefficients)
+            for p, partials, c in zip(problems, passes, coefficients):
+                p.reduce(partials, c, [next(views) for _ in p.originals])
+    return values, gradients

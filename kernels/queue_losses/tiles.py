@@ -148,7 +148,7 @@ STATS = {
 GRADIENT = {
     (80, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
     (80, 64, 2): Tile(64, 32, 4, 3, 2, resident=2),
-    (80, 128, 1): Tile(64, 64, 4, 3, 1, resident=2),
+    (80, 128, 1): Tile(128, 32, 4, 3, 1, resident=2, folded=True),
     (80, 128, 2): Tile(128, 32, 8, 3, 2),
     (80, 256, 1): Tile(64, 64, 8, 2, 1),
     (80, 512, 1): Tile(32, 32, 4, 2, 1, block_d=256),
@@ -160,7 +160,7 @@ GRADIENT = {
     (86, 512, 1): Tile(32, 16, 4, 2, 1, block_d=256),
     (90, 64, 1): Tile(128, 64, 8, 3, 1),
     (90, 64, 2): Tile(128, 64, 8, 3, 2),
-    (90, 128, 1): Tile(64, 64, 4, 3, 1, resident=2),
+    (90, 128, 1): Tile(64, 64, 4, 2, 1, resident=3),
     (90, 128, 2): Tile(128, 64, 8, 3, 2, folded=True),
     (90, 256, 1): Tile(128, 32, 8, 2, 1),
     (90, 512, 1): Tile(64, 32, 8, 1, 1, block_d=256),
@@ -180,6 +180,11 @@ def tile(kind: str, family: int, width: int, queries: int) -> Tile:
     return table[family, width, shared]
 
 
-#: D at which one launch can hold levels and pairs: above, the two bodies in one kernel spill (sm_90, ahead-of-time
-#: builds).
-SCHEDULED_WIDTHS = (64, 128)
+#: Families whose launch of a pass can hold levels and pairs at a D: above, and of the gradient at 128 on family 80, the two
+#: bodies in one kernel spill (ahead-of-time builds).
+SCHEDULED = {
+    ("stats", 64): (80, 86, 90, 100),
+    ("stats", 128): (80, 86, 90, 100),
+    ("gradient", 64): (80, 86, 90, 100),
+    ("gradient", 128): (86, 90, 100),
+}

@@ -64,8 +64,9 @@ def _scheduled(arch: int) -> Iterator[Configuration]:
         ("stats", scheduled._scheduled_stats_kernel),
         ("gradient", scheduled._scheduled_gradient_kernel),
     ):
-        for width in tiles.SCHEDULED_WIDTHS:
-            tile = tiles.tile(kind, KNOWN[arch].family, width, 2)
+        family = KNOWN[arch].family
+        for width in (w for k, w in tiles.SCHEDULED if k == kind and family in tiles.SCHEDULED[k, w]):
+            tile = tiles.tile(kind, family, width, 2)
             for form, powers in {"root": tiles.power_ratio(0.07, 0.04), "two_exp": (0, 0)}.items():
                 name, tuples = f"scheduled_{kind}_{form}_d{width}", GROUPED | _of_terms(5, 3)
                 for whole, keys in _QUEUES.items():

@@ -93,6 +93,29 @@ assert any("shared" in fault for fault in faults(known["gradient_root_d128_q2_sm
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
 
 
+def test_a_table_is_written_without_rows_that_have_a_fault():
+    """And a row of an earlier table that has one now goes."""
+    code = """
+import json, sys, tempfile
+from pathlib import Path
+import bench.aot.__main__ as aot
+from rcmstr_fast.kernels.shipped import configurations
+good = {"registers": 40, "stack": 0, "shared": 0, "buffers": 0, "STL": 0, "LDL": 0}
+names = [c.name for c in configurations() if c.name.startswith("enqueue_fp32_")][:3]
+found = {names[0]: (good, ""), names[1]: (good | {"stack": 8}, ""), names[2]: ({}, "does not compile")}
+aot._row = lambda name: found[name]
+with tempfile.TemporaryDirectory() as folder:
+    aot.TABLES = Path(folder)
+    aot.table_path().write_text(json.dumps({name: good for name in names}))
+    assert aot.main(["--write", "--only", "^(" + "|".join(names) + ")$"]) == 1
+    assert json.loads(aot.table_path().read_text()) == {names[0]: good}
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stack is 8, must be 0" in done.stdout and "does not compile" in done.stdout
+
+
 LISTING = """
 .text.kernel:
 .L_x_0:

@@ -134,6 +134,29 @@ def test_one_launch_a_pass_and_bitwise_repeats(monkeypatch):
 
 
 @TRITON
+def test_a_pass_whose_bodies_spill_in_one_kernel_is_launched_term_by_term(monkeypatch):
+    """Family 80 at D = 128: sums in one launch, the gradient in five, and the same values and gradients."""
+    from rcmstr_fast.kernels import runtime
+    from rcmstr_fast.kernels.queue_losses import problem
+    from rcmstr_fast.kernels.queue_losses import terms as loss_terms
+
+    launches = []
+    for where, name, who in ((problem.Problem, "launch", "alone"), (loss_terms, "launch_all", "all")):
+        original = getattr(where, name)
+        monkeypatch.setattr(
+            where, name, lambda p, kind, *a, to=original, who=who: (launches.append((kind, who)), to(p, kind, *a))[1]
+        )
+    monkeypatch.setattr(runtime, "architecture", lambda device: 80)
+    terms = step_terms(1, 9, 3, 128, (40, 20, 20))
+    values, found = gradients(terms, [1.0] * 5, backend="triton", launch="scheduled")
+    assert launches == [("stats", "all"), *[("gradient", "alone")] * 5]
+    expected, wanted = gradients(terms, [1.0] * 5, backend="triton", launch="separate")
+    for got, want in zip(values, expected):
+        assert torch.allclose(torch.stack(list(got)), torch.stack(list(want)), rtol=1e-5)
+    assert all(relative(got, want) < 1e-4 for got, want in zip(found, wanted))
+
+
+@TRITON
 def test_one_launch_is_the_prior_a_choice_replaces_it_and_pairs_alone_are_launched_separately(monkeypatch):
     from rcmstr_fast.kernels.queue_losses import terms as loss_terms
 
