@@ -12,7 +12,10 @@ from torch import Tensor
 
 from rcmstr_fast.kernels import runtime
 
-CHUNK = 32
+
+def chunk(cells: int) -> int:
+    """Words that the ranks are compared with at a time: more than 512 ranks beside 32 words spill."""
+    return 32 if cells <= 512 else 16
 
 
 def warps(cells: int) -> int:
@@ -129,7 +132,7 @@ def draw_masks(
                 BLOCKS=num_blocks,
                 BLOCK_CELLS=block_cells,
                 STREAM=stream,
-                CHUNK=CHUNK,
+                CHUNK=chunk(rows * columns),
                 BLOCK=triton.next_power_of_2(rows * columns),
                 num_warps=warps(rows * columns),
             )

@@ -20,7 +20,11 @@ from rcmstr_fast.kernels.queue_losses.tiles import Tile
 #: Widths of a row.
 WIDTHS = (64, 128, 256)
 #: (family of `architectures`, D) -> tile; `_DEFAULT` where there is none.
-TILES = {(86, 256): Tile(64, 32, 4, 2, 1)}
+TILES = {
+    (80, 256): Tile(64, 64, 8, 2, 1),
+    (86, 256): Tile(64, 32, 4, 2, 1),
+    (90, 64): Tile(128, 64, 8, 3, 1),  # with four warps ptxas serialises the products of the candidates' gradient
+}
 _DEFAULT = Tile(64, 64, 4, 3, 1)
 LOG2_E = 1.4426950408889634
 
@@ -66,7 +70,7 @@ def _stats_kernel(
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query = _rows(query_ptr, rows, M, D)
-    skip = tl.load(skip_ptr + rows, mask=rows < M, other=-1)
+    skip = tl.load(skip_ptr + rows, mask=rows < M, other=-1).to(tl.int32)
     total = tl.zeros([BLOCK_M], tl.float32)
     for first in range(0, K, BLOCK_N):
         places = first + tl.arange(0, BLOCK_N)
@@ -98,7 +102,7 @@ def _grad_query_kernel(
     """share (sum over candidates of softmax x candidate - positive) of each row (grid: tiles of rows)."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query = _rows(query_ptr, rows, M, D)
-    skip = tl.load(skip_ptr + rows, mask=rows < M, other=-1)
+    skip = tl.load(skip_ptr + rows, mask=rows < M, other=-1).to(tl.int32)
     inverse = 1.0 / tl.load(total_ptr + rows, mask=rows < M, other=1.0)
     grad = tl.zeros([BLOCK_M, D], tl.float32)
     for first in range(0, K, BLOCK_N):
@@ -135,8 +139,8 @@ def _grad_candidates_kernel(
     for first in range(0, M, BLOCK_M):
         rows = first + tl.arange(0, BLOCK_M)
         query = _rows(query_ptr, rows, M, D)
-        skip = tl.load(skip_ptr + rows, mask=rows < M, other=-1)
-        positive = tl.load(positive_ptr + rows, mask=rows < M, other=-1)
+        skip = tl.load(skip_ptr + rows, mask=rows < M, other=-1).to(tl.int32)
+        positive = tl.load(positive_ptr + rows, mask=rows < M, other=-1).to(tl.int32)
         inverse = 1.0 / tl.load(total_ptr + rows, mask=rows < M, other=float("inf"))
         weight = _exponentials(query, candidates, skip, places, K, scale) * inverse[:, None]
         weight = tl.where(places[None, :] == positive[:, None], weight - 1.0, weight)

@@ -16,10 +16,11 @@ Arguments travel in groups:
   only) sizes     M, rows of the query table, rows of the key table, K
   scales    log2(e) / tau_info and log2(e) / tau_kl
   FORM      constexpr (D, queries a program, with InfoNCE, N_INFO, N_KL, BLOCK_M, BLOCK_N, BLOCK_D, WHOLE,
-            FOLDED); see `form`
+            FOLDED, KEPT); see `form`
 WHOLE says that the queue is a multiple of BLOCK_N rows, so that no step reaches beyond its end. With FOLDED the
 gradient takes c4 into the exponent, e^{b/tau_kl + log c4}: one more exponential for a second query, but no exponential
-of the key waits in registers for the queries, which makes room for a larger tile.
+of the key waits in registers for the queries, which makes room for a larger tile. With KEPT the offsets of the queue's
+rows within a block wait in registers, one instruction less an address.
 """
 
 import triton
@@ -31,7 +32,8 @@ from rcmstr_fast.kernels.queue_losses.tiles import Tile
 def form(tile: Tile, width: int, info: bool, powers: tuple[int, int], keys: int) -> tuple[int, ...]:
     """FORM of a launch with a tile over `keys` queue rows: what is known when a kernel is compiled."""
     whole = keys % tile.block_n == 0
-    return (width, tile.queries, info, *powers, tile.block_m, tile.block_n, tile.block_d or width, whole, tile.folded)
+    shape = (tile.block_m, tile.block_n, tile.block_d or width)
+    return (width, tile.queries, info, *powers, *shape, whole, tile.folded, tile.kept)
 
 
 @triton.jit
@@ -95,13 +97,11 @@ def _exponential(s, inside, scale, shift, FORM: tl.constexpr):
 
 
 @triton.jit
-def _load_queue(queue_ptr, first, columns, inside, KEEP: tl.constexpr, FORM: tl.constexpr):
-    """A block of the queue from row `first` on; 0 beyond its end. With KEEP the offsets within a block wait in registers
-    from step to step, else every step forms them: fewer instructions, or room for a larger tile.
-    """
+def _load_queue(queue_ptr, first, columns, inside, FORM: tl.constexpr):
+    """A block of the queue from row `first` on; 0 beyond its end."""
     D: tl.constexpr = FORM[0]
     BLOCK_N: tl.constexpr = FORM[6]
-    if KEEP:
+    if FORM[10]:
         at = queue_ptr + tl.cast(first, tl.int64) * D + (tl.arange(0, BLOCK_N)[:, None] * D + columns[None, :])
     else:
         at = queue_ptr + ((first + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None] * D + columns[None, :])
@@ -198,7 +198,7 @@ def stats_part(operands, partials_ptr, place, sizes, part_size, scales, FORM: tl
     end = tl.minimum(start + part_size, K)
     for first in range(start, end, BLOCK_N):
         inside = first + tl.arange(0, BLOCK_N) < end
-        n = tl.trans(_load_queue(operands[2], first, tl.arange(0, D), inside, False, FORM))
+        n = tl.trans(_load_queue(operands[2], first, tl.arange(0, D), inside, FORM))
         b = tl.dot(key, n)
         e_key = _exponential(b, inside, scales[1], 0.0, FORM)
         z_p += _row_sums(e_key, BLOCK_M, BLOCK_N)
@@ -285,11 +285,11 @@ def gradient_part(operands, coefficients_ptr, partials_ptr, place, sizes, part_s
     end = tl.minimum(start + part_size, K)
     for first in range(start, end, BLOCK_N):
         inside = first + tl.arange(0, BLOCK_N) < end
-        n = _load_queue(operands[2], first, tl.arange(0, D), inside, QUERIES == 1, FORM)
+        n = _load_queue(operands[2], first, tl.arange(0, D), inside, FORM)
         if SLICES == 1:  # noqa: SIM108  (a constexpr branch: only one side exists)
             n_out = n
         else:
-            n_out = _load_queue(operands[2], first, offs_d, inside, QUERIES == 1, FORM)
+            n_out = _load_queue(operands[2], first, offs_d, inside, FORM)
         b = tl.dot(key, tl.trans(n))
         if FORM[9]:  # noqa: SIM108  (a constexpr branch)
             e_key = b

@@ -31,6 +31,7 @@ class Tile:
         block_d: gradient columns a program; 0 for all of D.
         resident: programs that fit a multiprocessor together.
         folded: the gradient takes a coefficient into an exponent (see `similarity`).
+        kept: offsets of the queue's rows wait in registers from step to step; else every step forms them.
     """
 
     block_m: int
@@ -41,6 +42,7 @@ class Tile:
     block_d: int = 0
     resident: int = 1
     folded: bool = False
+    kept: bool = False
 
 
 def power_ratio(tau_info: float, tau_kl: float) -> tuple[int, int]:
@@ -121,7 +123,7 @@ def schedule(work: tuple[Work, ...], slots: int) -> tuple[int, ...]:
 STATS = {
     (80, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
     (80, 64, 2): Tile(64, 64, 4, 3, 2, resident=2),
-    (80, 128, 1): Tile(64, 32, 4, 3, 1, resident=3),
+    (80, 128, 1): Tile(64, 32, 4, 2, 1, resident=4, kept=True),
     (80, 128, 2): Tile(64, 64, 4, 3, 2, resident=2),
     (80, 256, 1): Tile(128, 32, 8, 2, 1),
     (80, 512, 1): Tile(64, 32, 4, 2, 1),
@@ -148,7 +150,7 @@ STATS = {
 GRADIENT = {
     (80, 64, 1): Tile(64, 64, 4, 3, 1, resident=2),
     (80, 64, 2): Tile(64, 32, 4, 3, 2, resident=2),
-    (80, 128, 1): Tile(128, 32, 4, 3, 1, resident=2, folded=True),
+    (80, 128, 1): Tile(64, 64, 4, 2, 1, resident=2, folded=True, kept=True),
     (80, 128, 2): Tile(128, 32, 8, 3, 2),
     (80, 256, 1): Tile(64, 64, 8, 2, 1),
     (80, 512, 1): Tile(32, 32, 4, 2, 1, block_d=256),

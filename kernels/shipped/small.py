@@ -75,7 +75,7 @@ def _levels(arch: int) -> Iterator[Configuration]:
             "BLOCKS": 1,
             "BLOCK_CELLS": 4,
             "STREAM": 3,
-            "CHUNK": draw_masks.CHUNK,
+            "CHUNK": draw_masks.chunk(cells[0] * cells[1]),
             "BLOCK": 1 << (cells[0] * cells[1] - 1).bit_length(),
         }
         name, warps = f"draw_masks_{unit}_sm{arch}", draw_masks.warps(cells[0] * cells[1])

@@ -1,7 +1,7 @@
 """Which tile each part of the queue-loss kernels uses here, chosen by timing.
 
 The candidates are the tile that the table has for this family of GPUs, those that it has at the same width for the
-other families, and its own with half as many keys or with one pipeline stage less.
+other families, and its own with half as many keys, with one pipeline stage less, or with the other way to form addresses.
 """
 
 from dataclasses import replace
@@ -30,10 +30,11 @@ def _place(table: dict[tuple[int, int, int], Tile], setting: Setting) -> tile_ch
 
 
 def _others(table: dict[tuple[int, int, int], Tile], key: tile_choice.Key, own: Tile) -> list[Tile]:
-    """Tiles of other families for the same rows, a narrower step, and a stage less."""
+    """Tiles of other families for the same rows, a narrower step, a stage less, and the other way to form addresses."""
     found = [tile for (_, width, queries), tile in table.items() if (width, queries) == key[1:]]
     found += [replace(own, block_n=own.block_n // 2)] if own.block_n > _LEAST_STEP else []
-    return found + ([replace(own, num_stages=own.num_stages - 1)] if own.num_stages > 1 else [])
+    found += [replace(own, num_stages=own.num_stages - 1)] if own.num_stages > 1 else []
+    return [*found, replace(own, kept=not own.kept)]
 
 
 def _declare(kind: str, table: dict[tuple[int, int, int], Tile], gain: float) -> Choice:
