@@ -42,8 +42,8 @@ def relational_losses(
         tau_info: above 0; temperature of InfoNCE.
         tau_kl: above 0; temperature of the KL.
         launch: "auto" (RCMSTR_FAST_LOSS_LAUNCH, else as measured in this run, else "scheduled"), "scheduled" (one launch
-            a pass where D is 64 or 128, levels come first and have as many queries each, but for the gradient of D = 128 on
-            an A100; only "triton" knows it) or "separate".
+            a pass where D is 64 or 128, levels come first and have as many queries each, the gradient of D = 128 on an
+            H200 or B200 only; "triton" alone knows it) or "separate".
         backend: None (automatic), "reference", "chunked" or "triton".
     Returns:
         A term: `RelationalLoss(loss, info, kl)`, 0-d float32 (float64 for float64 queries); only `loss` carries a
