@@ -146,7 +146,7 @@ def _launches(
     if launch != "separate" and can_schedule(problems, kind):
         yield from launch_all(problems, kind, coefficients)
     else:
-        of_terms = [(c,) for c in coefficients] or [()] * len(problems)
+        of_terms: list[tuple[Tensor, ...]] = [(c,) for c in coefficients] or [()] * len(problems)
         yield from (p.launch(kind, mine) for p, mine in zip(problems, of_terms))
 
 
