@@ -67,6 +67,9 @@ def check(options: argparse.Namespace) -> int:
     committed = json.loads(table_path().read_text(encoding="utf-8")) if table_path().exists() else {}
     shipped = {c.name: c for c in configurations()}
     chosen = [c for c in shipped.values() if re.search(options.only, c.name)]
+    if not chosen:
+        print(f"--only must match the name of a shipped configuration, got {options.only!r}", file=sys.stderr)
+        return 2
     chosen = [c for c in chosen if not (options.missing and c.name in committed)]
     kept = {name: row for name, row in committed.items() if name in shipped}
     problems, done = [], 0

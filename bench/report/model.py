@@ -11,7 +11,9 @@ _ABOUT = """Predicted, not measured: `python -m bench.aot --model` disassembles 
 kernels, takes the main loop, counts its instructions by pipe, and runs it in order on a model of a quarter of a
 multiprocessor. The bound is the busiest pipe alone. Shapes: RCMSTR with the CNN, B = 512, five loss terms
 over queues of 65,536 rows; one 3x3 layer of a stage, 70 % hidden, forward with statistics and both
-gradients, beside its three dense products at the rate taken for cuDNN. Expect +-25 %."""
+gradients, beside its three dense products at the rate taken for cuDNN. The terms are taken as launched
+one by one, each in its own tile; in one launch a pass, the prior where it fits, the terms between levels
+run in the levels' tile. Expect +-25 %."""
 #: Pipes of the table, in its order.
 _PIPES = ("tensor", "shared", "global", "mufu", "fma", "alu", "issue")
 
@@ -52,7 +54,7 @@ def section(results: Path) -> str:
             _ABOUT,
             markdown(head, body, left=2),
             *(
-                ["Tried on the model and not taken, and what is open:", "\n".join(f"- {line}" for line in tried)]
+                ["Tried on the model, taken or not, and what is open:", "\n".join(f"- {line}" for line in tried)]
                 if tried
                 else []
             ),

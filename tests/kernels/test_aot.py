@@ -121,6 +121,12 @@ with tempfile.TemporaryDirectory() as folder:
     assert "stack is 8, must be 0" in done.stdout and "does not compile" in done.stdout
 
 
+def test_a_name_that_nothing_has_is_refused():
+    done = aot("--only", "^gradient_rot_d128")
+    assert done.returncode == 2
+    assert done.stderr == "--only must match the name of a shipped configuration, got '^gradient_rot_d128'\n"
+
+
 LISTING = """
 .text.kernel:
 .L_x_0:
