@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> int:
     from rcmstr_fast.study.page import runs_of, write_page
     from rcmstr_fast.study.plan import cells, read_study
     from rcmstr_fast.study.records import known_results, study_record
-    from rcmstr_fast.study.run import console_log, data_paths, read_record, run_study, to_run
+    from rcmstr_fast.study.run import console_log, data_paths, of_rows, read_record, run_study, to_run
     from rcmstr_fast.train.checkpoint import write_text
 
     study = read_study(find(arguments.study, "studies"))
@@ -42,7 +42,9 @@ def run(arguments: Namespace) -> int:
     known = known_results(Path(arguments.known), planned) if arguments.known else {}
     evaluated = [cell.id for cell in planned if cell.evaluation and cell.id in known]
     if arguments.plan:
-        left = [c for c in to_run(planned, evaluated) if read_record(folder, c.id) is None]
+        left = [
+            c for c in to_run(of_rows(study, planned, arguments.only), evaluated) if read_record(folder, c.id) is None
+        ]
         print("\n".join("rcmstr " + " ".join(c.arguments()) for c in left))
         return 0
 

@@ -75,12 +75,9 @@ def run_study(
         ConfigError: the study names what there is not.
         RunError: a signal ended the study; its commands have saved what they had.
     """
-    unknown = [name for name in only if name not in [row.name for row in study.rows]]
-    if unknown:
-        raise ConfigError(f"only must name rows of the study ({_rows(study)}), got {unknown[0]!r}")
-    folder.mkdir(parents=True, exist_ok=True)
     planned = cells(study, folder, data_paths(study, folder, data), recipe)
-    wanted = to_run([c for c in planned if not only or c.row in only or c.id in _needs(planned, only)], known)
+    wanted = to_run(of_rows(study, planned, only), known)
+    folder.mkdir(parents=True, exist_ok=True)
     _render(study, folder, data)
     runner = _Runner(folder, wanted, jobs, report)
     with _terminated():
@@ -91,8 +88,17 @@ def _rows(study: Study) -> str:
     return ", ".join(row.name for row in study.rows)
 
 
-def _needs(planned: list[Cell], only: Sequence[str]) -> set[str]:
-    return {cell.needs for cell in planned if cell.row in only and cell.needs}
+def of_rows(study: Study, planned: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The commands of some rows, and what those need; of all rows where `only` is empty.
+
+    Raises:
+        ConfigError: the study has no row of a name.
+    """
+    unknown = [name for name in only if name not in [row.name for row in study.rows]]
+    if unknown:
+        raise ConfigError(f"only must name rows of the study ({_rows(study)}), got {unknown[0]!r}")
+    needs = {cell.needs for cell in planned if cell.row in only and cell.needs}
+    return [c for c in planned if not only or c.row in only or c.id in needs]
 
 
 def to_run(planned: Sequence[Cell], known: Collection[str]) -> list[Cell]:

@@ -7,6 +7,7 @@ import pytest
 
 from rcmstr_fast import recipe_files
 from rcmstr_fast.cli.arguments import Parser, to_dataclass, to_pretraining
+from rcmstr_fast.cli.main import main
 from rcmstr_fast.config import ConfigError, resolve
 from rcmstr_fast.evaluation import config as evaluation
 from rcmstr_fast.evaluation import published
@@ -79,3 +80,13 @@ def test_tiny_sets_can_be_rendered(tmp_path):
     for name, fields in study.data.items():
         render_set({**fields, "count": 3}, tmp_path / name)
         assert (tmp_path / name / "data.mdb").is_file()
+
+
+def test_a_plan_of_some_rows_has_their_commands_alone(tmp_path, capsys):
+    plan = ["study", "tiny_trials_vit", "--plan", "true", "--out", str(tmp_path / "out"), "--only"]
+    assert main([*plan, "PerSec, strokes only"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in commands] == ["pretrain", "probe"]
+    assert "--method.semantic_weight=0.0" in commands[0]
+    assert main([*plan, "nope"]) == 2
+    assert "only must name rows of the study (untrained, PerSec" in capsys.readouterr().err
