@@ -66,7 +66,11 @@ def check(options: argparse.Namespace) -> int:
     """Compile; print faults and differences; 1 where there is one."""
     committed = json.loads(table_path().read_text(encoding="utf-8")) if table_path().exists() else {}
     shipped = {c.name: c for c in configurations()}
-    chosen = [c for c in shipped.values() if re.search(options.only, c.name)]
+    try:
+        chosen = [c for c in shipped.values() if re.search(options.only, c.name)]
+    except re.error as error:
+        print(f"--only must be a regular expression, got {options.only!r}: {error}", file=sys.stderr)
+        return 2
     if not chosen:
         print(f"--only must match the name of a shipped configuration, got {options.only!r}", file=sys.stderr)
         return 2

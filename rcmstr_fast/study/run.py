@@ -84,19 +84,16 @@ def run_study(
         return runner.run()
 
 
-def _rows(study: Study) -> str:
-    return ", ".join(row.name for row in study.rows)
-
-
 def of_rows(study: Study, planned: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     """The commands of some rows, and what those need; of all rows where `only` is empty.
 
     Raises:
         ConfigError: the study has no row of a name.
     """
-    unknown = [name for name in only if name not in [row.name for row in study.rows]]
+    names = [row.name for row in study.rows]
+    unknown = [name for name in only if name not in names]
     if unknown:
-        raise ConfigError(f"only must name rows of the study ({_rows(study)}), got {unknown[0]!r}")
+        raise ConfigError(f"only must name rows of the study ({', '.join(map(repr, names))}), got {unknown[0]!r}")
     needs = {cell.needs for cell in planned if cell.row in only and cell.needs}
     return [c for c in planned if not only or c.row in only or c.id in needs]
 

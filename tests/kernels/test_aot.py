@@ -121,6 +121,13 @@ with tempfile.TemporaryDirectory() as folder:
     assert "stack is 8, must be 0" in done.stdout and "does not compile" in done.stdout
 
 
+def test_only_takes_a_regular_expression():
+    done = aot("--only", "(")
+    assert done.returncode == 2
+    assert done.stderr.startswith("--only must be a regular expression, got '(': missing ), ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_name_that_nothing_has_is_refused():
     done = aot("--only", "^gradient_rot_d128")
     assert done.returncode == 2

@@ -162,7 +162,9 @@ def test_other_fields_are_refused(study, tmp_path):
 
 
 def test_unknown_row(study, tmp_path):
-    with pytest.raises(ConfigError, match=r"only must name rows of the study .SeqMoCo, bad, untrained., got 'SeqMoko'"):
+    with pytest.raises(
+        ConfigError, match=r"only must name rows of the study .'SeqMoCo', 'bad', 'untrained'., got 'SeqMoko'"
+    ):
         runner.run_study(study, tmp_path / "o", {}, recipe=lambda name: tmp_path / "r.yaml", only=["SeqMoko"])
 
 

@@ -89,4 +89,4 @@ def test_a_plan_of_some_rows_has_their_commands_alone(tmp_path, capsys):
     assert [line.split()[1] for line in commands] == ["pretrain", "probe"]
     assert "--method.semantic_weight=0.0" in commands[0]
     assert main([*plan, "nope"]) == 2
-    assert "only must name rows of the study (untrained, PerSec" in capsys.readouterr().err
+    assert "only must name rows of the study ('untrained', 'PerSec, rate 0.001', " in capsys.readouterr().err
